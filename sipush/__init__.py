@@ -1,0 +1,1 @@
+"""SIP registrar and push-triggering proxy."""

@@ -1,0 +1,139 @@
+"""What the location service knows of a user's devices (RFC 3261 §10, RFC 5626, RFC 8599)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+Aor = str
+"""Address-of-record as ``user@domain``: user unescaped, domain lower-case, no scheme (§10.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One contact of an AOR. Times are UNIX seconds."""
+
+    aor: Aor
+    device: str
+    "Device key: ``instance:<urn>[;<reg-id>]``, else ``token:<token>``, else ``contact:<key>``."
+    contact: str
+    "Contact URI as registered, without angle brackets."
+    contact_key: str
+    "``sip.uri.contact_key(contact)``."
+    expires_epoch: float
+    call_id: str
+    cseq: int
+    flow: str
+    "Name of the flow the REGISTER came over (``Flow.name``)."
+    params: str = ""
+    "Contact header parameters as registered, without ``expires``: ``;q=0.5;+sip.instance=…``."
+    path: tuple[str, ...] = ()
+    "Path header values, topmost first (RFC 3327)."
+    user_agent: str = ""
+    registered_epoch: float = 0.0
+    "When it was last refreshed."
+
+
+class Platform(Enum):
+    """The service family a token belongs to."""
+
+    APNS = "apns"
+    FCM = "fcm"
+    WEBHOOK = "webhook"
+    "No service of its own: the app's operator is told by webhook."
+
+
+@dataclass(frozen=True, slots=True)
+class PushRecord:
+    """How one device is woken. Outlives its contact. Times are UNIX seconds."""
+
+    aor: Aor
+    device: str
+    "Device key, as in Binding."
+    platform: Platform
+    app_id: str
+    call_token: str = ""
+    "Token for calls: VoIP for APNs. Empty: calls go to ``message_token`` as an alert."
+    message_token: str = ""
+    "Token for messages; for FCM the same as ``call_token``."
+    allow_call: bool = True
+    allow_message: bool = True
+    dialect: str = "X-Push"
+    "Header name(s) it came in, comma-separated; ``rfc8599``; ``linphone``."
+    extra: dict[str, str] = field(default_factory=dict)
+    "Parameters we do not know, kept (``pn-param`` among them)."
+    updated_epoch: float = 0.0
+    expires_epoch: float = 0.0
+
+    def same_tokens(self, other: PushRecord) -> bool:
+        """Whether both wake by the same tokens of the same app (compare-and-delete)."""
+        return (self.app_id, self.platform, self.call_token, self.message_token) == (
+            other.app_id,
+            other.platform,
+            other.call_token,
+            other.message_token,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Everything the store holds for one AOR at one moment, expired rows left out."""
+
+    bindings: tuple[Binding, ...] = ()
+    "Newest registration first."
+    push_records: tuple[PushRecord, ...] = ()
+
+    def push_record(self, device: str) -> PushRecord | None:
+        """The push record of one device, or None."""
+        return next((r for r in self.push_records if r.device == device), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What one accepted REGISTER asks of the store, applied atomically (RFC 3261 §10.3 step 7).
+
+    In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,
+    apply ``unbind``, ``bind``, ``push_off``, ``push``, check ``max_contacts``.
+    """
+
+    aor: Aor
+    call_id: str
+    cseq: int
+    now_epoch: float
+    max_contacts: int
+    bind: tuple[Binding, ...] = ()
+    """Added or refreshed. A binding replaces those of the same device, and those with the same
+    ``contact_key`` unless both devices are instances (``instance:…``); the push record of a
+    device so replaced goes too."""
+    unbind: tuple[tuple[str, str], ...] = ()
+    "(device, contact_key) removed, where either matches; push records stay."
+    unbind_all: bool = False
+    "``Contact: *``; push records stay."
+    push: tuple[PushRecord, ...] = ()
+    "Replace the record of the same device, and any other record of the AOR with the same tokens."
+    push_off: tuple[tuple[str, str], ...] = ()
+    "(device, token): push records removed where the device or, if not empty, either token matches."
+
+
+class Refusal(Enum):
+    """Why the store did not apply a Registration. Nothing was changed."""
+
+    OUT_OF_ORDER = "out-of-order"
+    "A binding it touches has the same Call-ID and a higher CSeq."
+    TOO_MANY_CONTACTS = "too-many-contacts"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A user who may register and call."""
+
+    aor: Aor
+    ha1_md5: str = ""
+    "H(user:realm:password) in lower-case hex, or empty."
+    ha1_sha256: str = ""
+    hold: bool = True
+    "W2: whether calls wait for this user's sleeping devices."
+    hold_seconds: float | None = None
+    "Window of its own, or None: the app's, else the default."
+    fallback: str = ""
+    "SIP URI that gets the call when no device answers in time, or empty."

@@ -1,0 +1,74 @@
+"""What a push service is asked to deliver, and what can come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sipush.core.bindings import PushRecord
+
+
+class PushKind(Enum):
+    """Why a device is pushed."""
+
+    CALL = "call"
+    MESSAGE = "message"
+    CANCEL = "cancel"
+    "The call of an earlier CALL push is over (never to APNs VoIP)."
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """One push to one device. Times are UNIX seconds."""
+
+    kind: PushKind
+    push_id: str
+    "Calls: UUID, one per call, equal to the INVITE's X-Push-Id. Messages: rising decimal number."
+    record: PushRecord
+    deadline_epoch: float
+    "Useless afterwards: end of the hold, or the message's expiry."
+    created_epoch: float
+    "When the call began to ring here (``ringing_at``)."
+    call_id: str
+    "Call-ID of the request, for the logs and the webhook."
+    from_user: str
+    "User part of From, unescaped: ``102``."
+    from_name: str
+    "Display name of From, unquoted, may be empty."
+    to_user: str
+    to_uri: str
+    "``sip:105@example.com``."
+    video: bool = False
+    text: str = ""
+    "Messages: the text, to be shown."
+    mime_type: str = ""
+
+
+class PushResult(Enum):
+    """What a service's answer means for us (docs/push-services.md has the table)."""
+
+    ACCEPTED = "accepted"
+    TOKEN_DEAD = "token-dead"
+    "The service disowned the token: remove the record if it still holds that token."
+    RETRYABLE = "retryable"
+    THROTTLED = "throttled"
+    CONFIG = "config"
+    "Our credentials or app settings are wrong: an alarm, never a lost token."
+    BAD_REQUEST = "bad-request"
+    TIMED_OUT = "timed-out"
+    "No answer before the deadline."
+
+
+@dataclass(frozen=True, slots=True)
+class PushOutcome:
+    """How one push ended."""
+
+    result: PushResult
+    reason: str = ""
+    "The service's own word (``Unregistered``), fit for a log: never a token."
+    status: int = 0
+    "HTTP status, or 0."
+    retry_after: float = 0.0
+    "Seconds the service asks to wait, or 0."
+    dead_since_epoch: float | None = None
+    "APNs 410: since when the token is dead; TOKEN_DEAD only if later than the last REGISTER."

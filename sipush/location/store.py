@@ -1,0 +1,51 @@
+"""The port behind which bindings, push records and subscribers live."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
+
+WakeListener = Callable[[Aor], None]
+"""Called on the event loop, with the AOR, when *another* process has stored a Registration."""
+
+
+class LocationStore(Protocol):
+    """Every method raises LocationError when the store cannot answer; then nothing was changed."""
+
+    async def open(self) -> None:
+        """Connect, create or migrate what is needed. Raises LocationError with a usable reason."""
+
+    async def close(self) -> None:
+        """Finish what was accepted, then let go. May be called twice."""
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        """The live bindings and push records of ``aor``."""
+
+    async def bind(self, registration: Registration) -> Location | Refusal:
+        """Apply one REGISTER atomically; when this returns a Location, it is stored durably."""
+
+    async def remove_push_record(self, record: PushRecord) -> bool:
+        """Compare-and-delete: remove the record of its device if ``same_tokens``; whether it did."""
+
+    def listen(self, listener: WakeListener) -> None:
+        """Be told of Registrations stored by other processes on the same store."""
+
+    def aors(self) -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record, in no order (for the CLI; may be slow)."""
+
+    async def subscriber(self, aor: Aor) -> Subscriber | None:
+        """The subscriber, or None."""
+
+    async def put_subscriber(self, subscriber: Subscriber) -> None:
+        """Add or replace."""
+
+    async def remove_subscriber(self, aor: Aor) -> bool:
+        """Whether there was one."""
+
+    def subscribers(self) -> AsyncIterator[Subscriber]:
+        """Every subscriber, in no order."""
+
+    async def secret(self) -> bytes:
+        """32 random bytes, made at the first call ever and the same for every process since."""

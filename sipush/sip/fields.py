@@ -1,0 +1,137 @@
+"""Typed header field values, parsed when asked for (RFC 3261 §20)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from sipush.errors import MessageError
+from sipush.sip.grammar import QUOTED_STRING, TOKEN, parse_params, quote_string, unquote_string
+
+Params = dict[str, str | None]
+
+
+def format_params(params: Params) -> str:
+    """``;name=value;flag`` in the order of the dict."""
+    return "".join(f";{n}" if v is None else f";{n}={v}" for n, v in params.items())
+
+
+@dataclass(frozen=True, slots=True)
+class NameAddr:
+    """A From, To, Contact, Route, Record-Route or Path element (§20.10)."""
+
+    uri: str
+    "As written, without angle brackets."
+    display_name: str = ""
+    "Without quotes."
+    params: Params = field(default_factory=dict)
+    "Header parameters: names lower-case, values as written (quotes kept); a flag has None."
+
+    @property
+    def tag(self) -> str | None:
+        """The ``tag`` parameter (§19.3)."""
+        return self.params.get("tag")
+
+    def __str__(self) -> str:
+        display = quote_string(self.display_name) + " " if self.display_name else ""
+        return f"{display}<{self.uri}>{format_params(self.params)}"
+
+
+_NAME_ADDR = re.compile(
+    rf"(?P<display>{QUOTED_STRING}|(?:{TOKEN}[ \t]*)*|[^<>\"]*?)[ \t]*<(?P<uri>[^<>]*)>"
+    r"[ \t]*(?P<params>;.*)?",
+    re.DOTALL,
+)
+
+
+def parse_name_addr(text: str) -> NameAddr:
+    """Parse one name-addr or addr-spec with its parameters.
+
+    Without angle brackets everything from the first ``;`` on is a header parameter (§20.10).
+    Raises MessageError 400.
+    """
+    if "<" not in text:
+        uri, _, params = text.partition(";")
+        uri = uri.strip()
+        if ":" not in uri or re.search(r'[\s">]', uri):
+            raise MessageError("Malformed Address")
+        return NameAddr(uri, "", parse_params(params))
+    match = _NAME_ADDR.fullmatch(text.strip())
+    if match is None:
+        raise MessageError("Malformed Address")
+    uri = match["uri"].strip()
+    if ":" not in uri or any(char.isspace() for char in uri):
+        raise MessageError("Malformed Address")
+    return NameAddr(
+        uri,
+        unquote_string(match["display"].strip()),
+        parse_params(match["params"] or ""),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """One Via element (§20.42)."""
+
+    transport: str
+    "Upper-case: UDP, TCP, TLS, WS, WSS, …"
+    host: str
+    "sent-by host as written; an IPv6 reference keeps its brackets."
+    port: int | None
+    params: Params
+
+    @property
+    def branch(self) -> str:
+        """The ``branch`` parameter, or an empty string (an RFC 2543 element left it out)."""
+        return self.params.get("branch") or ""
+
+    @property
+    def sent_by(self) -> str:
+        """``host[:port]`` as written."""
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"SIP/2.0/{self.transport} {self.sent_by}{format_params(self.params)}"
+
+
+_VIA = re.compile(
+    rf"SIP\s*/\s*2\.0\s*/\s*(?P<transport>{TOKEN})\s+"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)\s*(?::\s*(?P<port>[0-9]{1,5}))?\s*"
+    r"(?P<params>;.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def parse_via(text: str) -> Via:
+    """Parse one Via element. Raises MessageError 400."""
+    match = _VIA.fullmatch(text.strip())
+    if match is None:
+        raise MessageError("Malformed Via")
+    port = match["port"]
+    if port is not None and not 0 < int(port) < 65536:
+        raise MessageError("Malformed Via")
+    return Via(
+        match["transport"].upper(),
+        match["host"],
+        None if port is None else int(port),
+        parse_params(match["params"] or ""),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CSeq:
+    """Sequence number and method (§20.16)."""
+
+    number: int
+    method: str
+
+
+def parse_cseq(text: str) -> CSeq:
+    """Parse a CSeq value. Raises MessageError 400, also for a number that is not below 2**31."""
+    number, _, method = text.partition(" ")
+    method = method.strip()
+    if not (number.isascii() and number.isdigit() and method) or len(number) > 10:
+        raise MessageError("Malformed CSeq")
+    if int(number) >= 2**31:
+        raise MessageError("CSeq Number Out of Range")
+    return CSeq(int(number), method)

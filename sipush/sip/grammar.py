@@ -1,0 +1,76 @@
+"""Lexical rules shared by all parsers (RFC 3261 §25.1)."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+#: token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )
+TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]+"
+is_token = re.compile(TOKEN).fullmatch
+
+#: quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE
+QUOTED_STRING = r'"(?:[^"\\]|\\.)*"'
+
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+
+
+def unquote_string(text: str) -> str:
+    """The text inside a quoted-string, or ``text`` itself when it is not quoted."""
+    if len(text) >= 2 and text[0] == '"' == text[-1]:
+        return _QUOTED_PAIR.sub(r"\1", text[1:-1])
+    return text
+
+
+def quote_string(text: str) -> str:
+    """``text`` as a quoted-string. Line ends, which a header cannot carry, become spaces."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + text.replace("\r", " ").replace("\n", " ") + '"'
+
+
+def unescape(text: str) -> str:
+    """``text`` with its ``%HH`` escapes decoded (§19.1.2), as UTF-8."""
+    return unquote(text, errors="surrogateescape") if "%" in text else text
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split on ``separator`` where it is neither in a quoted-string nor in ``<>``; parts stripped.
+
+    An unterminated quote or bracket runs to the end of the text.
+    """
+    if '"' not in text and "<" not in text:
+        return [part.strip() for part in text.split(separator)]
+    parts, start, quoted, angle, i = [], 0, False, False, 0
+    while i < len(text):
+        char = text[i]
+        if quoted:
+            if char == "\\":
+                i += 1
+            elif char == '"':
+                quoted = False
+        elif char == '"':
+            quoted = True
+        elif char == "<":
+            angle = True
+        elif char == ">":
+            angle = False
+        elif char == separator and not angle:
+            parts.append(text[start:i].strip())
+            start = i + 1
+        i += 1
+    parts.append(text[start:].strip())
+    return parts
+
+
+def parse_params(text: str) -> dict[str, str | None]:
+    """``;name=value;flag`` as a dict: names lower-case, values as written, flags None.
+
+    Quotes are kept (``unquote_string`` removes them). The first of two equal names wins. A leading
+    ``;`` is optional, empty parts are ignored.
+    """
+    params: dict[str, str | None] = {}
+    for part in split_outside(text, ";"):
+        if part:
+            name, equals, value = part.partition("=")
+            params.setdefault(name.strip().lower(), value.strip() if equals else None)
+    return params

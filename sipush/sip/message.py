@@ -1,0 +1,223 @@
+"""SIP messages: lossless and lazy (RFC 3261 §7).
+
+Text is UTF-8 decoded with ``surrogateescape``: whatever bytes came, the same bytes leave. Header
+lines are kept whole and parsed only when somebody asks.
+"""
+
+from __future__ import annotations
+
+from sipush.errors import MessageError
+from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
+from sipush.sip.grammar import is_token
+from sipush.sip.headers import CANONICAL, Headers, canonical_name
+from sipush.sip.status import Status
+
+VERSION = "SIP/2.0"
+BRANCH_COOKIE = "z9hG4bK"
+
+
+class Message:
+    """What requests and responses have in common. ``headers`` may be edited in place."""
+
+    __slots__ = ("body", "headers")
+
+    def __init__(self, headers: Headers, body: bytes = b"") -> None:
+        self.headers = headers
+        self.body = body
+
+    @property
+    def start_line(self) -> str:
+        """Request-Line or Status-Line, without CRLF."""
+        raise NotImplementedError
+
+    def to_bytes(self) -> bytes:
+        """The message as it goes on the wire; Content-Length is the headers' business."""
+        lines = [self.start_line]
+        lines += [line for _, line in self.headers.fields]
+        head = "\r\n".join(lines) + "\r\n\r\n"
+        return head.encode("utf-8", "surrogateescape") + self.body
+
+    def set_body(self, body: bytes, content_type: str | None = None) -> None:
+        """Replace the body, and Content-Length and Content-Type with it."""
+        self.body = body
+        if content_type is not None:
+            self.headers.set("Content-Type", content_type)
+        self.headers.set("Content-Length", str(len(body)))
+
+    def _need(self, name: str, written: str) -> str:
+        value = self.headers.get(name)
+        if not value:
+            raise MessageError(f"Missing {written}", message=self)
+        return value
+
+    @property
+    def top_via(self) -> Via:
+        """The first Via (§20.42). Raises MessageError when missing or malformed."""
+        self._need("via", "Via")
+        return parse_via(self.headers.values("via")[0])
+
+    @property
+    def from_(self) -> NameAddr:
+        """From (§20.20). Raises MessageError when missing or malformed."""
+        return parse_name_addr(self._need("from", "From"))
+
+    @property
+    def to(self) -> NameAddr:
+        """To (§20.39). Raises MessageError when missing or malformed."""
+        return parse_name_addr(self._need("to", "To"))
+
+    @property
+    def call_id(self) -> str:
+        """Call-ID (§20.8). Raises MessageError when missing."""
+        return self._need("call-id", "Call-ID")
+
+    @property
+    def cseq(self) -> CSeq:
+        """CSeq (§20.16). Raises MessageError when missing or malformed."""
+        return parse_cseq(self._need("cseq", "CSeq"))
+
+
+class Request(Message):
+    """A request (§7.1)."""
+
+    __slots__ = ("method", "uri")
+
+    def __init__(self, method: str, uri: str, headers: Headers, body: bytes = b"") -> None:
+        super().__init__(headers, body)
+        self.method = method
+        self.uri = uri
+        "Request-URI, as written."
+
+    @property
+    def start_line(self) -> str:
+        return f"{self.method} {self.uri} {VERSION}"
+
+    def copy(self) -> Request:
+        """A request of its own that shares the header lines and the body."""
+        return Request(self.method, self.uri, self.headers.copy(), self.body)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.uri}>"
+
+
+class Response(Message):
+    """A response (§7.2)."""
+
+    __slots__ = ("reason", "status")
+
+    def __init__(self, status: int, reason: str, headers: Headers, body: bytes = b"") -> None:
+        super().__init__(headers, body)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def start_line(self) -> str:
+        return f"{VERSION} {self.status} {self.reason}"
+
+    def copy(self) -> Response:
+        """A response of its own that shares the header lines and the body."""
+        return Response(self.status, self.reason, self.headers.copy(), self.body)
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {self.reason}>"
+
+
+def parse_head(head: bytes) -> Request | Response:
+    """Parse start line and headers (everything before the empty line); the body stays empty.
+
+    Raises MessageError: 505 for another SIP version, else 400; its ``message`` holds what could be
+    read of a request, so that it can be answered.
+    """
+    lines = head.decode("utf-8", "surrogateescape").split("\r\n")
+    message = _parse_start_line(lines[0])
+    fields = message.headers.fields
+    fault = False
+    for line in lines[1:]:
+        name, colon, _ = line.partition(":")
+        canonical = CANONICAL.get(name)
+        if canonical is not None and colon:
+            fields.append((canonical, line))
+        elif line[:1] in (" ", "\t") and fields:  # a folded line (§7.3.1) belongs to the one before
+            canonical, folded = fields[-1]
+            fields[-1] = (canonical, f"{folded}\r\n{line}")
+        elif colon and is_token(name := name.rstrip(" \t")):
+            fields.append((canonical_name(name), line))
+        else:
+            fault = True
+    if fault:
+        raise MessageError("Malformed Header", message=message)
+    return message
+
+
+def _parse_start_line(line: str) -> Request | Response:
+    if line.startswith("SIP/2.0 "):
+        status, _, reason = line[8:].partition(" ")
+        if (
+            len(status) != 3
+            or not (status.isascii() and status.isdigit())
+            or status[0] not in "123456"
+        ):
+            raise MessageError("Malformed Status Line")
+        return Response(int(status), reason, Headers())
+    method, _, rest = line.partition(" ")
+    uri, _, version = rest.rpartition(" ")
+    if not is_token(method) or not uri:
+        raise MessageError("Malformed Request Line")
+    if version.upper() != VERSION:
+        message = Request(method, uri, Headers()) if version[:4].upper() == "SIP/" else None
+        if message is None:
+            raise MessageError("Malformed Request Line")
+        raise MessageError("Version Not Supported", Status.VERSION_NOT_SUPPORTED, message)
+    return Request(method, uri, Headers())
+
+
+def content_length(message: Message) -> int | None:
+    """The value of Content-Length (§20.14), or None when there is none. Raises MessageError."""
+    value = message.headers.get("content-length")
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()) or len(value) > 9:
+        raise MessageError("Malformed Content-Length", message=message)
+    return int(value)
+
+
+def parse_datagram(data: bytes) -> Request | Response:
+    """Parse one UDP datagram (§18.3): bytes beyond Content-Length are dropped, fewer are an error.
+
+    Raises MessageError.
+    """
+    head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
+    if not separator:
+        head = head.removesuffix(b"\r\n")
+    message = parse_head(head)
+    length = content_length(message)
+    if length is not None and length > len(body):
+        raise MessageError("Body Shorter Than Content-Length", message=message)
+    message.body = body if length is None else body[:length]
+    if not separator:
+        raise MessageError("Missing End of Headers", message=message)
+    return message
+
+
+def make_response(
+    request: Request, status: int, reason: str | None = None, to_tag: str | None = None
+) -> Response:
+    """A response to ``request`` with the headers §8.2.6.2 asks for, copied line by line.
+
+    ``to_tag`` is added to To unless the request has one; give it for every status but 100.
+    """
+    if reason is None:
+        reason = Status(status).phrase
+    fields = [field for field in request.headers.fields if field[0] in _COPIED]
+    if to_tag:
+        fields = [(name, _tagged(line, to_tag) if name == "to" else line) for name, line in fields]
+    fields.append(("content-length", "Content-Length: 0"))
+    return Response(status, reason, Headers(fields))
+
+
+def _tagged(to_line: str, tag: str) -> str:
+    has_tag = ";tag=" in to_line.rpartition(">")[2].lower()
+    return to_line if has_tag else f"{to_line};tag={tag}"
+
+
+_COPIED = frozenset({"via", "from", "to", "call-id", "cseq", "timestamp"})

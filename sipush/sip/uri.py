@@ -1,0 +1,117 @@
+"""SIP and SIPS URIs (RFC 3261 §19.1)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from sipush.errors import MessageError
+from sipush.sip.grammar import unescape
+
+_SIP_URI = re.compile(
+    r"""
+    (?P<scheme>sips?):
+    (?:(?P<user>[^@:<>"\s]+)(?::(?P<password>[^@<>"\s]*))?@)?
+    (?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)
+    (?::(?P<port>[0-9]{1,5}))?
+    (?P<params>(?:;[^;?<>"\s]+)*)
+    (?:\?(?P<headers>[^<>"\s]*))?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SipUri:
+    """A parsed sip: or sips: URI. To forward one, forward the text it came from instead."""
+
+    scheme: str
+    "``sip`` or ``sips``, lower-case."
+    user: str | None
+    "Still escaped, or None."
+    password: str | None
+    host: str
+    "Lower-case; an IPv6 reference keeps its brackets."
+    port: int | None = None
+    params: dict[str, str | None] = field(default_factory=dict)
+    "Names lower-case, values still escaped; a flag has None."
+    headers: str | None = None
+
+    @property
+    def address(self) -> str:
+        """The host as a socket call wants it: an IPv6 reference without its brackets."""
+        return self.host.strip("[]")
+
+    @property
+    def aor(self) -> str:
+        """``user@host`` with the user unescaped: how an address-of-record is kept (§10.3)."""
+        return f"{unescape(self.user or '')}@{self.host}"
+
+    @property
+    def transport(self) -> str | None:
+        """The ``transport`` parameter, lower-case, or None."""
+        value = self.params.get("transport")
+        return value.lower() if value else None
+
+    def __str__(self) -> str:
+        password = "" if self.password is None else ":" + self.password
+        user = "" if self.user is None else f"{self.user}{password}@"
+        port = "" if self.port is None else f":{self.port}"
+        params = "".join(
+            f";{name}" if value is None else f";{name}={value}"
+            for name, value in self.params.items()
+        )
+        headers = "" if self.headers is None else f"?{self.headers}"
+        return f"{self.scheme}:{user}{self.host}{port}{params}{headers}"
+
+
+@lru_cache(maxsize=4096)
+def parse_sip_uri(text: str) -> SipUri:
+    """Parse a sip: or sips: URI, without angle brackets.
+
+    Raises MessageError: 416 for another scheme, 400 for a URI that breaks the grammar. The result
+    is shared: do not change its params.
+    """
+    match = _SIP_URI.fullmatch(text)
+    if match is None:
+        scheme = text.partition(":")[0].lower()
+        if scheme not in ("sip", "sips") and re.fullmatch(r"[a-z][a-z0-9+.\-]*", scheme):
+            raise MessageError(f"Unsupported URI Scheme {scheme}", 416)
+        raise MessageError("Malformed URI")
+    port = match["port"]
+    if port is not None and int(port) > 65535:
+        raise MessageError("Port Out of Range in URI")
+    params: dict[str, str | None] = {}
+    for part in match["params"].split(";")[1:]:
+        name, equals, value = part.partition("=")
+        params.setdefault(name.lower(), value if equals else None)
+    return SipUri(
+        match["scheme"].lower(),
+        match["user"],
+        match["password"],
+        match["host"].lower(),
+        None if port is None else int(port),
+        params,
+        match["headers"],
+    )
+
+
+def contact_key(uri: str) -> str:
+    """A string that is equal for two Contact URIs that name the same contact (§19.1.4).
+
+    Push parameters (RFC 8599) do not count: a phone whose token changed is still that contact.
+    A URI that is not SIP is its own key.
+    """
+    try:
+        parsed = parse_sip_uri(uri)
+    except MessageError:
+        return uri
+    params = sorted(
+        (name, unescape(value or "").lower())
+        for name, value in parsed.params.items()
+        if not name.startswith("pn-")
+    )
+    tail = "".join(f";{name}={value}" for name, value in params)
+    port = "" if parsed.port is None else f":{parsed.port}"
+    return f"{parsed.scheme}:{unescape(parsed.user or '')}@{parsed.host}{port}{tail}"
