@@ -27,7 +27,7 @@ class LocationStore(Protocol):
         """Apply one REGISTER atomically; when this returns a Location, it is stored durably."""
 
     async def remove_push_record(self, record: PushRecord) -> bool:
-        """Compare-and-delete: remove the record of its device if ``same_tokens``; whether it did."""
+        """Compare-and-delete: remove the device.s record if ``same_tokens``; whether it did."""
 
     def listen(self, listener: WakeListener) -> None:
         """Be told of Registrations stored by other processes on the same store."""

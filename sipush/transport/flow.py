@@ -23,6 +23,13 @@ class Flow(Protocol):
         """Our end; a wildcard listener gives the address the peer really reached."""
 
     @property
+    def sent_by(self) -> str:
+        """host[:port] for Via and Record-Route: what the listener advertises, else ``local``.
+
+        IPv6 in brackets. On a stream the port is the listener's, not the connection's.
+        """
+
+    @property
     def remote(self) -> Address:
         """The peer's end as we see it, behind its NAT."""
 
