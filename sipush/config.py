@@ -1,42 +1,66 @@
 """The configuration: TOML in, checked sections out.
 
-Every key, its type and its default stand here once; config/sipush.toml documents them and a test
-keeps the two in step. Times are seconds.
+Every key, its type and its default stand here once; config/sipush.toml and docs/configuration.md
+document them and tests keep the three in step. Times are seconds.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
-Seconds = Annotated[float, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-"0 lets the system choose (for tests; the log names the port)."
+from sipush.config_problems import describe, refuse
+from sipush.config_values import (
+    DataPath,
+    Domain,
+    FilePath,
+    HostPort,
+    HttpUrl,
+    IpAddress,
+    Md5Hex,
+    Name,
+    Network,
+    Payload,
+    Port,
+    RedisUrl,
+    Seconds,
+    Sha256Hex,
+    SipUriText,
+)
+from sipush.errors import ConfigError
 
 
 class Section(BaseModel):
     """A table of the file: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TlsConfig(Section):
     """Certificate of a TLS or WSS listener."""
 
-    certificate: Path
-    private_key: Path
+    certificate: FilePath
+    private_key: FilePath
 
 
 class ListenConfig(Section):
     """One ``[[listen]]``: a door."""
 
     transport: Literal["udp", "tcp", "tls", "ws", "wss"]
-    address: str = "0.0.0.0"
+    address: IpAddress = "0.0.0.0"
     port: Port = 5060
-    advertise: str | None = None
+    advertise: HostPort | None = None
     "host[:port] written into Via and Record-Route instead of the socket's own (behind NAT)."
     tls: TlsConfig | None = None
 
@@ -44,10 +68,10 @@ class ListenConfig(Section):
 class SipConfig(Section):
     """Who we are."""
 
-    domains: Annotated[list[str], Field(min_length=1)] = ["localhost"]
+    domains: Annotated[list[Domain], Field(min_length=1)] = ["localhost"]
     """Domains we are responsible for. The first is the realm and the domain of requests that name
     one of our own addresses instead of a domain."""
-    aliases: list[str] = []
+    aliases: list[Domain] = []
     "More host names that mean the first domain."
     max_message_size: Annotated[int, Field(ge=2048, le=1_048_576)] = 65_535
 
@@ -81,7 +105,7 @@ class WakeConfig(Section):
 class SqliteConfig(Section):
     """``[store.sqlite]``."""
 
-    path: Path = Path("/var/lib/sipush/sipush.db")
+    path: DataPath = Path("/var/lib/sipush/sipush.db")
     synchronous: Literal["normal", "full"] = "full"
     "``normal`` survives kill -9, ``full`` a power cut too."
 
@@ -89,8 +113,10 @@ class SqliteConfig(Section):
 class RedisConfig(Section):
     """``[store.redis]``."""
 
-    url: str = "redis://127.0.0.1:6379/0"
-    prefix: str = "sipush"
+    url: RedisUrl = "redis://127.0.0.1:6379/0"
+    password_file: FilePath | None = None
+    "The password, first line of the file; never in ``url``."
+    prefix: Name = "sipush"
     timeout: Seconds = 2
 
 
@@ -105,42 +131,42 @@ class StoreConfig(Section):
 class ApnsConfig(Section):
     """``[apps."<app-id>".apns]``: token authentication."""
 
-    key_file: Path
+    key_file: FilePath
     "The .p8 key."
-    key_id: str
-    team_id: str
-    bundle_id: str | None = None
+    key_id: Name
+    team_id: Name
+    bundle_id: Name | None = None
     "None: the app-id."
     environment: Literal["production", "sandbox"] = "production"
     server: str | None = None
     "host:port instead of Apple's (a test service)."
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
     "Trust this CA instead of the system's."
 
 
 class FcmConfig(Section):
     """``[apps."<app-id>".fcm]``: HTTP v1."""
 
-    service_account_file: Path
+    service_account_file: FilePath
     server: str | None = None
     "https://host:port instead of Google's (a test service); token_uri is in the account file."
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
 
 
 class WebhookConfig(Section):
     """``[apps."<app-id>".webhook]``: ``call.mobile_push_wakeup`` to the app's operator."""
 
-    url: str
-    secret_file: Path
+    url: HttpUrl
+    secret_file: FilePath
     "The key that signs, first line of the file."
     account_id: str = ""
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
 
 
 class AppConfig(Section):
     """One ``[apps."<app-id>"]``. A device goes to the service of its platform, else the webhook."""
 
-    payload: Literal["portsip", "dialstack"] | dict[str, str] = "portsip"
+    payload: Payload = "portsip"
     "A profile, or a table of own keys whose values may hold ``{from_user}`` and the like."
     hold: Annotated[float, Field(ge=0)] | None = None
     push: Literal["when-unreachable", "always"] | None = None
@@ -152,18 +178,18 @@ class AppConfig(Section):
 class UserConfig(Section):
     """One ``[users."101@example.com"]``; users added by ``sipush user add`` live in the store."""
 
-    ha1_md5: str = ""
-    ha1_sha256: str = ""
+    ha1_md5: Md5Hex = ""
+    ha1_sha256: Sha256Hex = ""
     hold: bool = True
     hold_seconds: Annotated[float, Field(ge=0)] | None = None
-    fallback: str = ""
+    fallback: SipUriText = ""
 
 
 class PeerConfig(Section):
     """One ``[[peers]]``: a PBX or gateway whose requests are not challenged."""
 
-    name: str
-    address: IPv4Network | IPv6Network
+    name: Name
+    address: Network
     "An address or a network."
 
 
@@ -174,15 +200,95 @@ class LogConfig(Section):
     format: Literal["auto", "console", "json"] = "auto"
 
 
+def _check_door(door: ListenConfig) -> ListenConfig:
+    secure = door.transport in ("tls", "wss")
+    if secure and door.tls is None:
+        refuse(f"{door.transport} needs tls = {{certificate = …, private_key = …}}")
+    if door.tls and not secure:
+        refuse(f"{door.transport} has no use for tls (allowed: with tls and wss)")
+    return door
+
+
+def _check_doors(doors: list[ListenConfig]) -> list[ListenConfig]:
+    sockets = Counter((d.transport == "udp", d.address, d.port) for d in doors if d.port)
+    twice = [f"{address} port {port}" for (_, address, port), n in sockets.items() if n > 1]
+    if twice:
+        refuse(f"{', '.join(twice)} stands there twice (allowed: one listener for each port)")
+    return doors
+
+
+def _check_expires(registration: RegistrationConfig) -> RegistrationConfig:
+    low, default, high = (
+        registration.min_expires,
+        registration.default_expires,
+        registration.max_expires,
+    )
+    if not low <= default <= high:
+        refuse(
+            f"expiries are {low}, {default}, {high} "
+            "(allowed: min_expires <= default_expires <= max_expires)"
+        )
+    return registration
+
+
+def _check_app(app: AppConfig) -> AppConfig:
+    if not (app.apns or app.fcm or app.webhook):
+        refuse("has no push service (allowed: at least one of apns, fcm, webhook)")
+    return app
+
+
+def _check_aor(aor: str, info: ValidationInfo) -> str:
+    sip: SipConfig | None = info.data.get("sip")
+    user, _, domain = aor.rpartition("@")
+    if not user or (sip and domain not in sip.domains):
+        ours = " or ".join(sip.domains) if sip else "one of sip.domains"
+        refuse(f"is no address-of-record of ours (allowed: user@{ours})")
+    return aor
+
+
+def _check_user(user: UserConfig) -> UserConfig:
+    if not (user.ha1_md5 or user.ha1_sha256):
+        refuse("cannot log in (allowed: at least one of ha1_md5, ha1_sha256)")
+    return user
+
+
 class Config(Section):
     """The whole file."""
 
     sip: SipConfig = SipConfig()
-    listen: list[ListenConfig] = [ListenConfig(transport="udp"), ListenConfig(transport="tcp")]
-    registration: RegistrationConfig = RegistrationConfig()
+    listen: Annotated[
+        list[Annotated[ListenConfig, AfterValidator(_check_door)]],
+        Field(min_length=1),
+        AfterValidator(_check_doors),
+    ] = [ListenConfig(transport="udp"), ListenConfig(transport="tcp")]
+    registration: Annotated[RegistrationConfig, AfterValidator(_check_expires)] = (
+        RegistrationConfig()
+    )
     wake: WakeConfig = WakeConfig()
     store: StoreConfig = StoreConfig()
-    apps: dict[str, AppConfig] = {}
-    users: dict[str, UserConfig] = {}
+    apps: dict[str, Annotated[AppConfig, AfterValidator(_check_app)]] = {}
+    users: dict[
+        Annotated[str, AfterValidator(_check_aor)],
+        Annotated[UserConfig, AfterValidator(_check_user)],
+    ] = {}
     peers: list[PeerConfig] = []
     log: LogConfig = LogConfig()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Relative paths in it start at its folder. Raises ConfigError with everything that is wrong.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: cannot be read: not UTF-8 at byte {error.start}"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
+    try:
+        return Config.model_validate(data, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError(describe(error.errors(include_url=False), Config)) from None

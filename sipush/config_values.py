@@ -1,0 +1,141 @@
+"""The types of the values in the configuration file: what is allowed, in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from sipush.config_problems import refuse
+from sipush.errors import MessageError
+from sipush.sip.uri import parse_sip_uri
+
+
+def _guard(allowed: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``check`` returns the value to keep or raises; the operator then reads ``allowed``."""
+
+    def validate(value: Any) -> Any:
+        try:
+            return check(value)
+        except PydanticCustomError:
+            raise
+        except (ValueError, MessageError):
+            raise PydanticCustomError("not_allowed", "{allowed}", {"allowed": allowed}) from None
+
+    return validate
+
+
+def _path(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise PydanticCustomError("not_allowed", "a path")
+    folder: Path = (info.context or {}).get("folder", Path())
+    return Path(os.path.normpath(folder / value))
+
+
+def _readable(path: Path) -> Path:
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise ValueError
+    return path
+
+
+def _ip_address(value: str) -> str:
+    ip_address(value)
+    return value
+
+
+def _network(value: object) -> object:
+    return ip_network(value) if isinstance(value, str) else value
+
+
+def _host_port(value: str) -> str:
+    uri = parse_sip_uri(f"sip:{value}")
+    if uri.user is not None or uri.params or uri.headers is not None:
+        raise ValueError
+    return value
+
+
+def _domain(value: str) -> str:
+    if parse_sip_uri(f"sip:{value}").host != value.lower():
+        raise ValueError
+    return value.lower()
+
+
+def _sip_uri(value: str) -> str:
+    if value:
+        parse_sip_uri(value)
+    return value
+
+
+def _hex(length: int) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value and (len(value) != length or set(value.lower()) - set("0123456789abcdef")):
+            raise ValueError
+        return value.lower()
+
+    return check
+
+
+def _payload(value: object) -> object:
+    strings = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    if not strings and value not in ("portsip", "dialstack"):
+        raise ValueError
+    return value
+
+
+def _redis_url(value: str) -> str:
+    if urlsplit(value).password is not None:
+        refuse("holds a password (allowed: a URL without it, and password_file)")
+    return _url("redis", "rediss", "unix")(value)
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise ValueError
+        return value
+
+    return check
+
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"0 lets the system choose (for tests; the log names the port)."
+Name = Annotated[str, Field(min_length=1)]
+DataPath = Annotated[Path, BeforeValidator(_path)]
+"A relative path starts at the folder of the configuration file."
+FilePath = Annotated[
+    Path,
+    BeforeValidator(_path),
+    AfterValidator(_guard("a file that exists and that this user may read", _readable)),
+]
+IpAddress = Annotated[str, AfterValidator(_guard("an IPv4 or IPv6 address", _ip_address))]
+Network = Annotated[
+    IPv4Network | IPv6Network,
+    BeforeValidator(_guard("an IP address, or a network such as 192.0.2.0/24", _network)),
+]
+HostPort = Annotated[str, AfterValidator(_guard("host or host:port", _host_port))]
+Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
+SipUriText = Annotated[
+    str, AfterValidator(_guard("a SIP URI such as sip:voicemail@pbx.example.com", _sip_uri))
+]
+Md5Hex = Annotated[str, AfterValidator(_guard("32 hex digits", _hex(32)))]
+Sha256Hex = Annotated[str, AfterValidator(_guard("64 hex digits", _hex(64)))]
+RedisUrl = Annotated[
+    str,
+    AfterValidator(
+        _guard("a URL such as redis://host:6379/0", _redis_url),
+    ),
+]
+HttpUrl = Annotated[str, AfterValidator(_guard("an http or https URL", _url("https", "http")))]
+Payload = Annotated[
+    Literal["portsip", "dialstack"] | dict[str, str],
+    BeforeValidator(_guard('"portsip", "dialstack" or a table of strings', _payload)),
+]
