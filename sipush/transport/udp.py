@@ -1,0 +1,239 @@
+"""SIP over UDP (RFC 3261 §18): one socket, read in batches; Linux only.
+
+asyncio's own datagram transport costs a loop turn per datagram. Here one wake-up of the loop drains
+up to ``BATCH`` of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+from sipush.errors import MessageError, TransportError
+from sipush.sip.message import parse_datagram
+from sipush.transport.address import ListenAddress, family_of, format_address
+from sipush.transport.flow import Address, Receiver
+from sipush.transport.stun import binding_response
+
+BATCH = 64
+"Datagrams read before other work of the loop gets its turn."
+
+SOCKET_BUFFER = 4 << 20
+"Bytes asked of the kernel for each direction; it may grant less (net.core.rmem_max)."
+
+MAX_FLOWS = 100_000
+"Flows kept at hand; beyond, all are forgotten: they hold no state that the next datagram lacks."
+
+MIN_MESSAGE = 12
+"No SIP message is shorter; phones keep their NAT open with all kinds of short junk."
+
+_MAX_DATAGRAM = 65_535
+_SEND_ATTEMPTS = 3
+
+# Linux values that Python 3.11's socket module does not name.
+_IP_PKTINFO = 8
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+
+_EXTENDED_ERROR = struct.Struct("=IBBB")
+"errno, origin, ICMP type, ICMP code: the head of struct sock_extended_err."
+_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
+_UNREACHABLE, _UNREACHABLE6 = 3, 1
+_FRAGMENTATION_NEEDED = 4
+
+_SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+_Ancillary = list[tuple[int, int, bytes]]
+
+
+class UdpFlow:
+    """A UDP socket and a peer. Two flows of the same ``name`` are the same flow."""
+
+    __slots__ = ("_ancillary", "_listener", "_target", "local", "name", "remote", "sent_by")
+
+    transport = "UDP"
+    closed = False
+
+    def __init__(
+        self, listener: UdpListener, local: Address, target: _SocketAddress, ancillary: _Ancillary
+    ) -> None:
+        self._listener = listener
+        self._target = target
+        self._ancillary = ancillary
+        self.local = local
+        self.remote: Address = (target[0], target[1])
+        self.sent_by = listener.address.sent_by(local[0])
+        self.name = f"udp/{format_address(local)}/{format_address(self.remote)}"
+
+    def send(self, data: bytes) -> None:
+        """Send one datagram; lost without a word when the socket's buffer is full."""
+        self._listener.send(data, self._target, self._ancillary)
+
+    def close(self) -> None:
+        """Nothing: there is no connection."""
+
+    def __repr__(self) -> str:
+        return f"<UdpFlow {self.name}>"
+
+
+class UdpListener:
+    """One bound UDP socket, and the flows over it.
+
+    On a wildcard every datagram comes with the address it was sent to, and answers leave from
+    there: a phone behind a NAT hears no other.
+    """
+
+    def __init__(self, sock: socket.socket, address: ListenAddress, receiver: Receiver) -> None:
+        """``sock`` is non-blocking and bound; it is ours from now on."""
+        self.address = address
+        self.unsent = 0
+        "Datagrams dropped because the socket's buffer was full."
+        self._sock = sock
+        self._receiver = receiver
+        self._flows: dict[tuple[_SocketAddress, bytes], UdpFlow] = {}
+        self._is_ipv6 = sock.family == socket.AF_INET6
+        self._receive: Callable[[], tuple[bytes, UdpFlow]]
+        self._receive = self._receive_any if address.is_wildcard else self._receive_one
+        self._set_options()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    def _set_options(self) -> None:
+        sock = self._sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        if self._is_ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            if self.address.is_wildcard:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+            if self.address.is_wildcard:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
+    def flow_to(self, local_ip: str, remote: Address) -> UdpFlow:
+        """The flow from our address ``local_ip`` to ``remote``, both of the socket's family."""
+        target: _SocketAddress = (*remote, 0, 0) if self._is_ipv6 else remote
+        packed = b""
+        if self.address.is_wildcard:
+            packed = socket.inet_pton(family_of(local_ip), local_ip)
+        return self._flow(target, packed)
+
+    def close(self) -> None:
+        """Stop receiving and close the socket. May be called twice."""
+        if self._sock.fileno() != -1:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+
+    def send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> None:
+        """Send one datagram. Raises TransportError."""
+        failure: OSError | None = None
+        for _ in range(_SEND_ATTEMPTS):
+            try:
+                if ancillary:
+                    self._sock.sendmsg((data,), ancillary, 0, target)
+                else:
+                    self._sock.sendto(data, target)
+            except BlockingIOError:
+                self.unsent += 1
+                return
+            except OSError as error:
+                # Perhaps not about this datagram: the kernel reports an earlier peer's ICMP error
+                # on the next call, whatever it is for, and only once.
+                failure = error
+            else:
+                return
+        reason = failure.strerror if failure else ""
+        raise TransportError(f"udp {format_address(target[:2])}: {reason}") from failure
+
+    def _readable(self) -> None:
+        for count in range(BATCH):
+            try:
+                data, flow = self._receive()
+            except BlockingIOError:
+                if count == 0:  # woken by the error queue alone
+                    self._read_errors()
+                return
+            except OSError:
+                self._read_errors()
+                continue
+            if len(data) < MIN_MESSAGE:
+                continue
+            try:
+                message = parse_datagram(data)
+            except MessageError as error:
+                self._malformed(flow, data, error)
+            else:
+                self._receiver.message_received(flow, message)
+
+    def _malformed(self, flow: UdpFlow, data: bytes, error: MessageError) -> None:
+        if not data.strip(b"\r\n\0 \t"):
+            return
+        answer = binding_response(data, flow.remote)
+        if answer is None:
+            self._receiver.malformed_received(flow, error)
+        else:
+            with suppress(TransportError):
+                flow.send(answer)
+
+    def _receive_one(self) -> tuple[bytes, UdpFlow]:
+        data, target = self._sock.recvfrom(_MAX_DATAGRAM)
+        return data, self._flows.get((target, b"")) or self._flow(target, b"")
+
+    def _receive_any(self) -> tuple[bytes, UdpFlow]:
+        data, ancillary, _, target = self._sock.recvmsg(_MAX_DATAGRAM, 64)
+        local = self._local_ip(ancillary)
+        return data, self._flows.get((target, local)) or self._flow(target, local)
+
+    def _local_ip(self, ancillary: _Ancillary) -> bytes:
+        """The packed address of ours in the IP_PKTINFO or IPV6_PKTINFO among ``ancillary``."""
+        for _, kind, data in ancillary:
+            if self._is_ipv6:
+                if kind == socket.IPV6_PKTINFO:
+                    return data[:16]
+            elif kind == _IP_PKTINFO:  # where to answer from; for an error, where it came to
+                return data[8:12] if data[4:8] == bytes(4) else data[4:8]
+        return b""
+
+    def _flow(self, target: _SocketAddress, local: bytes) -> UdpFlow:
+        """The flow to ``target``; ``local``: packed address to send from, empty for the bound."""
+        flow = self._flows.get((target, local))
+        if flow is None:
+            if len(self._flows) >= MAX_FLOWS:
+                self._flows.clear()
+            flow = self._flows[target, local] = self._new_flow(target, local)
+        return flow
+
+    def _new_flow(self, target: _SocketAddress, local: bytes) -> UdpFlow:
+        if not local:
+            return UdpFlow(self, self.address.bound, target, [])
+        local_ip = socket.inet_ntop(self._sock.family, local)
+        if self._is_ipv6:
+            info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4))
+        else:
+            info = (socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4))
+        return UdpFlow(self, (local_ip, self.address.bound[1]), target, [info])
+
+    def _read_errors(self) -> None:
+        """Tell of every peer that ICMP called unreachable (``man 7 ip``, IP_RECVERR)."""
+        for _ in range(BATCH):
+            try:
+                _, ancillary, _, target = self._sock.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            except OSError:
+                return
+            if any(_is_unreachable(*item) for item in ancillary):
+                self._receiver.flow_unreachable(self._flow(target, self._local_ip(ancillary)))
+
+
+def _is_unreachable(level: int, kind: int, data: bytes) -> bool:
+    if (level, kind) not in (
+        (socket.IPPROTO_IP, _IP_RECVERR),
+        (socket.IPPROTO_IPV6, _IPV6_RECVERR),
+    ):
+        return False
+    _, origin, icmp_type, code = _EXTENDED_ERROR.unpack_from(data)
+    if (origin, icmp_type) == (_ORIGIN_ICMP, _UNREACHABLE):
+        return bool(code != _FRAGMENTATION_NEEDED)
+    return (origin, icmp_type) == (_ORIGIN_ICMP6, _UNREACHABLE6)
