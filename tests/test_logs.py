@@ -1,0 +1,170 @@
+"""What reaches the log, and what never does."""
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import structlog
+
+from sipush import logs
+from sipush.config import LogConfig
+
+APNS_TOKEN = "fe1b" * 15 + "c9ed"
+FCM_TOKEN = "dQw4w9WgXcQ:APA91b" + "x_-9" * 35
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def start(
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    log_format: Literal["auto", "console", "json"] = "auto",
+    stream: io.StringIO | None = None,
+) -> io.StringIO:
+    stream = stream or io.StringIO()
+    logs.configure(LogConfig(level=level, format=log_format), stream)
+    return stream
+
+
+def log_one(**facts: Any) -> dict[str, Any]:
+    stream = start()
+    structlog.get_logger().info("event", **facts)
+    line: dict[str, Any] = json.loads(stream.getvalue())
+    return line
+
+
+def test_without_a_terminal_every_line_is_json_with_utc_time() -> None:
+    line = log_one(call_id="a84b4c76e66710")
+    assert line["event"] == "event"
+    assert line["level"] == "info"
+    assert line["call_id"] == "a84b4c76e66710"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line["timestamp"])
+
+
+def test_on_a_terminal_people_read_it() -> None:
+    stream = start(stream=Terminal())
+    structlog.get_logger().info("device woken", aor="101@localhost")
+    assert "device woken" in stream.getvalue()
+    assert not stream.getvalue().startswith("{")
+
+
+def test_the_format_can_be_chosen() -> None:
+    stream = start(log_format="json", stream=Terminal())
+    structlog.get_logger().info("device woken")
+    assert json.loads(stream.getvalue())["event"] == "device woken"
+
+
+def test_what_is_below_the_level_is_not_written() -> None:
+    stream = start("warning")
+    structlog.get_logger().info("unheard")
+    structlog.get_logger().warning("heard")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["heard"]
+
+
+def test_libraries_are_heard_from_warning_on() -> None:
+    stream = start("debug")
+    logging.getLogger("httpx").info("HTTP Request: POST https://example.com")
+    logging.getLogger("httpx").warning("trouble with %s", "h2")
+    (line,) = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert (line["library"], line["level"], line["event"]) == (
+        "httpx",
+        "warning",
+        "trouble with h2",
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "token",
+        "call_token",
+        "message_token",
+        "authorization",
+        "Proxy-Authorization",
+        "password",
+        "secret",
+        "ha1_md5",
+        "ha1_sha256",
+        "pn_prid",
+        "response",
+        "jwt",
+    ],
+)
+def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
+    assert log_one(**{key: "s3cret value"})[key] == logs.REDACTED
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        (f"pushed {APNS_TOKEN}", APNS_TOKEN),
+        (f"pushed {FCM_TOKEN}", FCM_TOKEN),
+        (f"X-Push: device-os=ios;device-uid={APNS_TOKEN}|{APNS_TOKEN[::-1]};a=b", "fe1b"),
+        ("X-Push: device-os=android;device-uid=short-tok|second;allow-call-push=true", "second"),
+        ("Contact: <sip:1@h;pn-provider=apns;pn-prid=abc:voip&def:remote>", "abc"),
+        ('Authorization: Digest username="101", nonce="n", response="0f1e2d"\r\nTo: x', "0f1e2d"),
+        ('Proxy-Authorization: Digest response="0f1e2d", username="101"', "0f1e2d"),
+        ('{"Authorization": "Bearer abc.def"}', "abc.def"),
+        ("bearer eyJhbGciOi.eyJpc3MiOi.MEUCIQ", "eyJhbGciOi"),
+        ("redis://user:hunter2@db/0 refused", "hunter2"),
+    ],
+)
+def test_a_secret_in_a_text_is_taken_out(text: str, secret: str) -> None:
+    line = log_one(detail=text, nested={"a": [text]}, raw=text.encode())
+    assert secret not in json.dumps(line)
+    assert logs.REDACTED in line["detail"]
+
+
+def test_the_rest_of_the_text_stays_readable() -> None:
+    text = 'REGISTER sip:a SIP/2.0\r\nAuthorization: Digest username="101"\r\nTo: <sip:101@a>'
+    detail = log_one(detail=text)["detail"]
+    assert detail.startswith("REGISTER sip:a SIP/2.0\r\n")
+    assert detail.endswith("\r\nTo: <sip:101@a>")
+
+
+def test_a_secret_in_a_traceback_is_taken_out() -> None:
+    stream = start()
+    try:
+        raise ValueError(f"bad device {APNS_TOKEN}")
+    except ValueError:
+        structlog.get_logger().exception("push failed")
+    assert "ValueError: bad device [redacted]" in stream.getvalue()
+    assert APNS_TOKEN not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"call_id": "a84b4c76e66710@pc33.atlanta.com"},
+        {"contact": "sip:101@192.0.2.7:5062;transport=tcp;ob"},
+        {"instance": "urn:uuid:00000000-0000-1000-8000-AABBCCDDEEFF"},
+        {"flow": "udp/192.0.2.1:5060/192.0.2.7:33044"},
+        {"push_id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8"},
+        {"status": 200, "ratio": 0.5, "held": True, "reason": None},
+        {"token_hash": "0a1b2c3d"},
+    ],
+)
+def test_what_is_no_secret_is_logged_as_it_is(facts: dict[str, Any]) -> None:
+    line = log_one(**facts)
+    assert {key: line[key] for key in facts} == facts
+
+
+def test_a_fingerprint_tells_tokens_apart_and_no_more() -> None:
+    assert logs.fingerprint(APNS_TOKEN) != logs.fingerprint(FCM_TOKEN)
+    assert len(logs.fingerprint(FCM_TOKEN)) == 8
