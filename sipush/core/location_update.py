@@ -1,0 +1,95 @@
+"""What a REGISTER does to the location service (RFC 3261 §10.3 step 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sipush.core.bindings import Binding, Location, PushRecord, Refusal, Registration
+
+_INSTANCE = "instance:"
+
+
+def live(
+    bindings: Iterable[Binding], push_records: Iterable[PushRecord], now_epoch: float
+) -> Location:
+    """The rows that have not expired, each kind newest first, then by device."""
+    return Location(
+        tuple(
+            sorted(
+                (b for b in bindings if b.expires_epoch > now_epoch),
+                key=lambda b: (-b.registered_epoch, b.device),
+            )
+        ),
+        tuple(
+            sorted(
+                (r for r in push_records if r.expires_epoch > now_epoch),
+                key=lambda r: (-r.updated_epoch, r.device),
+            )
+        ),
+    )
+
+
+def apply(location: Location, registration: Registration) -> Location | Refusal:
+    """The Location after ``registration``; expired rows of ``location`` count as absent.
+
+    The order of steps is Registration's. Equal CSeq is a retransmission and gives the same result
+    again. Whoever is above ``max_contacts`` may still refresh and remove, but not add.
+    """
+    old = live(location.bindings, location.push_records, registration.now_epoch)
+    if any(_is_older(registration, b) for b in old.bindings if _touches(registration, b)):
+        return Refusal.OUT_OF_ORDER
+    bindings = {b.device: b for b in old.bindings if not _unbinds(registration, b)}
+    records = {r.device: r for r in old.push_records}
+    for new in registration.bind:
+        for device in [b.device for b in bindings.values() if _replaces(new, b)]:
+            del bindings[device]
+            if device != new.device:
+                records.pop(device, None)
+        bindings[new.device] = new
+    for device, token in registration.push_off:
+        records = {d: r for d, r in records.items() if not _turned_off(r, device, token)}
+    for record in registration.push:
+        records = {d: r for d, r in records.items() if not r.same_tokens(record)}
+        records[record.device] = record
+    if len(bindings) > max(registration.max_contacts, len(old.bindings)):
+        return Refusal.TOO_MANY_CONTACTS
+    return live(bindings.values(), records.values(), registration.now_epoch)
+
+
+def without_push_record(location: Location, record: PushRecord) -> Location:
+    """``location`` without the device's record, if that still holds the tokens of ``record``."""
+    kept = tuple(
+        r for r in location.push_records if r.device != record.device or not r.same_tokens(record)
+    )
+    return replace(location, push_records=kept)
+
+
+def _touches(registration: Registration, binding: Binding) -> bool:
+    return _unbinds(registration, binding) or any(
+        _replaces(new, binding) for new in registration.bind
+    )
+
+
+def _is_older(registration: Registration, binding: Binding) -> bool:
+    return binding.call_id == registration.call_id and binding.cseq > registration.cseq
+
+
+def _unbinds(registration: Registration, binding: Binding) -> bool:
+    return registration.unbind_all or any(
+        device == binding.device or key == binding.contact_key
+        for device, key in registration.unbind
+    )
+
+
+def _replaces(new: Binding, old: Binding) -> bool:
+    if new.device == old.device:
+        return True
+    instances = new.device.startswith(_INSTANCE) and old.device.startswith(_INSTANCE)
+    return new.contact_key == old.contact_key and not instances
+
+
+def _turned_off(record: PushRecord, device: str, token: str) -> bool:
+    return record.device == device or (
+        token != "" and token in (record.call_token, record.message_token)
+    )

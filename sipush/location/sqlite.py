@@ -1,0 +1,209 @@
+"""The location service in one SQLite file: the embedded default (docs/storing.md)."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator
+from functools import partial
+
+from sipush.config import SqliteConfig
+from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
+from sipush.core.location_update import apply, live, without_push_record
+from sipush.errors import LocationError
+from sipush.location import sqlite_rows as rows
+from sipush.location.sqlite_file import connect, explain
+from sipush.location.sqlite_worker import Job, SqliteWorker, T
+from sipush.location.store import WakeListener
+
+_PAGE = 500
+"Rows read at a time when everything is listed."
+
+_PURGED_AT_ONCE = 50
+"Expired rows of any AOR removed by one REGISTER: more than it adds, too few to be felt."
+
+_TWELVE = "(?,?,?,?,?,?,?,?,?,?,?,?)"
+_SELECT_BINDINGS = f"SELECT {rows.BINDING} FROM bindings WHERE aor = ?"
+_SELECT_RECORDS = f"SELECT {rows.PUSH_RECORD} FROM push_records WHERE aor = ?"
+_SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
+_PUT_BINDING = f"INSERT OR REPLACE INTO bindings ({rows.BINDING}) VALUES {_TWELVE}"
+_PUT_RECORD = f"INSERT OR REPLACE INTO push_records ({rows.PUSH_RECORD}) VALUES {_TWELVE}"
+_PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
+_DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
+_DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
+_PURGE = tuple(
+    f"DELETE FROM {table} WHERE (aor, device) IN"
+    f" (SELECT aor, device FROM {table} WHERE expires_epoch <= ? LIMIT {_PURGED_AT_ONCE})"
+    for table in ("bindings", "push_records")
+)
+_AORS_AFTER = (
+    "SELECT aor FROM bindings WHERE aor > ?1 UNION SELECT aor FROM push_records WHERE aor > ?1"
+    f" ORDER BY aor LIMIT {_PAGE}"
+)
+_SUBSCRIBERS_AFTER = (
+    f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor > ? ORDER BY aor LIMIT {_PAGE}"
+)
+
+
+class SqliteStore:
+    """A LocationStore in one file, which other processes may read and write at the same time.
+
+    One thread writes, and all that is asked during one turn of the event loop, or while the disk
+    syncs, shares one transaction and one sync. Lookups have a thread and a connection of their
+    own, so that they never wait for that sync.
+    """
+
+    def __init__(self, config: SqliteConfig) -> None:
+        self._config = config
+        self._writer: SqliteWorker | None = None
+        self._reader: SqliteWorker | None = None
+
+    async def open(self) -> None:
+        """Create or migrate the file. Raises LocationError with what to do about it."""
+        path = self._config.path
+        opener = partial(connect, path, self._config.synchronous)
+        self._writer = SqliteWorker("BEGIN IMMEDIATE", opener, partial(explain, path))
+        self._reader = SqliteWorker("BEGIN", opener, partial(explain, path))
+        try:
+            await self._write(lambda _: None)
+            await self._read(lambda _: None)
+        except LocationError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Commit what was accepted, then let go."""
+        for worker in (self._writer, self._reader):
+            if worker is not None:
+                await worker.close()
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        """The live bindings and push records of ``aor``."""
+
+        def job(connection: sqlite3.Connection) -> Location:
+            location = _load(connection, aor)
+            return live(location.bindings, location.push_records, now_epoch)
+
+        return await self._read(job)
+
+    async def bind(self, registration: Registration) -> Location | Refusal:
+        """Apply one REGISTER; a Location returned is on disk."""
+
+        def job(connection: sqlite3.Connection) -> Location | Refusal:
+            before = _load(connection, registration.aor)
+            after = apply(before, registration)
+            if isinstance(after, Location):
+                _save(connection, before, after)
+                for purge in _PURGE:
+                    connection.execute(purge, (registration.now_epoch,))
+            return after
+
+        return await self._write(job)
+
+    async def remove_push_record(self, record: PushRecord) -> bool:
+        """Compare-and-delete."""
+
+        def job(connection: sqlite3.Connection) -> bool:
+            before = _load(connection, record.aor)
+            after = without_push_record(before, record)
+            _save(connection, before, after)
+            return after != before
+
+        return await self._write(job)
+
+    def listen(self, listener: WakeListener) -> None:
+        """Do nothing: a file tells nobody. One daemon uses it, and sees what the CLI writes."""
+
+    async def aors(self) -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record."""
+        async for row in self._pages(_AORS_AFTER):
+            yield rows.texts(row)[0]
+
+    async def subscriber(self, aor: Aor) -> Subscriber | None:
+        """The subscriber, or None."""
+
+        def job(connection: sqlite3.Connection) -> Subscriber | None:
+            row = connection.execute(_SELECT_SUBSCRIBER, rows.storable((aor,))).fetchone()
+            return rows.subscriber_of(row) if row else None
+
+        return await self._read(job)
+
+    async def put_subscriber(self, subscriber: Subscriber) -> None:
+        """Add or replace."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute(_PUT_SUBSCRIBER, rows.subscriber_row(subscriber))
+
+        await self._write(job)
+
+    async def remove_subscriber(self, aor: Aor) -> bool:
+        """Whether there was one."""
+        sql, key = "DELETE FROM subscribers WHERE aor = ?", rows.storable((aor,))
+        return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
+
+    async def subscribers(self) -> AsyncIterator[Subscriber]:
+        """Every subscriber."""
+        async for row in self._pages(_SUBSCRIBERS_AFTER):
+            yield rows.subscriber_of(row)
+
+    async def secret(self) -> bytes:
+        """32 random bytes, kept in ``meta``."""
+
+        def job(connection: sqlite3.Connection) -> bytes:
+            new = secrets.token_hex(32)
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (new,))
+            query = "SELECT value FROM meta WHERE key = 'secret'"
+            return bytes.fromhex(connection.execute(query).fetchone()[0])
+
+        return await self._write(job)
+
+    async def _pages(self, query: str) -> AsyncIterator[rows.Row]:
+        """All rows of ``query``, which continues after the AOR it is given."""
+        after: rows.Row = ("",)
+
+        def job(connection: sqlite3.Connection) -> list[rows.Row]:
+            return connection.execute(query, after).fetchall()
+
+        while page := await self._read(job):
+            for row in page:
+                yield row
+            after = page[-1][:1]
+
+    async def _write(self, job: Job[T]) -> T:
+        return await _running(self._writer).run(job)
+
+    async def _read(self, job: Job[T]) -> T:
+        return await _running(self._reader).run(job)
+
+
+def _running(worker: SqliteWorker | None) -> SqliteWorker:
+    if worker is None:
+        raise LocationError("the store is not open")
+    return worker
+
+
+def _load(connection: sqlite3.Connection, aor: Aor) -> Location:
+    """All rows of ``aor``, expired ones too."""
+    key = rows.storable((aor,))
+    return Location(
+        tuple(map(rows.binding_of, connection.execute(_SELECT_BINDINGS, key))),
+        tuple(map(rows.push_record_of, connection.execute(_SELECT_RECORDS, key))),
+    )
+
+
+def _save(connection: sqlite3.Connection, before: Location, after: Location) -> None:
+    """Write the difference."""
+    kept = {b.device for b in after.bindings}
+    for binding in before.bindings:
+        if binding.device not in kept:
+            connection.execute(_DELETE_BINDING, rows.storable((binding.aor, binding.device)))
+    for binding in after.bindings:
+        if binding not in before.bindings:
+            connection.execute(_PUT_BINDING, rows.binding_row(binding))
+    kept = {r.device for r in after.push_records}
+    for record in before.push_records:
+        if record.device not in kept:
+            connection.execute(_DELETE_RECORD, rows.storable((record.aor, record.device)))
+    for record in after.push_records:
+        if record not in before.push_records:
+            connection.execute(_PUT_RECORD, rows.push_record_row(record))

@@ -1,0 +1,128 @@
+"""The SQLite file: its tables, how it is opened, and what its errors mean to the operator."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from sipush.errors import LocationError
+
+BUSY_TIMEOUT = 2.0
+"Seconds to wait for another process that holds the write lock."
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE bindings (
+            aor TEXT NOT NULL,
+            device TEXT NOT NULL,
+            contact TEXT NOT NULL,
+            contact_key TEXT NOT NULL,
+            params TEXT NOT NULL,
+            path TEXT NOT NULL,        -- JSON array, or empty
+            flow TEXT NOT NULL,
+            user_agent TEXT NOT NULL,
+            call_id TEXT NOT NULL,
+            cseq INTEGER NOT NULL,
+            registered_epoch REAL NOT NULL,
+            expires_epoch REAL NOT NULL,
+            PRIMARY KEY (aor, device)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX bindings_expires ON bindings (expires_epoch)",
+        """CREATE TABLE push_records (
+            aor TEXT NOT NULL,
+            device TEXT NOT NULL,
+            platform TEXT NOT NULL,    -- apns, fcm or webhook
+            app_id TEXT NOT NULL,
+            call_token TEXT NOT NULL,
+            message_token TEXT NOT NULL,
+            allow_call INTEGER NOT NULL,
+            allow_message INTEGER NOT NULL,
+            dialect TEXT NOT NULL,
+            extra TEXT NOT NULL,       -- JSON object, or empty
+            updated_epoch REAL NOT NULL,
+            expires_epoch REAL NOT NULL,
+            PRIMARY KEY (aor, device)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX push_records_expires ON push_records (expires_epoch)",
+        """CREATE TABLE subscribers (
+            aor TEXT NOT NULL PRIMARY KEY,
+            ha1_md5 TEXT NOT NULL,
+            ha1_sha256 TEXT NOT NULL,
+            hold INTEGER NOT NULL,
+            hold_seconds REAL,         -- NULL: the app's, else the default
+            fallback TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    ),
+)
+"""Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
+are never edited."""
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY_TIMEOUT:g} s",
+    sqlite3.SQLITE_LOCKED: "another process has it locked",
+    sqlite3.SQLITE_READONLY: "it is read-only; check its owner and the mount",
+    sqlite3.SQLITE_PERM: "no permission; check the owner of the file and its directory",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check path, owner and free file descriptors",
+    sqlite3.SQLITE_IOERR: "the disk failed or a limit was hit; see the kernel log and df",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore a backup, or move it away and start afresh",
+    sqlite3.SQLITE_NOTADB: "it is not an SQLite database; move it away or set another path",
+}
+
+
+def explain(path: Path, error: sqlite3.Error | OSError) -> str:
+    """What the operator can do about ``error``. Never holds a stored value."""
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    return f"{path}: {advice} ({error})" if advice else f"{path}: {error}"
+
+
+def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    """A connection to the file, which is created or migrated when needed.
+
+    Raises sqlite3.Error, OSError, or LocationError when a newer sipush made the file.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _create(path)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create(path: Path) -> None:
+    """Create the file for its owner only, as it holds tokens; -wal and -shm inherit that.
+
+    An existing file must not be opened here: closing it would drop SQLite's locks on it.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    if _version(connection) == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    version = _version(connection)  # again: another process may just have done it
+    if version > len(MIGRATIONS):
+        raise LocationError(
+            f"{path}: made by a newer sipush (schema {version}, this one knows {len(MIGRATIONS)})"
+        )
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
