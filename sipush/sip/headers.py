@@ -30,11 +30,19 @@ COMPACT = {
     "y": "identity",
 }
 
+# fmt: off
+_USUAL = [
+    "Accept", "Allow", "Authorization", "Call-ID", "Contact", "Content-Length", "Content-Type",
+    "CSeq", "Date", "Event", "Expires", "From", "Max-Forwards", "Min-SE", "Path",
+    "Proxy-Authorization", "Proxy-Require", "Reason", "Record-Route", "Require", "Route", "RSeq",
+    "Server", "Session-Expires", "Subject", "Supported", "Timestamp", "To", "User-Agent", "Via",
+    "Warning", "WWW-Authenticate", "X-Push", "X-Push-Id", "P-Asserted-Identity",
+]
+# fmt: on
+
 #: The canonical name of each spelling that is usual on the wire: one look-up instead of a parse.
 CANONICAL = COMPACT | {
-    spelling: name.lower()
-    for name in ["Accept", "Allow", "Authorization", "Call-ID", "Contact", "Content-Length", "Content-Type", "CSeq", "Date", "Event", "Expires", "From", "Max-Forwards", "Min-SE", "Path", "Proxy-Authorization", "Proxy-Require", "Reason", "Record-Route", "Require", "Route", "RSeq", "Server", "Session-Expires", "Subject", "Supported", "Timestamp", "To", "User-Agent", "Via", "Warning", "WWW-Authenticate", "X-Push", "X-Push-Id", "P-Asserted-Identity"]
-    for spelling in (name, name.lower())
+    spelling: name.lower() for name in _USUAL for spelling in (name, name.lower())
 }
 
 

@@ -1,0 +1,67 @@
+"""Very many short timers on one event-loop timer.
+
+Timers are kept in buckets of ``resolution`` seconds; nothing is ever cancelled, because a
+transaction ignores a timer that fires late (sipush/sip/transaction.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Protocol
+
+from sipush.sip.timers import Timer
+
+CallLater = Callable[[float, Callable[[], None]], object]
+"""``loop.call_later``: (seconds, function)."""
+
+
+class Timed(Protocol):
+    """Whoever sets timers."""
+
+    def timer_fired(self, timer: Timer) -> None:
+        """``timer`` ran out; never earlier, up to one resolution later."""
+
+
+class TimerWheel:
+    """Timers bucketed by the time they fire."""
+
+    def __init__(
+        self, clock: Callable[[], float], call_later: CallLater, resolution: float = 0.01
+    ) -> None:
+        self._clock = clock
+        self._call_later = call_later
+        self._resolution = resolution
+        self._buckets: dict[int, list[tuple[Timed, Timer]]] = {}
+        self._ticks: list[int] = []
+        "Heap of the keys of ``_buckets``."
+        self._armed: int | None = None
+        "The earliest tick the loop will wake us for."
+
+    def set(self, delay: float, owner: Timed, timer: Timer) -> None:
+        """Have ``owner.timer_fired(timer)`` called ``delay`` seconds from now."""
+        tick = int((self._clock() + delay) / self._resolution) + 1
+        bucket = self._buckets.get(tick)
+        if bucket is not None:
+            bucket.append((owner, timer))
+            return
+        self._buckets[tick] = [(owner, timer)]
+        heappush(self._ticks, tick)
+        if self._armed is None or tick < self._armed:
+            self._arm(tick)
+
+    def _arm(self, tick: int) -> None:
+        self._armed = tick
+        delay = max(0.0, tick * self._resolution - self._clock())
+        self._call_later(delay, lambda: self._woken(tick))
+
+    def _woken(self, tick: int) -> None:
+        if tick != self._armed:
+            return  # an earlier timer came after this wake-up was ordered, and re-arms
+        self._armed = None
+        due = int(self._clock() / self._resolution)
+        while self._ticks and self._ticks[0] <= due:
+            for owner, timer in self._buckets.pop(heappop(self._ticks)):
+                owner.timer_fired(timer)
+        if self._ticks:
+            self._arm(self._ticks[0])

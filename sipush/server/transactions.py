@@ -1,0 +1,559 @@
+"""The transaction layer (RFC 3261 §17): drives the transaction machines with time and flows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Protocol, assert_never
+
+import structlog
+
+from sipush.errors import MessageError, TransportError
+from sipush.server.timer_wheel import CallLater, TimerWheel
+from sipush.sip.client_transaction import ClientTransaction, make_ack, make_cancel
+from sipush.sip.message import Message, Request, Response, make_response
+from sipush.sip.server_transaction import ServerTransaction
+from sipush.sip.status import Status
+from sipush.sip.timers import Timer, Timers
+from sipush.sip.transaction import (
+    Action,
+    Deliver,
+    Event,
+    Send,
+    SetTimer,
+    State,
+    Terminate,
+    TransactionKey,
+    client_key,
+    is_reliable,
+    response_event,
+    server_key,
+)
+from sipush.sip.validation import check, stamp_received
+from sipush.transport.flow import Flow
+
+log = structlog.get_logger()
+
+
+class Failure(Enum):
+    """Why a client transaction got no final response."""
+
+    TIMEOUT = "timeout"
+    "Timer B or F, or no final response to a cancelled INVITE."
+    TRANSPORT = "transport"
+    "It could not be sent, its stream closed, or ICMP said that nobody is there."
+
+
+class TransactionUser(Protocol):
+    """What the layer tells the proxy core; called on the event loop, must not block or raise."""
+
+    def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
+        """A new request that passed ``check``, its top Via stamped; never an ACK or a CANCEL."""
+
+    def ack_received(self, flow: Flow, ack: Request) -> None:
+        """An ACK that ends no INVITE transaction of ours: for a 2xx, to be routed statelessly.
+
+        Its top Via is stamped. It may also be for an answer the layer gave statelessly.
+        """
+
+    def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
+        """A CANCEL of this INVITE came, was answered 200, and no final response was sent yet."""
+
+    def stray_response_received(self, flow: Flow, response: Response) -> None:
+        """A response that matches no client transaction, every Via still on it.
+
+        Also one with a Via on top that was never ours.
+        """
+
+    def flow_closed(self, flow: Flow) -> None:
+        """A connection ended; the client transactions on it have failed already."""
+
+    def flow_unreachable(self, flow: Flow) -> None:
+        """ICMP said so; the client transactions to it without any response have failed already."""
+
+
+class ServerTransactionHandle:
+    """A server transaction as its user sees it."""
+
+    __slots__ = ("_transaction", "flow", "request")
+
+    def __init__(self, transaction: _Server, request: Request) -> None:
+        self._transaction = transaction
+        self.request = request
+        self.flow = transaction.flow
+
+    @property
+    def completed(self) -> bool:
+        """Whether a final response was given."""
+        return self._transaction.completed
+
+    def respond(self, response: Response) -> None:
+        """Send any number of provisional responses, then one final.
+
+        After a 2xx to an INVITE further 2xx are sent too (RFC 6026 §7.1). Everything else after a
+        final response is dropped, and so is what RFC 4320 forbids for a non-INVITE request: a
+        provisional other than 100, and a 408, which ends the transaction in silence.
+        """
+        self._transaction.respond(response)
+
+
+class _Server:
+    """A server transaction. Small: non-INVITE ones live on for Timer J in great numbers."""
+
+    __slots__ = ("_bytes", "_handle", "_key", "_layer", "_machine", "_repeats", "completed", "flow")
+
+    def __init__(
+        self, layer: TransactionLayer, key: TransactionKey, flow: Flow, request: Request
+    ) -> None:
+        self.flow = flow
+        self._layer = layer
+        self._key = key
+        self._machine = ServerTransaction(request.method, is_reliable(flow.transport))
+        self._repeats = 0
+        self._bytes = b""
+        "The last response, serialised."
+        self._handle: ServerTransactionHandle | None = ServerTransactionHandle(self, request)
+        "Until the final response: afterwards nobody needs the request."
+        self.completed = False
+
+    @property
+    def handle(self) -> ServerTransactionHandle | None:
+        """What the user holds, or None once a final response was given."""
+        return self._handle
+
+    @property
+    def _is_invite(self) -> bool:
+        return self._key[0] == "INVITE"
+
+    def respond(self, response: Response) -> None:
+        event = response_event(response.status)
+        if not self._is_invite:
+            if event is Event.PROVISIONAL and response.status != Status.TRYING:
+                return
+            if response.status == Status.REQUEST_TIMEOUT:
+                event = Event.GIVE_UP
+        actions = self._machine.advance(event)
+        if not actions:
+            return
+        self._bytes = response.to_bytes()
+        if event is not Event.PROVISIONAL and not self.completed:
+            self.completed = True
+            self._handle = None
+            self._layer.settled()
+        self._perform(actions)
+
+    def request_repeated(self) -> None:
+        self._perform(self._machine.advance(Event.REQUEST))
+
+    def ack_received(self, ack: Request) -> None:
+        self._perform(self._machine.advance(Event.ACK), ack)
+
+    def timer_fired(self, timer: Timer) -> None:
+        self._perform(self._machine.advance(timer))
+
+    def _perform(self, actions: tuple[Action, ...], ack: Request | None = None) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._send()
+                case SetTimer(timer):
+                    self._layer.set_timer(timer, self._repeats, self)
+                    if timer is Timer.G:
+                        self._repeats += 1
+                case Deliver():
+                    assert ack is not None
+                    self._layer.user.ack_received(self.flow, ack)
+                case Terminate():
+                    self._layer.forget_server(self._key)
+                case _:
+                    assert_never(action)
+
+    def _send(self) -> None:
+        if not self._bytes:
+            return
+        try:
+            self.flow.send(self._bytes)
+        except TransportError as error:
+            log.debug("response_not_sent", flow=self.flow.name, error=str(error))
+            self._perform(self._machine.advance(Event.TRANSPORT_ERROR))
+
+
+class ClientTransactionHandle:
+    """A client transaction."""
+
+    __slots__ = (
+        "_abandoned",
+        "_cancel_reason",
+        "_cancel_sent",
+        "_cancel_wanted",
+        "_key",
+        "_layer",
+        "_machine",
+        "_on_failure",
+        "_on_response",
+        "_repeats",
+        "_settled",
+        "flow",
+        "request",
+    )
+
+    def __init__(
+        self,
+        layer: TransactionLayer,
+        key: TransactionKey,
+        request: Request,
+        flow: Flow,
+        *,
+        on_response: Callable[[Response], None],
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        self._layer = layer
+        self._key = key
+        self._machine = ClientTransaction(request.method, is_reliable(flow.transport))
+        self._repeats = 0
+        self._on_response = on_response
+        self._on_failure = on_failure
+        self._abandoned = False
+        self._cancel_wanted = False
+        self._cancel_sent = False
+        self._cancel_reason: str | None = None
+        self._settled = False
+        self.request = request
+        "As sent, our Via on top."
+        self.flow = flow
+
+    def cancel(self, reason: str | None = None) -> None:
+        """Send a CANCEL (§9.1) as soon as a provisional response is there; once, INVITE only.
+
+        ``reason`` is the value of its Reason header.
+        """
+        if self._cancel_wanted or self.request.method != "INVITE":
+            return
+        self._cancel_wanted = True
+        self._cancel_reason = reason
+        self._cancel_if_possible()
+
+    def abandon(self) -> None:
+        """Stop retransmitting; CANCEL as soon as that is possible.
+
+        From now on only a 2xx to an INVITE is delivered, and no failure is.
+        """
+        self._abandoned = True
+        self._perform(self._machine.advance(Event.ABANDON))
+        self.cancel()
+        self._settle()
+
+    def retransmit(self) -> None:
+        """Send the request once more, timers unchanged, unless any response has come."""
+        self._perform(self._machine.advance(Event.RETRANSMIT))
+
+    def start(self) -> None:
+        """Send the request (the layer's business)."""
+        self._perform(self._machine.advance(Event.START))
+
+    def response_received(self, response: Response) -> None:
+        """Take a response, our Via still on it (the layer's business)."""
+        event = response_event(response.status)
+        self._perform(self._machine.advance(event), response)
+        self._cancel_if_possible()
+
+    def flow_failed(self, event: Event) -> None:
+        """Take TRANSPORT_ERROR or UNREACHABLE (the layer's business)."""
+        self._perform(self._machine.advance(event))
+
+    def timer_fired(self, timer: Timer) -> None:
+        """Take a timer that ran out (the layer's business)."""
+        self._perform(self._machine.advance(timer))
+
+    def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
+        for action in actions:
+            match action:
+                case Send.REQUEST | Send.RESPONSE:
+                    self._send(self.request)
+                case Send.ACK:
+                    assert response is not None
+                    self._send(make_ack(self.request, response))
+                case SetTimer(timer, at_t2):
+                    self._layer.set_timer(timer, self._repeats, self, at_t2)
+                    if timer in (Timer.A, Timer.E):
+                        self._repeats += 1
+                case Deliver():
+                    self._deliver(action, response)
+                case Terminate():
+                    self._layer.forget_client(self._key, self.flow)
+                    self._settle()
+                case _:
+                    assert_never(action)
+
+    def _send(self, request: Request) -> None:
+        try:
+            self.flow.send(request.to_bytes())
+        except TransportError as error:
+            log.debug("request_not_sent", flow=self.flow.name, error=str(error))
+            # Later, so that nobody hears of the failure before send_request has returned.
+            self._layer.call_later(0, partial(self.flow_failed, Event.TRANSPORT_ERROR))
+
+    def _deliver(self, what: Deliver, response: Response | None) -> None:
+        match what:
+            case Deliver.MESSAGE:
+                assert response is not None
+                response.headers.pop_first_value("via", "Via")
+                if response.status >= 200:
+                    self._settle()
+                if not self._abandoned or 200 <= response.status < 300:
+                    self._on_response(response)
+            case Deliver.TIMEOUT | Deliver.TRANSPORT_ERROR:
+                self._settle()
+                timed_out = what is Deliver.TIMEOUT
+                if not self._abandoned:
+                    self._on_failure(Failure.TIMEOUT if timed_out else Failure.TRANSPORT)
+            case _:
+                assert_never(what)
+
+    def _cancel_if_possible(self) -> None:
+        if (
+            self._machine.state is State.PROCEEDING
+            and self._cancel_wanted
+            and not self._cancel_sent
+        ):
+            self._cancel_sent = True
+            self._layer.send_cancel(self, self._cancel_reason)
+            self._perform(self._machine.advance(Event.CANCEL))
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._settled = True
+            self._layer.settled()
+
+
+class TransactionLayer:
+    """All transactions of one process; the ``Receiver`` of its transports.
+
+    ``new_id`` returns an unguessable token; ``clock`` and ``call_later`` are the event loop's.
+    """
+
+    def __init__(
+        self,
+        user: TransactionUser,
+        timers: Timers,
+        new_id: Callable[[], str],
+        clock: Callable[[], float],
+        call_later: CallLater,
+    ) -> None:
+        self.user = user
+        self.call_later = call_later
+        self.malformed = 0
+        "Messages received that could not be accepted as SIP."
+        self.pending = 0
+        "Transactions without a final response."
+        self._timers = timers
+        self._new_id = new_id
+        self._wheel = TimerWheel(clock, call_later)
+        self._servers: dict[TransactionKey, _Server] = {}
+        self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
+        self._clients_by_flow: defaultdict[str, set[TransactionKey]] = defaultdict(set)
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def server_transactions(self) -> int:
+        """How many server transactions live, answered ones included."""
+        return len(self._servers)
+
+    @property
+    def client_transactions(self) -> int:
+        """How many client transactions live, answered ones included."""
+        return len(self._clients)
+
+    # What the transaction user calls.
+
+    def send_request(
+        self,
+        request: Request,
+        flow: Flow,
+        branch: str,
+        on_response: Callable[[Response], None],
+        on_failure: Callable[[Failure], None],
+    ) -> ClientTransactionHandle:
+        """Put our Via on ``request`` and send it in a new client transaction.
+
+        ``branch`` begins with the magic cookie and is new; the layer keeps ``request``.
+        ``on_response`` gets every response (100 too, every 2xx to an INVITE, no retransmission of
+        another final) without our Via; a non-2xx final to an INVITE has been ACKed by then.
+        ``on_failure`` is called at most once, instead of a final response, and never before this
+        method has returned.
+        """
+        sent_by = f"SIP/2.0/{flow.transport} {flow.sent_by}"
+        request.headers.prepend("Via", f"{sent_by};branch={branch};rport")
+        return self._start_client(request, flow, branch, on_response, on_failure)
+
+    def send_stateless(self, message: Message, flow: Flow) -> None:
+        """Send a message as it is, outside any transaction; lost when the flow cannot take it."""
+        try:
+            flow.send(message.to_bytes())
+        except TransportError as error:
+            log.debug("message_not_sent", flow=flow.name, error=str(error))
+
+    async def drain(self) -> None:
+        """Wait until every transaction has its final response, or has failed."""
+        await self._idle.wait()
+
+    # What the transports call.
+
+    def message_received(self, flow: Flow, message: Message) -> None:
+        """See ``Receiver``."""
+        try:
+            check(message)
+        except MessageError as error:
+            self.malformed_received(flow, error)
+            return
+        match message:
+            case Request():
+                self._request_received(flow, message)
+            case Response():
+                self._response_received(flow, message)
+
+    def malformed_received(self, flow: Flow, error: MessageError) -> None:
+        """Answer what is wrong statelessly (§8.2.7), if it is a request that can be answered.
+
+        The answer repeats only lines that came, and is not retransmitted: on UDP, where the source
+        may be forged, nobody gets more from us than was sent to us.
+        """
+        self.malformed += 1
+        log.debug("malformed_message", flow=flow.name, reason=error.reason)
+        request = error.message
+        if not isinstance(request, Request) or request.method == "ACK":
+            return
+        try:
+            stamp_received(request, flow.remote)
+        except MessageError:
+            return
+        self.send_stateless(
+            make_response(request, error.status, error.reason, to_tag=self._new_id()), flow
+        )
+
+    def flow_closed(self, flow: Flow) -> None:
+        """See ``Receiver``."""
+        self._fail_clients(flow, Event.TRANSPORT_ERROR)
+        self.user.flow_closed(flow)
+
+    def flow_unreachable(self, flow: Flow) -> None:
+        """See ``Receiver``."""
+        self._fail_clients(flow, Event.UNREACHABLE)
+        self.user.flow_unreachable(flow)
+
+    # What the transactions call.
+
+    def set_timer(
+        self,
+        timer: Timer,
+        repeats: int,
+        owner: _Server | ClientTransactionHandle,
+        at_t2: bool = False,
+    ) -> None:
+        """Have ``owner`` told when ``timer`` has run out."""
+        delay = self._timers.t2 if at_t2 else self._timers.delay(timer, repeats)
+        self._wheel.set(delay, owner, timer)
+
+    def send_cancel(self, invite: ClientTransactionHandle, reason: str | None) -> None:
+        """Send the CANCEL of an INVITE in a transaction of its own, whose outcome is nobody's."""
+        cancel = make_cancel(invite.request, reason)
+        branch = cancel.top_via.branch
+        self._start_client(cancel, invite.flow, branch, _ignore, _ignore)
+
+    def forget_server(self, key: TransactionKey) -> None:
+        """A server transaction terminated."""
+        self._servers.pop(key, None)
+
+    def forget_client(self, key: TransactionKey, flow: Flow) -> None:
+        """A client transaction terminated."""
+        self._clients.pop(key, None)
+        keys = self._clients_by_flow.get(flow.name)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._clients_by_flow[flow.name]
+
+    def settled(self) -> None:
+        """A transaction got its final response, or failed."""
+        self.pending -= 1
+        if not self.pending:
+            self._idle.set()
+
+    def _started(self) -> None:
+        self.pending += 1
+        self._idle.clear()
+
+    def _start_client(
+        self,
+        request: Request,
+        flow: Flow,
+        branch: str,
+        on_response: Callable[[Response], None],
+        on_failure: Callable[[Failure], None],
+    ) -> ClientTransactionHandle:
+        key = (request.method, branch)
+        client = ClientTransactionHandle(
+            self, key, request, flow, on_response=on_response, on_failure=on_failure
+        )
+        self._clients[key] = client
+        self._clients_by_flow[flow.name].add(key)
+        self._started()
+        client.start()
+        return client
+
+    def _fail_clients(self, flow: Flow, event: Event) -> None:
+        for key in list(self._clients_by_flow.get(flow.name, ())):
+            self._clients[key].flow_failed(event)
+
+    def _response_received(self, flow: Flow, response: Response) -> None:
+        client = self._clients.get(client_key(response))
+        if client is None:
+            self.user.stray_response_received(flow, response)
+        else:
+            client.response_received(response)
+
+    def _request_received(self, flow: Flow, request: Request) -> None:
+        via = request.top_via
+        stamp_received(request, flow.remote)
+        if request.method == "ACK":
+            self._ack_received(flow, request, server_key(request, via, "INVITE"))
+            return
+        key = server_key(request, via, request.method)
+        known = self._servers.get(key)
+        if known is not None:
+            known.request_repeated()
+            return
+        server = self._servers[key] = _Server(self, key, flow, request)
+        self._started()
+        handle = server.handle
+        assert handle is not None
+        if request.method == "CANCEL":
+            self._cancel_received(handle, request, server_key(request, via, "INVITE"))
+            return
+        if request.method == "INVITE":
+            handle.respond(make_response(request, Status.TRYING))
+        self.user.request_received(handle, request)
+
+    def _ack_received(self, flow: Flow, ack: Request, key: TransactionKey) -> None:
+        invite = self._servers.get(key)
+        if invite is None:
+            self.user.ack_received(flow, ack)
+        else:
+            invite.ack_received(ack)
+
+    def _cancel_received(
+        self, handle: ServerTransactionHandle, cancel: Request, key: TransactionKey
+    ) -> None:
+        invite = self._servers.get(key)
+        status = Status.OK if invite else Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST
+        handle.respond(make_response(cancel, status, to_tag=self._new_id()))
+        if invite is not None and invite.handle is not None:
+            self.user.cancelled(invite.handle, cancel)
+
+
+def _ignore(_: object) -> None:
+    pass

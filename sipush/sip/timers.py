@@ -1,0 +1,62 @@
+"""Transaction timers (RFC 3261 §17 and table 4, RFC 6026 §7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Timer(Enum):
+    """The timers of the four transaction machines."""
+
+    A = "A"
+    "INVITE request retransmission, unreliable transports."
+    B = "B"
+    "INVITE client transaction timeout."
+    D = "D"
+    "Wait for retransmitted final responses to an INVITE."
+    E = "E"
+    "Non-INVITE request retransmission, unreliable transports."
+    F = "F"
+    "Non-INVITE client transaction timeout."
+    G = "G"
+    "INVITE final response retransmission, unreliable transports."
+    H = "H"
+    "Wait for the ACK."
+    I = "I"  # noqa: E741 - the RFC's name
+    "Wait for retransmitted ACKs."
+    J = "J"
+    "Wait for retransmitted non-INVITE requests."
+    K = "K"
+    "Wait for retransmitted non-INVITE responses."
+    L = "L"
+    "Wait for further 2xx of the TU after the first was sent."
+    M = "M"
+    "Wait for further 2xx after the first arrived."
+    CANCEL = "CANCEL"
+    "Wait for the final response to an INVITE that was cancelled (§9.1)."
+
+
+_WAIT_T4 = frozenset({Timer.I, Timer.K})
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """The base values every timer derives from, in seconds (§17.1.1.1)."""
+
+    t1: float = 0.5
+    "Round-trip time estimate."
+    t2: float = 4.0
+    "Longest interval between retransmissions."
+    t4: float = 5.0
+    "Longest time a message stays in the network."
+
+    def delay(self, timer: Timer, repeats: int = 0) -> float:
+        """How long ``timer`` runs when it has already been set ``repeats`` times."""
+        match timer:
+            case Timer.A:
+                return self.t1 * float(2**repeats)
+            case Timer.E | Timer.G:
+                return min(self.t1 * float(2**repeats), self.t2)
+            case _:
+                return self.t4 if timer in _WAIT_T4 else 64 * self.t1

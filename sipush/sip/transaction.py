@@ -1,0 +1,176 @@
+"""What the four transaction machines have in common (RFC 3261 §17, RFC 6026).
+
+Each machine is a literal table of Rows; docs/transactions.md holds the same tables. Two rules:
+
+* An event for which a state has no row changes nothing. So no timer is ever cleared: one that
+  fires late finds no row.
+* A Send always precedes the SetTimer that retransmits it, and Terminate comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, NamedTuple
+
+from sipush.sip.fields import Via
+from sipush.sip.message import BRANCH_COOKIE, Request, Response
+from sipush.sip.timers import Timer
+
+
+class State(Enum):
+    """Where a transaction stands."""
+
+    INITIAL = "initial"
+    CALLING = "calling"
+    TRYING = "trying"
+    ABANDONED = "abandoned"
+    "Ours: the request is no longer retransmitted, its responses are still handled."
+    PROCEEDING = "proceeding"
+    COMPLETED = "completed"
+    ACCEPTED = "accepted"
+    CONFIRMED = "confirmed"
+    TERMINATED = "terminated"
+
+
+class Event(Enum):
+    """What can happen to a transaction, besides a Timer that fires."""
+
+    START = "start"
+    REQUEST = "request"
+    "The request of a server transaction came again."
+    ACK = "ACK"
+    PROVISIONAL = "1xx"
+    "To a client transaction: arrived. To a server transaction: the TU sends it. Also the next two."
+    SUCCESS = "2xx"
+    FAILURE = "300-699"
+    GIVE_UP = "give up"
+    "The TU has no answer to a non-INVITE request, and a 408 may not be sent (RFC 4320 §4.2)."
+    RETRANSMIT = "retransmit"
+    "The TU learned that the peer may hear us now."
+    ABANDON = "abandon"
+    CANCEL = "cancel"
+    "A CANCEL was sent for the request."
+    TRANSPORT_ERROR = "transport error"
+    UNREACHABLE = "unreachable"
+    "ICMP: nobody listens there."
+
+
+class Send(Enum):
+    """A message to put on the wire."""
+
+    REQUEST = "Send request"
+    RESPONSE = "Send response"
+    "The last one the TU gave; nothing when it gave none."
+    ACK = "Send ACK"
+    "For the non-2xx final response that just arrived."
+
+
+class Deliver(Enum):
+    """Something to tell the transaction user."""
+
+    MESSAGE = "Deliver"
+    TIMEOUT = "Deliver timeout"
+    TRANSPORT_ERROR = "Deliver transport error"
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """A timer to start."""
+
+    timer: Timer
+    at_t2: bool = False
+    "Runs for T2, whatever it ran for before."
+
+    @property
+    def value(self) -> str:
+        """As docs/transactions.md writes it."""
+        return f"SetTimer {self.timer.value}{'=T2' if self.at_t2 else ''}"
+
+
+class Terminate(Enum):
+    """The transaction is over: forget it."""
+
+    TERMINATE = "Terminate"
+
+
+TERMINATE = Terminate.TERMINATE
+Action = Send | Deliver | SetTimer | Terminate
+Transport = Literal["any", "unreliable", "reliable"]
+
+
+class Row(NamedTuple):
+    """One transition."""
+
+    state: State
+    event: Event | Timer
+    transport: Transport
+    next_state: State
+    actions: tuple[Action, ...] = ()
+
+
+Transitions = dict[tuple[State, Event | Timer], tuple[State, tuple[Action, ...]]]
+
+
+def transitions(rows: Iterable[Row], reliable: bool) -> Transitions:
+    """The rows that hold on a reliable, or an unreliable, transport."""
+    excluded = "unreliable" if reliable else "reliable"
+    return {
+        (row.state, row.event): (row.next_state, row.actions)
+        for row in rows
+        if row.transport != excluded
+    }
+
+
+class Machine:
+    """One transaction's state, and the table that moves it."""
+
+    __slots__ = ("_transitions", "state")
+
+    def __init__(self, table: Transitions, state: State) -> None:
+        self._transitions = table
+        self.state = state
+
+    def advance(self, event: Event | Timer) -> tuple[Action, ...]:
+        """Take the transition for ``event``; returns what must be done, in order."""
+        transition = self._transitions.get((self.state, event))
+        if transition is None:
+            return ()
+        self.state, actions = transition
+        return actions
+
+
+def response_event(status: int) -> Event:
+    """The event that a response with this status is."""
+    if status < 200:
+        return Event.PROVISIONAL
+    return Event.SUCCESS if status < 300 else Event.FAILURE
+
+
+def is_reliable(transport: str) -> bool:
+    """Whether a transport (``UDP``, ``TCP``, …) delivers in order and without loss."""
+    return transport != "UDP"
+
+
+TransactionKey = tuple[str, ...]
+"""Equal for two messages of one transaction (§17.1.3, §17.2.3)."""
+
+
+def server_key(request: Request, via: Via, method: str) -> TransactionKey:
+    """The server transaction of ``method`` that ``request``, with top Via ``via``, belongs to.
+
+    ``method`` is INVITE for an ACK and for what a CANCEL cancels. Without an RFC 3261 branch the
+    RFC 2543 rules hold, less the To tag: an INVITE has none where its ACK has the response's.
+    """
+    branch = via.branch
+    if branch.startswith(BRANCH_COOKIE):
+        return method, branch, via.sent_by.lower()
+    cseq = str(request.cseq.number)
+    from_tag = request.from_.tag or ""
+    return method, request.uri, request.call_id, from_tag, cseq, via.sent_by.lower(), branch
+
+
+def client_key(response: Response) -> TransactionKey:
+    """The client transaction that ``response`` answers (§17.1.3)."""
+    return response.cseq.method, response.top_via.branch

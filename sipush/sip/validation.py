@@ -1,0 +1,122 @@
+"""What every request and response must satisfy before anybody acts on it (RFC 3261 §8.1.1, §16.3).
+
+Only checks that need no configuration.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sipush.errors import MessageError
+from sipush.sip.fields import NameAddr
+from sipush.sip.grammar import is_token, split_outside
+from sipush.sip.message import Message, Request
+from sipush.sip.status import Status
+from sipush.sip.uri import parse_sip_uri
+
+MAX_HEADER_LINES = 200
+
+#: Header fields that may appear once (§7.3.1), as far as anybody here acts on them.
+_SINGLE = {
+    "to": "To",
+    "from": "From",
+    "call-id": "Call-ID",
+    "cseq": "CSeq",
+    "max-forwards": "Max-Forwards",
+    "content-length": "Content-Length",
+    "content-type": "Content-Type",
+    "expires": "Expires",
+}
+
+#: Schemes a Request-URI may have; what to do with each is routing's business.
+_REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
+
+
+def check(message: Message) -> None:
+    """Make sure of what registrar and proxy rely on.
+
+    Afterwards ``top_via``, ``from_``, ``to``, ``call_id`` and ``cseq`` do not raise, and a
+    Request-URI is well-formed. Raises MessageError with ``message`` attached, its reason naming
+    the fault.
+    """
+    try:
+        _check_header_lines(message)
+        _ = message.top_via
+        _check_address(message.from_, "From")
+        _check_address(message.to, "To")
+        _ = message.call_id
+        cseq = message.cseq
+        if isinstance(message, Request):
+            if cseq.method != message.method:
+                raise MessageError("CSeq Method Does Not Match Request")
+            _check_request_uri(message.uri)
+            _check_max_forwards(message.headers.get("max-forwards"))
+    except MessageError as error:
+        raise MessageError(error.reason, error.status, message) from None
+
+
+def _check_header_lines(message: Message) -> None:
+    fields = message.headers.fields
+    if len(fields) > MAX_HEADER_LINES:
+        raise MessageError("Too Many Header Fields")
+    seen: set[str] = set()
+    for name, _ in fields:
+        if name in _SINGLE:
+            if name in seen and len(set(message.headers.get_all(name))) > 1:
+                raise MessageError(f"Conflicting {_SINGLE[name]}")
+            seen.add(name)
+
+
+def _check_address(address: NameAddr, where: str) -> None:
+    if not address.uri[:4].lower().startswith("sip"):
+        return
+    try:
+        parse_sip_uri(address.uri)
+    except MessageError as error:
+        raise MessageError(f"{error.reason} in {where}", error.status) from None
+
+
+def _check_request_uri(uri: str) -> None:
+    scheme = uri.partition(":")[0].lower()
+    if scheme not in _REQUEST_URI_SCHEMES and is_token(scheme):
+        raise MessageError("Unsupported URI Scheme", Status.UNSUPPORTED_URI_SCHEME)
+    if scheme.startswith("sip"):
+        parsed = parse_sip_uri(uri)
+        if parsed.headers is not None:
+            raise MessageError("Headers Not Allowed in Request-URI")
+    elif not re.fullmatch(r'[a-z]+:[^\s<>"]+', uri):
+        raise MessageError("Malformed Request-URI")
+
+
+def _check_max_forwards(value: str | None) -> None:
+    if value is not None and not (value.isascii() and value.isdigit() and int(value) <= 255):
+        raise MessageError("Malformed Max-Forwards")
+
+
+def stamp_received(request: Request, remote: tuple[str, int]) -> None:
+    """Note in the top Via where the request really came from (§18.2.1, RFC 3581 §4).
+
+    ``received`` is set when sent-by names another host or ``rport`` is asked for, ``rport`` when it
+    is asked for; all other bytes of the line stay. Raises MessageError when the Via is missing or
+    malformed.
+    """
+    via = request.top_via
+    host, port = remote
+    wants_rport = "rport" in via.params
+    if not wants_rport and via.host.strip("[]").lower() == host and "received" not in via.params:
+        return
+    fields = request.headers.fields
+    index = next(i for i, field in enumerate(fields) if field[0] == "via")
+    line = fields[index][1]
+    colon = line.index(":") + 1
+    element = split_outside(line[colon:], ",")[0]
+    start = line.index(element, colon)
+    stamped = _RECEIVED.sub("", element)
+    if wants_rport:
+        stamped = _RPORT.sub(f";rport={port}", stamped)
+    stamped = f"{stamped};received={host}"
+    fields[index] = ("via", line[:start] + stamped + line[start + len(element) :])
+
+
+_RECEIVED = re.compile(r"\s*;\s*received\s*=[^;]*", re.IGNORECASE)
+_RPORT = re.compile(r"\s*;\s*rport\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
