@@ -1,0 +1,157 @@
+"""The daemon under test: the real process, its configuration and its log."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.process import Lines, Program
+from tests.e2e.wire import PATIENCE, Account
+
+DOMAIN = "example.com"
+APP = "com.example.softphone"
+
+
+def account(user: str) -> Account:
+    """A user of the daemons under test; every test may use any name that is in its config."""
+    return Account(user, f"secret-of-{user}", DOMAIN)
+
+
+def ha1(user: str, algorithm: str = "md5") -> str:
+    """H(user:realm:password)."""
+    who = account(user)
+    text = f"{user}:{DOMAIN}:{who.password}".encode()
+    return hashlib.new(algorithm, text).hexdigest()
+
+
+def toml(value: Any) -> str:
+    """A TOML inline value; a JSON string is one."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "{" + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case int() | float():
+            return repr(value)
+        case _:
+            return json.dumps(str(value))
+
+
+@dataclass
+class Daemon:
+    """One ``sipush run``. ``settings`` is the whole configuration file as a dict."""
+
+    directory: Path
+    settings: dict[str, Any]
+    program: Program | None = None
+    addresses: dict[str, tuple[str, int]] = field(default_factory=dict)
+    "Where it listens, by transport (``UDP``, ``TCP``)."
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.directory / "sipush.toml"
+
+    def write_config(self) -> None:
+        """Write ``settings``, with the ports once they are known."""
+        lines = [f"{key} = {toml(value)}\n" for key, value in self.settings.items()]
+        self.config.write_text("".join(lines))
+
+    async def start(self) -> None:
+        """Spawn it and wait until it says that it is ready."""
+        self.write_config()
+        self.program = await Program.start(
+            sys.executable, "-m", "sipush.cli", "run", "--config", self.config
+        )
+        ready = await self.log_event("ready")
+        for name in ready["listen"]:
+            transport, _, address = name.partition("/")
+            host, _, port = address.rpartition(":")
+            self.addresses[transport.upper()] = (host.strip("[]"), int(port))
+        # A restart comes back on the same ports.
+        for listener in self.settings["listen"]:
+            listener["port"] = self.addresses[listener["transport"].upper()][1]
+
+    @property
+    def log(self) -> Lines:
+        """Every line of this run, as written."""
+        assert self.program is not None
+        return self.program.output
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Every line of this run, parsed."""
+        return [json.loads(line) for line in self.log.all]
+
+    async def log_event(
+        self, event: str, patience: float = PATIENCE, start: int = 0, **match: Any
+    ) -> dict[str, Any]:
+        """The first record of ``event`` whose fields ``match``, waited for."""
+
+        def wanted(line: str) -> bool:
+            record = _parsed(line)
+            return record.get("event") == event and all(
+                record.get(name) == value for name, value in match.items()
+            )
+
+        line = await self.log.find(wanted, f"log event {event} {match or ''}", patience, start)
+        return _parsed(line)
+
+    async def stop(self, patience: float = PATIENCE) -> int:
+        """SIGTERM, and its exit code."""
+        assert self.program is not None
+        self.program.signal(signal.SIGTERM)
+        return await self.program.ended(patience)
+
+    def reload(self) -> None:
+        """SIGHUP after ``settings`` were changed."""
+        assert self.program is not None
+        self.write_config()
+        self.program.signal(signal.SIGHUP)
+
+    async def kill(self) -> None:
+        """kill -9."""
+        assert self.program is not None
+        await self.program.kill()
+
+    async def restart_after_kill(self) -> None:
+        """kill -9, then the same daemon on the same ports and the same store."""
+        await self.kill()
+        await self.start()
+
+    def __getitem__(self, transport: str) -> tuple[str, int]:
+        return self.addresses[transport]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A log record; a line that is none (a traceback, say) as its event."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {"event": line}
+    return record if isinstance(record, dict) else {"event": line}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes``, table by table."""
+    result = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+async def in_time(*awaitables: Any, patience: float = PATIENCE) -> list[Any]:
+    """Await all at once, within the patience of a test."""
+    async with asyncio.timeout(patience):
+        return await asyncio.gather(*awaitables)

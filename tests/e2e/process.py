@@ -1,0 +1,146 @@
+"""Phones are processes: started, listened to, and killed as an OS kills them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.e2e.wire import PATIENCE
+
+
+class Lines:
+    """Lines that a process says, waited for instead of polled."""
+
+    def __init__(self) -> None:
+        self.all: list[str] = []
+        self.ended = False
+        self._news = asyncio.Event()
+
+    async def collect(self, reader: asyncio.StreamReader) -> None:
+        """Read to the end."""
+        while line := await reader.readline():
+            self.add(line.decode("utf-8", "replace").rstrip("\n"))
+        self.ended = True
+        self._news.set()
+
+    def add(self, line: str) -> None:
+        """One more line."""
+        self.all.append(line)
+        self._news.set()
+
+    async def find(
+        self, wanted: Callable[[str], bool], what: str, patience: float = PATIENCE, start: int = 0
+    ) -> str:
+        """The first line at or after ``start`` that is ``wanted``; fails with the last lines."""
+        try:
+            async with asyncio.timeout(patience):
+                while True:
+                    while start < len(self.all):
+                        line = self.all[start]
+                        start += 1
+                        if wanted(line):
+                            return line
+                    if self.ended:
+                        break
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+        said = "\n".join(self.all[-25:]) or "nothing"
+        raise AssertionError(f"{what} was not said{' before the end' * self.ended}; said:\n{said}")
+
+
+class Program:
+    """One process of its own session, and what it writes to stdout and stderr."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.output = Lines()
+        assert process.stdout is not None
+        self._reading = asyncio.create_task(self.output.collect(process.stdout))
+
+    @classmethod
+    async def start(
+        cls,
+        *command: str | Path,
+        directory: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Program:
+        """Spawn; stdin is closed, stderr goes with stdout."""
+        process = await asyncio.create_subprocess_exec(
+            *map(str, command),
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return cls(process)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.returncode is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        """SIGKILL: no farewell, no un-REGISTER; returns when the kernel has closed its sockets."""
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def ended(self, patience: float = PATIENCE) -> int:
+        """Wait for its end; the return code."""
+        async with asyncio.timeout(patience):
+            code = await self.process.wait()
+            await self._reading
+        return code
+
+
+class Pipe:
+    """A named pipe as a log file: lines come when they are written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = Lines()
+        os.mkfifo(path)
+        # Read-write, so that neither end waits for the other and a restart is not an end of file.
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self._partial = b""
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            *whole, self._partial = (self._partial + os.read(self._fd, 65536)).split(b"\n")
+            for line in whole:
+                self.lines.add(line.decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """No more reading."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+
+_handed_out: set[int] = set()
+
+
+def free_port() -> int:
+    """A loopback port that nothing uses and that was not handed out before, even numbered."""
+    while True:
+        with socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind(("127.0.0.1", 0))
+            port: int = udp.getsockname()[1] & ~1
+            with contextlib.suppress(OSError):
+                tcp.bind(("127.0.0.1", port))
+                if port not in _handed_out:
+                    _handed_out.add(port)
+                    return port
