@@ -47,6 +47,11 @@ def fingerprint(token: str) -> str:
     return sha256(token.encode()).hexdigest()[:8]
 
 
+def redact_text(text: str) -> str:
+    """The text without the tokens, passwords and digests in it."""
+    return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
+
+
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Take tokens, passwords and digests out of an event, whatever key or text they hide in."""
     for key, value in event.items():
@@ -60,7 +65,7 @@ def _redact(key: str, value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(_redact_match, value) if len(value) > 8 else value
+        return redact_text(value) if len(value) > 8 else value
     if isinstance(value, Mapping):
         return {name: _redact(str(name), each) for name, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -68,10 +73,6 @@ def _redact(key: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     return _redact("", str(value))
-
-
-def _redact_match(match: re.Match[str]) -> str:
-    return (match["label"] or "") + REDACTED
 
 
 class _ToStructlog(logging.Handler):

@@ -1,0 +1,168 @@
+"""The command line. Exit status: 0 done, 1 a problem (one clear line each on stderr), 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from sipush import cli_store
+from sipush.config import Config, load
+from sipush.errors import ConfigError, SipushError
+
+DEFAULT_CONFIG = Path("/etc/sipush/sipush.toml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        print(*(f"sipush: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+    except (SipushError, OSError) as error:
+        print(f"sipush: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("sipush: interrupted", file=sys.stderr)
+    return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sipush import daemon  # noqa: PLC0415 - `sipush user` needs no push libraries
+
+    return daemon.run(options.config)
+
+
+def _check(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    print(f"{options.config} is good.")
+    for name, text in _summary(config):
+        print(f"  {name:<8} {text}")
+    return 0
+
+
+def _summary(config: Config) -> list[tuple[str, str]]:
+    doors = [f"{door.transport} {door.address} port {door.port}" for door in config.listen]
+    place = {
+        "sqlite": str(config.store.sqlite.path),
+        "redis": config.store.redis.url,
+        "memory": "forgets at exit",
+    }[config.store.type]
+    services = {
+        app_id: [name for name in ("apns", "fcm", "webhook") if getattr(app, name)]
+        for app_id, app in config.apps.items()
+    }
+    apps = [f"{app_id} ({', '.join(names)})" for app_id, names in services.items()]
+    return [
+        ("listens", ", ".join(doors)),
+        ("domains", ", ".join(config.sip.domains)),
+        ("store", f"{config.store.type}, {place}"),
+        ("apps", ", ".join(apps) or "none: nobody can be woken"),
+        ("users", f"{len(config.users)} here; `sipush user list` shows those in the store too"),
+        ("peers", ", ".join(f"{peer.name} ({peer.address})" for peer in config.peers) or "none"),
+    ]
+
+
+def _demo(_options: argparse.Namespace) -> int:
+    from sipush.demo import story  # noqa: PLC0415 - brings phones and push services along
+
+    return story.run()
+
+
+def _version(_options: argparse.Namespace) -> int:
+    print(f"sipush {version('sipush')}")
+    return 0
+
+
+def _on_store(
+    work: Callable[[argparse.Namespace, Config], cli_store.Work],
+) -> Callable[[argparse.Namespace], int]:
+    """A command that works on the store the configuration names."""
+
+    def command(options: argparse.Namespace) -> int:
+        config = load(options.config)
+        return asyncio.run(cli_store.on_store(config, work(options, config)))
+
+    return command
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sipush", description="A SIP registrar and push-triggering proxy."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument(
+        "--config",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help=f"the configuration ({DEFAULT_CONFIG})",
+    )
+
+    def add(name: str, text: str, command: Callable[[argparse.Namespace], int]) -> None:
+        commands.add_parser(name, help=text, description=text, parents=[configured]).set_defaults(
+            command=command
+        )
+
+    add("run", "Run the server; SIGHUP reloads users and apps, SIGTERM drains.", _run)
+    add("check", "Tell everything that is wrong with a configuration.", _check)
+    demo = commands.add_parser("demo", help="Show a killed phone that rings, on loopback.")
+    demo.set_defaults(command=_demo)
+    _add_user_commands(commands.add_parser("user", help="Add, list and remove users."), configured)
+    bindings = commands.add_parser(
+        "bindings", help="List registered devices, awake and asleep.", parents=[configured]
+    )
+    bindings.add_argument("aor", nargs="?", help="of this user only")
+    bindings.set_defaults(command=_on_store(cli_store.list_bindings))
+    commands.add_parser("version", help="Print the version.").set_defaults(command=_version)
+    return parser
+
+
+def _add_user_commands(
+    parser: argparse.ArgumentParser, configured: argparse.ArgumentParser
+) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    aor_help = "101@example.com, or 101 for the first domain"
+
+    add = commands.add_parser(
+        "add",
+        help="Add a user or replace one.",
+        description="Add a user or replace one. The password is asked for, or read from stdin; "
+        "only its hashes are stored.",
+        parents=[configured],
+    )
+    add.add_argument("aor", help=aor_help)
+    source = add.add_mutually_exclusive_group()
+    source.add_argument("--password-file", type=Path, metavar="FILE", help="take its first line")
+    source.add_argument("--generate", action="store_true", help="make a password and print it")
+    add.add_argument("--no-hold", action="store_true", help="calls do not wait for this user")
+    add.add_argument("--hold-seconds", type=float, metavar="S", help="how long calls wait")
+    add.add_argument("--fallback", default="", metavar="URI", help="who gets unanswered calls")
+    add.set_defaults(command=_on_store(cli_store.add_user))
+
+    remove = commands.add_parser("remove", help="Remove a user.", parents=[configured])
+    remove.add_argument("aor", help=aor_help)
+    remove.set_defaults(command=_on_store(cli_store.remove_user))
+
+    import_ = commands.add_parser(
+        "import",
+        help="Add users from a CSV file.",
+        description="Add the users of a CSV file, all or none: lines of aor,password or "
+        "aor,ha1_md5,ha1_sha256 (either may be empty).",
+        parents=[configured],
+    )
+    import_.add_argument("file", type=Path)
+    import_.set_defaults(command=_on_store(cli_store.import_users))
+
+    list_ = commands.add_parser("list", help="List users.", parents=[configured])
+    list_.set_defaults(command=_on_store(cli_store.list_users))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Commands that work on the store: users and bindings."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import getpass
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sipush.config import Config, UserConfig
+from sipush.config_problems import describe
+from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
+from sipush.errors import ConfigError, SipushError
+from sipush.location import make_store
+from sipush.location.store import LocationStore
+from sipush.logs import fingerprint, redact_text
+from sipush.sip.digest import Algorithm, compute_ha1
+
+Work = Callable[[LocationStore], Awaitable[None]]
+
+
+async def on_store(config: Config, work: Work) -> int:
+    """Open the configured store, do ``work``, close it; the exit status."""
+    if config.store.type == "memory":
+        raise SipushError("store.type is memory: it lives inside the server, out of reach")
+    store = make_store(config.store)
+    try:
+        await store.open()
+        await work(store)
+    finally:
+        await store.close()
+    return 0
+
+
+def add_user(options: argparse.Namespace, config: Config) -> Work:
+    """``user add``."""
+    aor = _writable_aor(options.aor, config)
+    settings = _checked_settings(options, aor)
+    password = secrets.token_urlsafe(12) if options.generate else _read_password(options)
+    subscriber = replace(
+        _subscriber(aor, password),
+        hold=settings.hold,
+        hold_seconds=settings.hold_seconds,
+        fallback=settings.fallback,
+    )
+
+    async def work(store: LocationStore) -> None:
+        known = await store.subscriber(aor) is not None
+        await store.put_subscriber(subscriber)
+        print(f"{aor} {'replaced' if known else 'added'}.")
+        if options.generate:
+            print(f"password: {password}")
+
+    return work
+
+
+def remove_user(options: argparse.Namespace, config: Config) -> Work:
+    """``user remove``."""
+    aor = _writable_aor(options.aor, config)
+
+    async def work(store: LocationStore) -> None:
+        if not await store.remove_subscriber(aor):
+            raise SipushError(f"{aor} is not in the store")
+        print(f"{aor} removed.")
+
+    return work
+
+
+def import_users(options: argparse.Namespace, config: Config) -> Work:
+    """``user import``: nothing is stored unless every line is good."""
+    with options.file.open(newline="", encoding="utf-8") as file:
+        subscribers = _read_csv(options.file, csv.reader(file), config)
+
+    async def work(store: LocationStore) -> None:
+        for subscriber in subscribers:
+            await store.put_subscriber(subscriber)
+        print(f"{len(subscribers)} users imported.")
+
+    return work
+
+
+def list_users(_options: argparse.Namespace, config: Config) -> Work:
+    """``user list``: those of the configuration win."""
+
+    async def work(store: LocationStore) -> None:
+        for aor, user in sorted(config.users.items()):
+            print(_user_line(aor, user, "configuration (read-only)"))
+        stored = [each async for each in store.subscribers()]
+        for subscriber in sorted(stored, key=lambda each: each.aor):
+            if subscriber.aor not in config.users:
+                print(_user_line(subscriber.aor, subscriber, "store"))
+
+    return work
+
+
+def list_bindings(options: argparse.Namespace, config: Config) -> Work:
+    """``bindings``: a device is awake while registered, asleep when only a push reaches it."""
+
+    async def work(store: LocationStore) -> None:
+        now = time.time()
+        if options.aor:
+            aors = [_aor(options.aor, config)]
+        else:
+            aors = sorted([aor async for aor in store.aors()])
+        for aor in aors:
+            print(*_location_lines(aor, await store.lookup(aor, now), now), sep="\n")
+
+    return work
+
+
+def _aor(text: str, config: Config) -> Aor:
+    user, at, domain = text.rpartition("@")
+    if not at:
+        user, domain = text, config.sip.domains[0]
+    domain = domain.lower()
+    if not user or domain not in config.sip.domains:
+        ours = " or ".join(config.sip.domains)
+        raise SipushError(f"{text} is no address-of-record of ours (allowed: user@{ours})")
+    return f"{user}@{domain}"
+
+
+def _writable_aor(text: str, config: Config) -> Aor:
+    aor = _aor(text, config)
+    if aor in config.users:
+        raise SipushError(f"{aor} is a user of the configuration file: change it there")
+    return aor
+
+
+def _checked_settings(options: argparse.Namespace, aor: Aor) -> UserConfig:
+    """The options, held to the rules that the configuration file has for a user."""
+    try:
+        return UserConfig(
+            hold=not options.no_hold, hold_seconds=options.hold_seconds, fallback=options.fallback
+        )
+    except ValidationError as error:
+        problems = describe(error.errors(include_url=False), UserConfig)
+        raise ConfigError([f"{aor}: {problem}" for problem in problems]) from None
+
+
+def _read_password(options: argparse.Namespace) -> str:
+    if options.password_file:
+        password = next(iter(options.password_file.read_text().splitlines()), "")
+    elif sys.stdin.isatty():
+        password = getpass.getpass()
+        if getpass.getpass("Again: ") != password:
+            raise SipushError("the passwords differ")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise SipushError("the password is empty")
+    return password
+
+
+def _subscriber(aor: Aor, password: str) -> Subscriber:
+    user, _, realm = aor.rpartition("@")
+    return Subscriber(
+        aor,
+        ha1_md5=compute_ha1(Algorithm.MD5, user, realm, password),
+        ha1_sha256=compute_ha1(Algorithm.SHA256, user, realm, password),
+    )
+
+
+def _read_csv(path: Path, rows: Iterable[list[str]], config: Config) -> list[Subscriber]:
+    subscribers: list[Subscriber] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, 1):
+        if not row:
+            continue
+        try:
+            subscribers.append(_subscriber_of_row(row, config))
+        except SipushError as error:
+            problems.append(f"{path} line {number}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return subscribers
+
+
+def _subscriber_of_row(row: list[str], config: Config) -> Subscriber:
+    match [field.strip() for field in row]:
+        case [text, password] if password:
+            return _subscriber(_writable_aor(text, config), password)
+        case [text, md5, sha256] if md5 or sha256:
+            aor = _writable_aor(text, config)
+            try:
+                user = UserConfig(ha1_md5=md5, ha1_sha256=sha256)
+            except ValidationError as error:
+                problems = describe(error.errors(include_url=False), UserConfig)
+                raise SipushError("; ".join(problems)) from None
+            return Subscriber(aor, user.ha1_md5, user.ha1_sha256)
+    raise SipushError("must be aor,password or aor,ha1_md5,ha1_sha256")
+
+
+def _user_line(aor: Aor, user: UserConfig | Subscriber, source: str) -> str:
+    digests = "+".join(
+        name for name, ha1 in (("MD5", user.ha1_md5), ("SHA-256", user.ha1_sha256)) if ha1
+    )
+    if not user.hold:
+        hold = "no hold"
+    elif user.hold_seconds is None:
+        hold = "hold"
+    else:
+        hold = f"hold {user.hold_seconds:g} s"
+    fallback = f", then {user.fallback}" if user.fallback else ""
+    return f"{aor}  {digests}  {hold}{fallback}  [{source}]"
+
+
+def _location_lines(aor: Aor, location: Location, now_epoch: float) -> list[str]:
+    lines = [aor]
+    for binding in location.bindings:
+        left = binding.expires_epoch - now_epoch
+        lines.append(f"  awake   {redact_text(binding.contact)}")
+        lines.append(f"          over {binding.flow}, {left:.0f} s left, {_device(binding.device)}")
+        if record := location.push_record(binding.device):
+            lines.append(f"          {_push(record)}")
+    awake = {binding.device for binding in location.bindings}
+    for record in location.push_records:
+        if record.device not in awake:
+            days = (record.expires_epoch - now_epoch) / 86400
+            lines.append(f"  asleep  {_device(record.device)}, {days:.1f} days left")
+            lines.append(f"          {_push(record)}")
+    return lines if len(lines) > 1 else [f"{aor}: nothing registered"]
+
+
+def _device(device: str) -> str:
+    kind, _, value = device.partition(":")
+    return f"token {fingerprint(value)}" if kind == "token" else value
+
+
+def _push(record: PushRecord) -> str:
+    tokens = [
+        f"{use} token {fingerprint(token)}"
+        for use, token in (("call", record.call_token), ("message", record.message_token))
+        if token
+    ]
+    return f"push: {', '.join([record.platform.value, record.app_id or 'no app-id', *tokens])}"
