@@ -1,0 +1,65 @@
+# Everything a fresh Debian 12 needs beyond python3 and make is installed by the targets themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Debian packages that the tests drive: a Redis, and phones that are not our own stack.
+TEST_PACKAGES := redis-server sip-tester baresip-core
+
+.DELETE_ON_ERROR:
+.PHONY: help setup run demo test check format lint types packages lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/runtime.stamp ## Make .venv with what the server needs
+
+run: .venv/runtime.stamp ## Start the server on config/sipush.toml
+	@mkdir -p run
+	@exec $(BIN)/sipush run --config config/sipush.toml
+
+demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
+	@exec $(BIN)/sipush demo
+
+test: .venv/dev.stamp packages ## Run all tests
+	$(BIN)/pytest
+
+check: format lint types test ## Format check, lint, types and tests
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+
+types: .venv/dev.stamp
+	$(BIN)/mypy
+
+packages:
+	@.ci/install-packages $(TEST_PACKAGES)
+
+# Each stamp is touched last, so whatever fails half-way is done again by the next call.
+.venv/runtime.stamp: config/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/install-packages python3-venv
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing what the server needs into .venv …"
+	@$(PIP) install --no-deps --require-hashes -r config/requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev.stamp: config/requirements-dev.lock .venv/runtime.stamp
+	@echo "Installing what the tests need into .venv …"
+	@$(PIP) install --no-deps --require-hashes -r config/requirements-dev.lock
+	@touch $@
+
+# setuptools builds the editable install, so it is pinned like the rest.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock'
+lock: .venv/dev.stamp ## Pin the newest allowed versions of all dependencies
+	echo 'setuptools>=77' | $(COMPILE) --upgrade pyproject.toml - -o config/requirements.lock
+	echo 'setuptools>=77' | $(COMPILE) --upgrade pyproject.toml - --extra dev \
+		-c config/requirements.lock -o config/requirements-dev.lock
+
+clean: ## Remove everything that make made
+	rm -rf .venv run *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find sipush tests -name __pycache__ -type d -exec rm -rf {} +
