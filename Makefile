@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# uv takes seconds where pip takes a minute; pip knows a machine's own index, where uv cannot help.
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
 TEST_PACKAGES := redis-server sip-tester baresip-core
 
@@ -39,23 +42,25 @@ packages:
 	@.ci/install-packages $(TEST_PACKAGES)
 
 # Each stamp is touched last, so whatever fails half-way is done again by the next call.
-.venv/runtime.stamp: config/requirements.lock pyproject.toml
+.venv/runtime.stamp: config/uv.lock config/requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/install-packages python3-venv
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing what the server needs into .venv …"
-	@$(PIP) install --no-deps --require-hashes -r config/requirements.lock
+	@$(PIP) install --no-deps --require-hashes -r config/uv.lock
+	@$(INSTALL) config/requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev.stamp: config/requirements-dev.lock .venv/runtime.stamp
 	@echo "Installing what the tests need into .venv …"
-	@$(PIP) install --no-deps --require-hashes -r config/requirements-dev.lock
+	@$(INSTALL) config/requirements-dev.lock
 	@touch $@
 
 # setuptools builds the editable install, so it is pinned like the rest.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock'
-lock: .venv/dev.stamp ## Pin the newest allowed versions of all dependencies
+lock: .venv/runtime.stamp ## Pin the newest allowed versions of all dependencies
+	echo 'uv>=0.13' | $(COMPILE) --upgrade - -o config/uv.lock
 	echo 'setuptools>=77' | $(COMPILE) --upgrade pyproject.toml - -o config/requirements.lock
 	echo 'setuptools>=77' | $(COMPILE) --upgrade pyproject.toml - --extra dev \
 		-c config/requirements.lock -o config/requirements-dev.lock
