@@ -1,0 +1,140 @@
+"""Digest access authentication: challenges and credentials (RFC 3261 §22, RFC 7616, RFC 8760)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from hmac import compare_digest
+
+from sipush.errors import MessageError
+from sipush.sip.grammar import QUOTED_STRING, TOKEN, quote_string, unescape, unquote_string
+from sipush.sip.uri import parse_sip_uri
+
+
+class Algorithm(Enum):
+    """The hash algorithms of RFC 8760 that are offered, strongest first."""
+
+    SHA256 = "SHA-256"
+    MD5 = "MD5"
+
+    def hexdigest(self, text: str) -> str:
+        """H(text) in lower-case hex."""
+        data = text.encode("utf-8", "surrogateescape")
+        if self is Algorithm.MD5:
+            return hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return hashlib.sha256(data).hexdigest()
+
+
+_ALGORITHMS = {algorithm.value: algorithm for algorithm in Algorithm}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """One Authorization or Proxy-Authorization value (RFC 7616 §3.4)."""
+
+    username: str
+    realm: str
+    nonce: str
+    uri: str
+    response: str
+    algorithm: Algorithm = Algorithm.MD5
+    qop: str = ""
+    "``auth`` as written, or empty: a client of RFC 2069 that knows no qop."
+    nc: str = ""
+    "As written, without quotes: clients hash what they wrote (``1`` as well as ``00000001``)."
+    cnonce: str = ""
+
+    @property
+    def nonce_count(self) -> int | None:
+        """The nonce count, or None without qop."""
+        return int(self.nc, 16) if self.qop else None
+
+
+_PARAM = re.compile(rf"({TOKEN})\s*=\s*({QUOTED_STRING}|[^\s,\"]+)")
+_NONCE_COUNT = re.compile(r"[0-9A-Fa-f]{1,8}")
+_REQUIRED = ("username", "realm", "nonce", "uri", "response")
+
+
+def parse_credentials(value: str) -> Credentials | None:
+    """Parse one Authorization value; None for what nobody could verify.
+
+    That is another scheme, an algorithm or qop that was not offered, or a missing part. Anything
+    may be quoted or not, whatever the grammar says: phones differ.
+    """
+    scheme, _, rest = value.partition(" ")
+    if scheme.lower() != "digest":
+        return None
+    params: dict[str, str] = {}
+    for name, text in _PARAM.findall(rest):
+        params.setdefault(name.lower(), text[1:-1] if text[0] == '"' else text)
+    if not all(params.get(name) for name in _REQUIRED):
+        return None
+    algorithm = _ALGORITHMS.get(params.get("algorithm", "MD5").upper())
+    qop, nc, cnonce = params.get("qop", ""), params.get("nc", ""), params.get("cnonce", "")
+    if algorithm is None:
+        return None
+    if qop and not (qop.lower() == "auth" and cnonce and _NONCE_COUNT.fullmatch(nc)):
+        return None
+    return Credentials(
+        unquote_string(f'"{params["username"]}"'),
+        unquote_string(f'"{params["realm"]}"'),
+        params["nonce"],
+        params["uri"],
+        params["response"].lower(),
+        algorithm,
+        qop,
+        nc,
+        cnonce,
+    )
+
+
+def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
+    """The credentials for ``realm`` among all Authorization values, the strongest if several."""
+    found = [c for value in values if (c := parse_credentials(value)) and c.realm == realm]
+    if len(found) < 2:
+        return found[0] if found else None
+    return min(found, key=lambda credentials: credentials.algorithm is Algorithm.MD5)
+
+
+def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:
+    """One WWW-Authenticate or Proxy-Authenticate value (RFC 7616 §3.3)."""
+    text = f'Digest realm={quote_string(realm)}, nonce="{nonce}", algorithm={algorithm.value}'
+    return text + (', stale=true, qop="auth"' if stale else ', qop="auth"')
+
+
+def compute_ha1(algorithm: Algorithm, username: str, realm: str, password: str) -> str:
+    """H(A1) of RFC 7616 §3.4.2, what is stored instead of a password."""
+    return algorithm.hexdigest(f"{username}:{realm}:{password}")
+
+
+def compute_response(credentials: Credentials, ha1: str, method: str) -> str:
+    """The request-digest that ``credentials`` should carry (RFC 7616 §3.4.1)."""
+    c = credentials
+    ha2 = c.algorithm.hexdigest(f"{method}:{c.uri}")
+    middle = f"{c.nonce}:{c.nc}:{c.cnonce}:{c.qop}" if c.qop else c.nonce
+    return c.algorithm.hexdigest(f"{ha1}:{middle}:{ha2}")
+
+
+def response_matches(credentials: Credentials, ha1: str, method: str) -> bool:
+    """Whether the credentials prove knowledge of ``ha1``, compared in constant time."""
+    expected = compute_response(credentials, ha1, method)
+    return compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
+
+
+def uri_matches(digest_uri: str, request_uri: str) -> bool:
+    """Whether the digest-uri names the resource of the Request-URI (RFC 7616 §3.4.6).
+
+    Only the user parts are compared, and only when the digest-uri has one: phones write our
+    domain, our address, or the outbound proxy there, with parameters or without (SIPp always
+    ``sip:<address>:<port>``).
+    """
+    if digest_uri == request_uri:
+        return True
+    try:
+        ours, theirs = parse_sip_uri(request_uri), parse_sip_uri(digest_uri)
+    except MessageError:
+        return False
+    return theirs.user is None or unescape(theirs.user) == unescape(ours.user or "")
