@@ -1,0 +1,197 @@
+"""How a phone says that it can be woken, in every dialect seen in the wild.
+
+``X-Push`` and its older names are header fields; RFC 8599 and liblinphone's older form are URI
+parameters of the Contact. docs/push-headers.md shows each on the wire and what is made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sipush.sip.grammar import parse_params, unescape, unquote_string
+from sipush.sip.headers import Headers, field_value
+
+HEADERS = ("x-push", "x-p-push", "portsip-push")
+"Names of the push header, best first: when several disagree, the first of them counts."
+
+RFC8599 = "rfc8599"
+LINPHONE = "linphone"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PushParams:
+    """What one device asks for. Without a token it is registered and never pushed."""
+
+    provider: str
+    "``apns``, ``fcm``, or the phone's own word for a platform without a push service of its own."
+    app_id: str = ""
+    call_token: str = ""
+    "For apns the VoIP token."
+    message_token: str = ""
+    "For apns the token for alerts; for all others the same as ``call_token``."
+    allow_call: bool = True
+    allow_message: bool = True
+    dialect: str = "X-Push"
+    "Header names as the phone wrote them, comma-separated; ``rfc8599``; ``linphone``."
+    extra: dict[str, str] = field(default_factory=dict)
+    "Parameters we do not know, and those of RFC 8599 as they came but the token."
+
+    @property
+    def off(self) -> bool:
+        """Both consents withdrawn: forget how to wake this device."""
+        return not (self.allow_call or self.allow_message)
+
+    @property
+    def token(self) -> str:
+        """Either token, or an empty string when there is none (yet)."""
+        return self.call_token or self.message_token
+
+
+@dataclass(frozen=True, slots=True)
+class PushFault:
+    """Push parameters that cannot be used."""
+
+    text: str
+    "For Warning 399: never holds a token."
+    dialect: str
+
+
+class _FaultError(Exception):
+    pass
+
+
+def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
+    """The push header of a REGISTER, under any of its names; None when there is none.
+
+    Several at once are one device.
+    """
+    lines = [f for f in headers.fields if f[0] in HEADERS]
+    if not lines:
+        return None
+    name, line = min(lines, key=lambda f: HEADERS.index(f[0]))
+    dialect = ",".join(dict.fromkeys(line.partition(":")[0].strip() for _, line in lines))
+    try:
+        return _parse_header(parse_params(field_value(line)), dialect)
+    except _FaultError as fault:
+        written = line.partition(":")[0].strip() or name
+        return PushFault(f"{written}: {fault}", dialect)
+
+
+def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | PushFault | None:
+    """The push parameters of a Contact URI (RFC 8599 §8.7 or liblinphone's older ones), or None."""
+    if "pn-provider" in params:
+        dialect, parse = RFC8599, _parse_rfc8599
+    elif "pn-tok" in params:
+        dialect, parse = LINPHONE, _parse_linphone
+    else:
+        return None
+    try:
+        return parse({name: unescape(value or "") for name, value in params.items()})
+    except _FaultError as fault:
+        return PushFault(str(fault), dialect)
+
+
+def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
+    values = {name: unquote_string(value or "") for name, value in params.items()}
+    allow_call = _flag(values, "allow-call-push")
+    allow_message = _flag(values, "allow-message-push")
+    uid, app_id = values.pop("device-uid", ""), values.pop("app-id", "")
+    system = values.pop("device-os", "").lower()
+    provider = {"ios": "apns", "android": "fcm"}.get(system, system)
+    if allow_call or allow_message:  # switching push off needs no more than the flags
+        _require(provider, "device-os is missing")
+        _require(app_id or not uid.strip("|"), "app-id is missing")
+    call, message = _pair(uid) if provider == "apns" else (uid, uid)
+    _check_token(call, "device-uid")
+    _check_token(message, "device-uid")
+    return PushParams(
+        provider, app_id, call, message, allow_call, allow_message, dialect, extra=values
+    )
+
+
+def _flag(values: dict[str, str], name: str) -> bool:
+    text = values.pop(name, "true")
+    _require(text.lower() in ("true", "false"), f"{name} is neither true nor false")
+    return text.lower() == "true"
+
+
+def _pair(uid: str) -> tuple[str, str]:
+    """``<VoIP token>|<APNs token>``; one token alone is the VoIP token."""
+    call, _, message = uid.partition("|")
+    return call.strip(), message.strip()
+
+
+def _parse_rfc8599(params: dict[str, str]) -> PushParams:
+    provider = params["pn-provider"].lower()
+    extra = {n: v for n, v in params.items() if n.startswith("pn-") and n != "pn-prid"}
+    if provider.endswith(".dev"):  # liblinphone's word for a build that uses the sandbox
+        provider = provider.removesuffix(".dev")
+        extra["environment"] = "sandbox"
+    prid, param = params.get("pn-prid", ""), params.get("pn-param", "")
+    if not prid:  # asks what is supported (§4.1.1)
+        return PushParams(provider, dialect=RFC8599, extra=extra)
+    if provider == "apns":
+        app_id, service = _split_topic(param)
+        call, message = _split_tokens(prid, service)
+    elif provider == "fcm":
+        _require(param, "pn-param is missing")
+        app_id, call, message = param, prid, prid
+        _check_token(prid, "pn-prid")
+    else:
+        raise _FaultError("pn-provider is not supported")
+    return PushParams(provider, app_id, call, message, dialect=RFC8599, extra=extra)
+
+
+def _split_topic(param: str) -> tuple[str, str]:
+    """Bundle and service of ``TEAMID.bundle.service``, split at the first and the last dot."""
+    team, _, rest = param.partition(".")
+    bundle, _, service = rest.rpartition(".")
+    _require(team and bundle and service, "pn-param is not TEAMID.bundle.service")
+    return bundle, service
+
+
+def _split_tokens(prid: str, service: str) -> tuple[str, str]:
+    """VoIP and alert token of an apns PRID; liblinphone packs ``T1:remote&T2:voip`` into one."""
+    tokens = {"voip": "", "remote": ""}
+    for part in prid.split("&"):
+        token, colon, kind = part.rpartition(":")
+        if not colon:
+            token, kind = part, "voip" if "voip" in service.split("&") else "remote"
+        _check_token(token, "pn-prid")
+        tokens[kind.lower()] = token
+    return tokens["voip"], tokens["remote"]
+
+
+_LINPHONE_TYPES = {"apple": "apns", "google": "fcm", "firebase": "fcm"}
+
+
+def _parse_linphone(params: dict[str, str]) -> PushParams:
+    provider = _LINPHONE_TYPES.get(params.get("pn-type", "").lower(), "")
+    _require(provider, "pn-type is not supported")
+    app_id, token = params.get("app-id", ""), params["pn-tok"]
+    _require(app_id, "app-id is missing")
+    extra = {n: v for n, v in params.items() if n.startswith("pn-") and n != "pn-tok"}
+    extra["app-id"] = app_id
+    if provider == "fcm":
+        _check_token(token, "pn-tok")
+        return PushParams(provider, app_id, token, token, dialect=LINPHONE, extra=extra)
+    if app_id.endswith(".dev"):
+        extra["environment"] = "sandbox"
+    app_id = app_id.removesuffix(".dev").removesuffix(".prod")
+    bundle = app_id.removesuffix(".voip")
+    call, message = _split_tokens(token, "voip" if bundle != app_id else "remote")
+    return PushParams(provider, bundle, call, message, dialect=LINPHONE, extra=extra)
+
+
+_TOKEN = re.compile(r"[!-~]*").fullmatch
+
+
+def _check_token(token: str, name: str) -> None:
+    _require(_TOKEN(token), f"{name} is not a token")
+
+
+def _require(condition: object, fault: str) -> None:
+    if not condition:
+        raise _FaultError(fault)

@@ -1,0 +1,94 @@
+"""Every dialect of docs/push-headers.md becomes the same value."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sipush.sip.fields import parse_name_addr
+from sipush.sip.headers import Headers
+from sipush.sip.push_params import (
+    PushFault,
+    PushParams,
+    parse_push_headers,
+    parse_push_uri_params,
+)
+from sipush.sip.uri import parse_sip_uri
+
+PAGE = Path(__file__).parents[2] / "docs" / "push-headers.md"
+TOKEN = "fMEP0vJqS0:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx_" + "Zx8-_aB" * 16 + ":9"
+
+
+def rows(columns: int) -> list[list[str]]:
+    """The body rows of the page's tables that have so many columns."""
+    found = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [
+            cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip("|"))
+        ]
+        if line.startswith("|") and len(cells) == columns and "`" in line:
+            found.append(cells)
+    return found
+
+
+def parse(wire: str) -> PushParams | PushFault | None:
+    headers = Headers()
+    for line in wire.strip("`").replace("<token>", TOKEN).split("`<br>`"):
+        name, _, value = line.partition(":")
+        headers.append(name, value.strip())
+    contact = headers.get("contact")
+    if contact is None:
+        return parse_push_headers(headers)
+    return parse_push_uri_params(parse_sip_uri(parse_name_addr(contact).uri).params)
+
+
+DIALECTS = rows(10)
+FAULTS = rows(2)
+
+
+def test_the_tables_are_found() -> None:
+    assert len(DIALECTS) >= 28
+    assert len(FAULTS) >= 12
+    assert len(TOKEN) == 162
+
+
+@pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row[0])
+def test_each_dialect_says_what_the_table_says(row: list[str]) -> None:
+    _, wire, provider, app_id, call, message, calls, messages, dialect, kept = row
+    tokens = [cell.strip("`").replace("<token>", TOKEN) for cell in (call, message)]
+    assert parse(wire) == PushParams(
+        provider,
+        app_id,
+        *tokens,
+        allow_call=calls == "yes",
+        allow_message=messages == "yes",
+        dialect=dialect,
+        extra=dict(pair.split("=", 1) for pair in kept.split()),
+    )
+
+
+@pytest.mark.parametrize(("wire", "text"), FAULTS)
+def test_each_unusable_header_names_its_fault(wire: str, text: str) -> None:
+    fault = parse(wire)
+    assert isinstance(fault, PushFault)
+    assert fault.text == text
+
+
+def test_a_request_without_push_asks_for_nothing() -> None:
+    assert parse("`User-Agent: desk phone`") is None
+    assert parse("`Contact: <sip:101@192.0.2.1;transport=tcp>`") is None
+
+
+def test_push_is_off_only_when_both_consents_are_withdrawn() -> None:
+    both = parse("`X-Push: allow-call-push=false;allow-message-push=False`")
+    one = parse("`X-Push: device-os=ios;allow-call-push=false;allow-message-push=true`")
+    assert isinstance(both, PushParams)
+    assert isinstance(one, PushParams)
+    assert (both.off, one.off) == (True, False)
+
+
+def test_tokens_stay_out_of_tracebacks() -> None:
+    params = parse("`X-Push: device-os=ios;device-uid=secret11;app-id=com.example.app`")
+    fault = parse("`X-Push: device-os=ios;device-uid=sec ret11;app-id=com.example.app`")
+    assert "secret11" not in repr(params)
+    assert "ret11" not in repr(fault)
