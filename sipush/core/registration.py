@@ -1,0 +1,392 @@
+"""What the registrar makes of a REGISTER (RFC 3261 §10.3, RFC 3327, RFC 5626, RFC 8599)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from sipush.core.bindings import (
+    Aor,
+    Binding,
+    Location,
+    Platform,
+    PushRecord,
+    Refusal,
+    Registration,
+)
+from sipush.errors import MessageError
+from sipush.sip.fields import NameAddr, format_params, parse_name_addr
+from sipush.sip.grammar import quote_string, unquote_string
+from sipush.sip.message import Request, Response, make_response
+from sipush.sip.push_params import (
+    LINPHONE,
+    RFC8599,
+    PushFault,
+    PushParams,
+    parse_push_headers,
+    parse_push_uri_params,
+)
+from sipush.sip.status import Status
+from sipush.sip.uri import contact_key, parse_sip_uri
+
+HeaderList = tuple[tuple[str, str], ...]
+"""(name as written, value), in order."""
+
+SUPPORTED = ("path", "outbound")
+"Option tags of the registrar (§19.2)."
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationPolicy:
+    """What the operator allows. Times are seconds."""
+
+    min_expires: int = 30
+    max_expires: int = 3600
+    default_expires: int = 3600
+    max_contacts: int = 10
+    push_record_lifetime: float = 7 * 86400
+    "How long a push record outlives the last REGISTER."
+    apps: Mapping[str, frozenset[Platform]] = field(default_factory=dict)
+    "The services configured for each app-id."
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Answer this; nothing is stored."""
+
+    status: Status
+    reason: str
+    headers: HeaderList = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """No Contact: the bindings are asked for (§10.2.3). Look them up and answer 200."""
+
+    headers: HeaderList = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Store ``registration``, then answer 200."""
+
+    registration: Registration
+    headers: HeaderList = ()
+    push_fault: str = ""
+    "Why the phone will not be pushed although it asked, for the log; it is in a Warning too."
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices that speak in this request."""
+        return frozenset(binding.device for binding in self.registration.bind)
+
+
+Decision = Rejection | Fetch | Update
+
+
+def register(
+    request: Request,
+    aor: Aor,
+    flow: str,
+    policy: RegistrationPolicy,
+    now_epoch: float,
+    *,
+    location: Location | None = None,
+) -> Decision:
+    """Steps 2, 6 and 7 of §10.3 for an authenticated REGISTER that came over ``flow``.
+
+    ``location`` is what is stored now. Only ``Contact: *`` can make use of it, to know which
+    device speaks; None is always allowed.
+    """
+    unsupported = [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
+    if unsupported:
+        headers = (("Unsupported", ", ".join(unsupported)),)
+        return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
+    try:
+        return _Register(request, aor, flow, policy, now_epoch).decide(location)
+    except MessageError as error:
+        return Rejection(Status.BAD_REQUEST, error.reason)
+    except _TooBriefError:
+        return Rejection(
+            Status.INTERVAL_TOO_BRIEF,
+            Status.INTERVAL_TOO_BRIEF.phrase,
+            (("Min-Expires", str(policy.min_expires)),),
+        )
+
+
+class _TooBriefError(Exception):
+    pass
+
+
+class _Register:
+    """One REGISTER while it is being decided on."""
+
+    def __init__(
+        self, request: Request, aor: Aor, flow: str, policy: RegistrationPolicy, now: float
+    ) -> None:
+        self.request = request
+        self.aor = aor
+        self.flow = flow
+        self.policy = policy
+        self.now = now
+        self.path = tuple(request.headers.values("path"))
+        self.supported = frozenset(request.headers.values("supported"))
+        self.header_push = parse_push_headers(request.headers)
+        self.bind: dict[str, Binding] = {}
+        self.unbind: list[tuple[str, str]] = []
+        self.push: list[PushRecord] = []
+        self.push_off: list[tuple[str, str]] = []
+        self.headers: dict[tuple[str, str], None] = {}
+        "A set in order."
+        self.fault = ""
+
+    def decide(self, location: Location | None) -> Decision:
+        contacts = self.request.headers.values("contact")
+        if self.path and "path" in self.supported:
+            self._answer("Path", ", ".join(self.path))
+        if not contacts:
+            return Fetch(tuple(self.headers))
+        if "*" in contacts:
+            self._unbind_all(contacts, location)
+        else:
+            self._apply([parse_name_addr(contact) for contact in contacts])
+        return Update(self._registration("*" in contacts), tuple(self.headers), self.fault)
+
+    def _registration(self, unbind_all: bool) -> Registration:
+        return Registration(
+            self.aor,
+            self.request.call_id,
+            self.request.cseq.number,
+            self.now,
+            self.policy.max_contacts,
+            bind=tuple(self.bind.values()),
+            unbind=tuple(self.unbind),
+            unbind_all=unbind_all,
+            push=tuple(self.push),
+            push_off=tuple(self.push_off),
+        )
+
+    def _unbind_all(self, contacts: list[str], location: Location | None) -> None:
+        if len(contacts) > 1 or self.request.headers.get("expires") != "0":
+            raise MessageError("Contact: * Needs Expires: 0 and No Other Contact")
+        push = self.header_push
+        if isinstance(push, PushParams):
+            self._wake_by(push, _device_of(push, location))
+        elif push is not None:
+            self._warn(push.text)
+
+    def _apply(self, contacts: list[NameAddr]) -> None:
+        """Several contacts are applied as one; the push header belongs to the first that stays."""
+        expires = [self._expires(contact) for contact in contacts]
+        pushed = next((i for i, seconds in enumerate(expires) if seconds), 0)
+        for i, contact in enumerate(contacts):
+            self._apply_one(contact, expires[i], self.header_push if i == pushed else None)
+
+    def _apply_one(
+        self, contact: NameAddr, expires: int, header_push: PushParams | PushFault | None
+    ) -> None:
+        push = header_push or parse_push_uri_params(parse_sip_uri(contact.uri).params)
+        key = contact_key(contact.uri)
+        device = self._device(contact, push, key)
+        if isinstance(push, PushParams):
+            self._wake_by(push, device, expires)
+        elif push is not None:
+            self._warn(push.text)
+        if expires == 0:
+            self.unbind.append((device, key))
+        elif device not in self.bind:
+            self.bind[device] = self._binding(contact, device, key, expires)
+
+    def _binding(self, contact: NameAddr, device: str, key: str, expires: int) -> Binding:
+        params = {name: value for name, value in contact.params.items() if name != "expires"}
+        return Binding(
+            self.aor,
+            device,
+            contact.uri,
+            key,
+            self.now + expires,
+            self.request.call_id,
+            self.request.cseq.number,
+            self.flow,
+            format_params(params),
+            self.path,
+            self.request.headers.get("user-agent") or "",
+            self.now,
+        )
+
+    def _expires(self, contact: NameAddr) -> int:
+        """What is granted: the parameter, else the header, else the default (§10.3 step 6)."""
+        text = contact.params.get("expires") or self.request.headers.get("expires") or ""
+        if not (text.isascii() and text.isdigit()):  # §20.19: malformed is as good as absent
+            text = str(self.policy.default_expires)
+        seconds = int((text.lstrip("0") or "0")[:10])
+        if 0 < seconds < self.policy.min_expires:
+            raise _TooBriefError
+        return min(seconds, self.policy.max_expires)
+
+    def _device(self, contact: NameAddr, push: PushParams | PushFault | None, key: str) -> str:
+        """The device key: what stays the same when address, port and tokens change, if told."""
+        instance = unquote_string(contact.params.get("+sip.instance") or "").strip("<>").lower()
+        if instance:
+            flow = f";{contact.params['reg-id']}" if self._outbound(contact) else ""
+            return f"instance:{instance}{flow}"
+        if isinstance(push, PushParams) and push.token:
+            return f"token:{push.token}"
+        return f"contact:{key}"
+
+    def _outbound(self, contact: NameAddr) -> bool:
+        """Whether this is a flow of several (RFC 5626 §6); else ``reg-id`` is ignored."""
+        reg_id = contact.params.get("reg-id") or ""
+        if not (reg_id.isascii() and reg_id.isdigit() and "outbound" in self.supported):
+            return False
+        if self.path:
+            edge = parse_name_addr(self.path[-1])
+            outbound = "ob" in parse_sip_uri(edge.uri).params
+        else:
+            outbound = len(self.request.headers.values("via")) == 1
+        if outbound:
+            self._answer("Require", "outbound")
+        return outbound
+
+    def _wake_by(self, push: PushParams, device: str, expires: int | None = None) -> None:
+        """Store, refresh or forget how ``device`` is woken, and tell the phone."""
+        by_uri = push.dialect in (RFC8599, LINPHONE)
+        if push.off or (by_uri and expires == 0):
+            # RFC 8599 §4.1: there, push ends with the binding. X-Push has its flags for that.
+            self.push_off.append((device, push.token))
+            return
+        if by_uri and _pushed_by_another(self.request, push):
+            return
+        if not push.token:
+            self._offer(push)
+            return
+        platform = _platform(push, self.policy.apps.get(push.app_id, frozenset()))
+        if platform is None:
+            known = push.app_id in self.policy.apps
+            self._warn(
+                f"no push service for this platform in app-id {push.app_id[:100]}"
+                if known
+                else f"unknown app-id {push.app_id[:100]}"
+            )
+            return
+        self.push.append(self._record(push, platform, device))
+        self._accept(push)
+
+    def _record(self, push: PushParams, platform: Platform, device: str) -> PushRecord:
+        return PushRecord(
+            self.aor,
+            device,
+            platform,
+            push.app_id,
+            push.call_token,
+            push.message_token,
+            push.allow_call,
+            push.allow_message,
+            push.dialect,
+            push.extra,
+            self.now,
+            self.now + self.policy.push_record_lifetime,
+        )
+
+    def _accept(self, push: PushParams) -> None:
+        """Say that push will work: the push header's name, or Feature-Caps (RFC 8599 §5.3)."""
+        if push.dialect == RFC8599:
+            self._answer("Feature-Caps", f'*;+sip.pns="{push.extra["pn-provider"]}"')
+        elif push.dialect != LINPHONE:
+            value = (
+                f"allow-call-push={str(push.allow_call).lower()}"
+                f";allow-message-push={str(push.allow_message).lower()};app-id={push.app_id}"
+            )
+            for name in push.dialect.split(","):
+                self._answer(name, value)
+
+    def _offer(self, push: PushParams) -> None:
+        """``pn-provider`` without ``pn-prid`` asks what is supported (RFC 8599 §4.1.1)."""
+        if push.dialect != RFC8599:
+            return
+        for platform in (Platform.APNS, Platform.FCM):
+            served = any(platform in services for services in self.policy.apps.values())
+            if served and push.provider in ("", platform.value):
+                provider = push.extra["pn-provider"] or platform.value
+                self._answer("Feature-Caps", f'*;+sip.pns="{provider}"')
+
+    def _warn(self, text: str) -> None:
+        self.fault = text
+        host = self.aor.rpartition("@")[2]
+        self._answer("Warning", f"399 {host} {quote_string(text)}")
+
+    def _answer(self, name: str, value: str) -> None:
+        self.headers[name, value] = None
+
+
+def _device_of(push: PushParams, location: Location | None) -> str:
+    """The device that has these tokens; ``Contact: *`` does not say which it is."""
+    for record in location.push_records if location else ():
+        if push.token and push.token in (record.call_token, record.message_token):
+            return record.device
+    return f"token:{push.token}"
+
+
+def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | None:
+    """The service that wakes this device: its platform's own, else the webhook."""
+    own = {"apns": Platform.APNS, "fcm": Platform.FCM}.get(push.provider)
+    if own in services:
+        return own
+    return Platform.WEBHOOK if Platform.WEBHOOK in services else None
+
+
+def _pushed_by_another(request: Request, push: PushParams) -> bool:
+    """Whether a proxy before us has said that it pushes (RFC 8599 §5.3)."""
+    sign = f'+sip.pns="{push.extra.get("pn-provider", push.provider)}"'.lower()
+    return any(sign in value.lower() for value in request.headers.get_all("feature-caps"))
+
+
+_PUSH_PARAMS = re.compile(r";(?:pn-[^;=?>]*|app-id)(?:=[^;?>]*)?", re.IGNORECASE)
+
+
+def ok_response(
+    request: Request,
+    decision: Fetch | Update,
+    location: Location,
+    now_epoch: float,
+    to_tag: str,
+) -> Response:
+    """200 (§10.3 step 8): every binding of the AOR with the time it has left.
+
+    Contacts come back as registered, those of the user's other devices without their push tokens.
+    """
+    response = make_response(request, Status.OK, to_tag=to_tag)
+    headers = response.headers
+    devices = decision.devices if isinstance(decision, Update) else frozenset[str]()
+    for binding in location.bindings:
+        uri = binding.contact
+        if binding.device not in devices and ";" in uri:
+            uri = _PUSH_PARAMS.sub("", uri)
+        left = max(math.ceil(binding.expires_epoch - now_epoch), 0)
+        headers.append("Contact", f"<{uri}>{binding.params};expires={left}")
+    for name, value in decision.headers:
+        headers.append(name, value)
+    headers.append("Supported", ", ".join(SUPPORTED))
+    return response
+
+
+def refuse(refusal: Refusal) -> Rejection:
+    """What the phone is told when the store did not apply its Registration."""
+    match refusal:
+        case Refusal.OUT_OF_ORDER:
+            return Rejection(Status.SERVER_INTERNAL_ERROR, "CSeq Out of Order")
+        case Refusal.TOO_MANY_CONTACTS:
+            return Rejection(Status.FORBIDDEN, "Too Many Contacts")
+        case _:
+            assert_never(refusal)
+
+
+def rejection_response(request: Request, rejection: Rejection, to_tag: str) -> Response:
+    """The final response of a Rejection."""
+    response = make_response(request, rejection.status, rejection.reason, to_tag)
+    for name, value in rejection.headers:
+        response.headers.append(name, value)
+    return response

@@ -1,0 +1,495 @@
+"""What the registrar makes of a REGISTER."""
+
+from dataclasses import replace
+
+import pytest
+
+from sipush.core.bindings import Binding, Location, Platform, PushRecord, Refusal
+from sipush.core.registration import (
+    Decision,
+    Fetch,
+    RegistrationPolicy,
+    Rejection,
+    Update,
+    ok_response,
+    refuse,
+    register,
+    rejection_response,
+)
+from sipush.sip.message import Request, parse_head
+
+AOR = "101@example.com"
+APP = "com.example.app"
+FLOW = "udp/192.0.2.9:5060/192.0.2.1:5060"
+NOW = 1_800_000_000.0
+POLICY = RegistrationPolicy(
+    min_expires=60,
+    max_expires=1800,
+    default_expires=600,
+    apps={
+        APP: frozenset({Platform.APNS, Platform.FCM}),
+        "my-project-1": frozenset({Platform.FCM}),
+        "com.example.hooked": frozenset({Platform.WEBHOOK}),
+        "com.example.apple": frozenset({Platform.APNS}),
+    },
+)
+CONTACT = "Contact: <sip:101@192.0.2.1:5060>"
+INSTANCE = '+sip.instance="<urn:uuid:F81D4FAE-7DEC-11D0-A765-00A0C91E6BF6>"'
+DEVICE = "instance:urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6"
+PUSH = f"X-Push: device-os=ios;device-uid=aa11|bb22;app-id={APP}"
+OFF = f"{PUSH};allow-call-push=false;allow-message-push=false"
+
+
+def request(*lines: str) -> Request:
+    head = [
+        "REGISTER sip:example.com SIP/2.0",
+        "Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK1",
+        "From: <sip:101@example.com>;tag=f",
+        "To: <sip:101@example.com>",
+        "Call-ID: c1",
+        "CSeq: 7 REGISTER",
+        "User-Agent: phone/1.0",
+        *lines,
+    ]
+    message = parse_head("\r\n".join(head).encode())
+    assert isinstance(message, Request)
+    return message
+
+
+def decide(*lines: str) -> Decision:
+    return register(request(*lines), AOR, FLOW, POLICY, NOW)
+
+
+def accept(*lines: str) -> Update:
+    decision = decide(*lines)
+    assert isinstance(decision, Update)
+    return decision
+
+
+def bound(*lines: str) -> Binding:
+    (binding,) = accept(*lines).registration.bind
+    return binding
+
+
+def pushed(*lines: str) -> PushRecord:
+    (record,) = accept(*lines).registration.push
+    return record
+
+
+# -- bindings --
+
+
+def test_a_contact_becomes_a_binding_with_all_that_was_said() -> None:
+    line = f'Contact: "A, B" <sip:101@192.0.2.1:5060;transport=tcp>;q=0.5;{INSTANCE};Expires=300'
+    assert accept(line).registration.bind == (
+        Binding(
+            AOR,
+            DEVICE,
+            "sip:101@192.0.2.1:5060;transport=tcp",
+            "sip:101@192.0.2.1:5060;transport=tcp",
+            NOW + 300,
+            "c1",
+            7,
+            FLOW,
+            f";q=0.5;{INSTANCE}",
+            (),
+            "phone/1.0",
+            NOW,
+        ),
+    )
+
+
+def test_the_registration_carries_the_order_and_the_limit() -> None:
+    registration = accept(CONTACT).registration
+    assert (registration.aor, registration.call_id, registration.cseq) == (AOR, "c1", 7)
+    assert (registration.now_epoch, registration.max_contacts) == (NOW, POLICY.max_contacts)
+
+
+def test_no_contact_asks_for_the_bindings() -> None:
+    assert decide() == Fetch()
+
+
+def test_several_contacts_are_one_registration() -> None:
+    update = accept(
+        "m: <sip:101@192.0.2.1:5060>;expires=0, <sip:101@192.0.2.1:5062>;expires=90",
+        "Contact: sip:101@192.0.2.1:5064;expires=120",
+    )
+    assert [(b.contact, b.expires_epoch - NOW) for b in update.registration.bind] == [
+        ("sip:101@192.0.2.1:5062", 90),
+        ("sip:101@192.0.2.1:5064", 120),
+    ]
+    assert update.registration.unbind == (
+        ("contact:sip:101@192.0.2.1:5060", "sip:101@192.0.2.1:5060"),
+    )
+
+
+def test_of_two_contacts_of_one_device_the_first_counts() -> None:
+    update = accept(f"Contact: <sip:a@192.0.2.1>;{INSTANCE}, <sip:b@192.0.2.1>;{INSTANCE}")
+    assert [b.contact for b in update.registration.bind] == ["sip:a@192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "granted"),
+    [
+        ([CONTACT], 600),
+        ([CONTACT, "Expires: 90"], 90),
+        ([f"{CONTACT};expires=120", "Expires: 90"], 120),
+        ([f"{CONTACT};expires=60"], 60),
+        ([f"{CONTACT};expires=1801"], 1800),
+        ([f"{CONTACT};expires=4294967296"], 1800),
+        ([f"{CONTACT};expires={'9' * 5000}"], 1800),
+        ([f"{CONTACT};expires=00000000000090"], 90),
+        ([f"{CONTACT};expires=soon", "Expires: 90"], 600),
+        ([CONTACT, "Expires: Thu, 01 Dec 2030 16:00:00 GMT"], 600),
+        ([f"{CONTACT};expires=-1"], 600),
+        ([f"{CONTACT};expires=٣"], 600),
+    ],
+)
+def test_expiry_is_the_parameter_else_the_header_else_the_default(
+    lines: list[str], granted: int
+) -> None:
+    assert bound(*lines).expires_epoch - NOW == granted
+
+
+@pytest.mark.parametrize("lines", [[f"{CONTACT};expires=59"], [CONTACT, "Expires: 1"]])
+def test_too_brief_an_interval_is_423_and_names_the_minimum(lines: list[str]) -> None:
+    decision = decide(*lines)
+    assert decision == Rejection(423, "Interval Too Brief", (("Min-Expires", "60"),))
+    assert isinstance(decision, Rejection)
+    response = rejection_response(request(), decision, "t")
+    assert response.start_line == "SIP/2.0 423 Interval Too Brief"
+    assert response.headers.get("min-expires") == "60"
+
+
+def test_one_contact_that_is_too_brief_refuses_them_all() -> None:
+    assert isinstance(decide(CONTACT, "Contact: <sip:101@h>;expires=5"), Rejection)
+
+
+def test_contact_star_with_expires_0_removes_all_bindings() -> None:
+    registration = accept("Contact: *", "Expires: 0").registration
+    assert (registration.unbind_all, registration.bind, registration.push_off) == (True, (), ())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Contact: *"],
+        ["Contact: *", "Expires: 60"],
+        ["Contact: *", CONTACT, "Expires: 0"],
+        ["Contact: *, *", "Expires: 0"],
+        ["Contact: *;expires=0"],
+        ["Contact: <sip:101@>"],
+        ["Contact: nonsense"],
+        ["Contact: <tel:+4930123>"],
+        [CONTACT, "Path: <sip:edge.example"],
+    ],
+)
+def test_a_contact_that_makes_no_sense_is_400(lines: list[str]) -> None:
+    decision = decide("Supported: path, outbound", *lines)
+    if "Path" in lines[-1]:
+        decision = decide("Supported: outbound", f"{CONTACT};{INSTANCE};reg-id=1", lines[-1])
+    assert isinstance(decision, Rejection)
+    assert decision.status == 400
+
+
+# -- devices --
+
+
+@pytest.mark.parametrize(
+    ("lines", "device"),
+    [
+        ([f"{CONTACT};{INSTANCE}"], DEVICE),
+        ([f"{CONTACT};{INSTANCE}", PUSH], DEVICE),
+        ([f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound"], f"{DEVICE};1"),
+        ([f"{CONTACT};{INSTANCE};reg-id=1"], DEVICE),
+        ([f"{CONTACT};{INSTANCE};reg-id=x", "Supported: outbound"], DEVICE),
+        ([f"{CONTACT};reg-id=1", "Supported: outbound"], "contact:sip:101@192.0.2.1:5060"),
+        ([CONTACT, PUSH], "token:aa11"),
+        ([CONTACT, PUSH.replace("aa11|", "|")], "token:bb22"),
+        ([CONTACT, "x-p-push: device-os=android"], "contact:sip:101@192.0.2.1:5060"),
+        ([CONTACT, "X-Push: nonsense"], "contact:sip:101@192.0.2.1:5060"),
+        ([CONTACT], "contact:sip:101@192.0.2.1:5060"),
+    ],
+)
+def test_a_device_is_its_instance_else_its_token_else_its_contact(
+    lines: list[str], device: str
+) -> None:
+    assert bound(*lines).device == device
+
+
+def test_outbound_is_granted_on_a_direct_flow_and_behind_an_edge_that_knows_it() -> None:
+    contact, supported = f"{CONTACT};{INSTANCE};reg-id=1", "Supported: path, outbound"
+    granted = ("Require", "outbound")
+    assert granted in accept(contact, supported).headers
+    edge = "Path: <sip:inner.example;lr>, <sip:edge.example;lr;ob>"
+    assert granted in accept(contact, supported, edge).headers
+    plain = "Path: <sip:edge.example;lr>"
+    assert granted not in accept(contact, supported, plain).headers
+    hop = "Via: SIP/2.0/UDP 192.0.2.7;branch=z9hG4bK0"
+    assert granted not in accept(contact, supported, hop).headers
+
+
+# -- extensions --
+
+
+def test_path_is_stored_always_and_echoed_to_those_who_know_it() -> None:
+    paths = ["Path: <sip:p1.example;lr>", "Path: <sip:p2.example;lr>"]
+    both = ("<sip:p1.example;lr>", "<sip:p2.example;lr>")
+    knows, does_not = accept(CONTACT, *paths, "k: path"), accept(CONTACT, *paths)
+    assert knows.registration.bind[0].path == does_not.registration.bind[0].path == both
+    assert knows.headers == (("Path", ", ".join(both)),)
+    assert does_not.headers == ()
+
+
+def test_a_required_extension_we_lack_is_420_and_named() -> None:
+    decision = decide(CONTACT, "Require: path, gruu", "Require: pref")
+    assert decision == Rejection(420, "Bad Extension", (("Unsupported", "gruu, pref"),))
+
+
+# -- push --
+
+
+def test_a_push_header_becomes_the_push_record_of_the_device() -> None:
+    line = f"{PUSH};allow-call-push=true;allow-message-push=False;build=9"
+    update = accept(f"{CONTACT};{INSTANCE}", line)
+    assert update.registration.push == (
+        PushRecord(
+            AOR,
+            DEVICE,
+            Platform.APNS,
+            APP,
+            "aa11",
+            "bb22",
+            True,
+            False,
+            "X-Push",
+            {"build": "9"},
+            NOW,
+            NOW + POLICY.push_record_lifetime,
+        ),
+    )
+    assert update.push_fault == ""
+
+
+def test_the_200_echoes_each_push_header_name_without_the_token() -> None:
+    lines = [f"portsip-push: device-os=android;device-uid=tok99;app-id={APP}"]
+    lines.append(lines[0].replace("portsip-push", "x-p-push"))
+    update = accept(CONTACT, *lines)
+    assert [name for name, _ in update.headers] == ["portsip-push", "x-p-push"]
+    assert "tok99" not in repr(update.headers)
+    assert len(update.registration.push) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("X-Push: nonsense", "X-Push: device-os is missing"),
+        (PUSH.replace(APP, "com.other"), "unknown app-id com.other"),
+        (PUSH.replace(APP, APP.upper()), f"unknown app-id {APP.upper()}"),
+        (
+            "X-Push: device-os=android;device-uid=a;app-id=com.example.apple",
+            "no push service for this platform in app-id com.example.apple",
+        ),
+        ('X-Push: device-os=ios;device-uid=a;app-id="a\\"b"', 'unknown app-id a"b'),
+    ],
+)
+def test_a_push_header_that_cannot_be_used_costs_a_warning_not_the_registration(
+    line: str, text: str
+) -> None:
+    update = accept(CONTACT, line)
+    escaped = text.replace('"', '\\"')
+    assert len(update.registration.bind) == 1
+    assert (update.registration.push, update.registration.push_off) == ((), ())
+    assert update.push_fault == text
+    assert update.headers == (("Warning", f'399 example.com "{escaped}"'),)
+
+
+@pytest.mark.parametrize(
+    ("line", "platform"),
+    [
+        ("X-Push: device-os=ios;device-uid=a;app-id=com.example.hooked", Platform.WEBHOOK),
+        ("X-Push: device-os=harmony;device-uid=a;app-id=com.example.hooked", Platform.WEBHOOK),
+        (f"X-Push: device-os=android;device-uid=a;app-id={APP}", Platform.FCM),
+    ],
+)
+def test_a_device_goes_to_the_service_of_its_platform_else_to_the_webhook(
+    line: str, platform: Platform
+) -> None:
+    assert pushed(CONTACT, line).platform is platform
+
+
+@pytest.mark.parametrize(
+    "line", ["x-p-push: device-os=android", f"X-Push: device-os=ios;device-uid=|;app-id={APP}"]
+)
+def test_without_a_token_a_phone_is_registered_and_nothing_is_promised(line: str) -> None:
+    update = accept(CONTACT, line)
+    assert len(update.registration.bind) == 1
+    assert (update.registration.push, update.headers, update.push_fault) == ((), (), "")
+
+
+@pytest.mark.parametrize("expires", ["", ";expires=0"])
+def test_both_consents_withdrawn_turn_push_off(expires: str) -> None:
+    update = accept(f"{CONTACT};{INSTANCE}{expires}", OFF)
+    assert update.registration.push_off == ((DEVICE, "aa11"),)
+    assert (update.registration.push, update.headers) == ((), ())
+
+
+def test_push_is_turned_off_for_an_app_we_no_longer_know() -> None:
+    update = accept(CONTACT, OFF.replace(APP, "com.gone"))
+    assert update.registration.push_off == (("token:aa11", "aa11"),)
+    assert update.push_fault == ""
+
+
+def test_an_unregister_with_consents_keeps_the_push_record_fresh() -> None:
+    update = accept(f"{CONTACT};{INSTANCE};expires=0", PUSH)
+    assert update.registration.unbind == ((DEVICE, "sip:101@192.0.2.1:5060"),)
+    assert [record.device for record in update.registration.push] == [DEVICE]
+    assert [name for name, _ in update.headers] == ["X-Push"]
+
+
+def test_an_unregister_without_a_push_header_leaves_the_push_record_alone() -> None:
+    registration = accept(f"{CONTACT};{INSTANCE};expires=0").registration
+    assert (registration.push, registration.push_off) == ((), ())
+
+
+def test_contact_star_with_consents_refreshes_the_device_that_has_the_token() -> None:
+    record = pushed(f"{CONTACT};{INSTANCE}", PUSH)
+    star = request("Contact: *", "Expires: 0", PUSH)
+    update = register(star, AOR, FLOW, POLICY, NOW + 5, location=Location(push_records=(record,)))
+    assert isinstance(update, Update)
+    assert update.registration.unbind_all
+    assert update.registration.push == (
+        replace(record, updated_epoch=NOW + 5, expires_epoch=NOW + 5 + POLICY.push_record_lifetime),
+    )
+
+
+def test_contact_star_with_consents_and_nothing_known_is_kept_by_token() -> None:
+    assert pushed("Contact: *", "Expires: 0", PUSH).device == "token:aa11"
+
+
+def test_contact_star_without_consents_turns_push_off() -> None:
+    registration = accept("Contact: *", "Expires: 0", OFF).registration
+    assert registration.push_off == (("token:aa11", "aa11"),)
+
+
+def test_the_push_header_belongs_to_the_contact_that_stays() -> None:
+    update = accept("Contact: <sip:101@old>;expires=0, <sip:101@new>", PUSH)
+    assert [r.device for r in update.registration.push] == ["token:aa11"]
+    assert update.registration.bind[0].device == "token:aa11"
+    assert update.registration.unbind == (("contact:sip:101@old", "sip:101@old"),)
+
+
+# -- RFC 8599 --
+
+PN = "pn-provider=apns;pn-prid=aa11;pn-param=TEAM123456.com.example.app.voip"
+
+
+def test_rfc8599_parameters_are_a_push_record_and_feature_caps_say_so() -> None:
+    update = accept(f"Contact: <sip:101@192.0.2.1:5060;{PN}>;{INSTANCE}")
+    (record,) = update.registration.push
+    assert (record.platform, record.app_id, record.call_token) == (Platform.APNS, APP, "aa11")
+    assert (record.dialect, record.device) == ("rfc8599", DEVICE)
+    assert update.headers == (("Feature-Caps", '*;+sip.pns="apns"'),)
+
+
+def test_two_contacts_with_rfc8599_are_two_devices() -> None:
+    fcm = "pn-provider=fcm;pn-prid=cc33;pn-param=my-project-1"
+    update = accept(f"Contact: <sip:101@a;{PN}>, <sip:101@b;{fcm}>")
+    assert [r.device for r in update.registration.push] == ["token:aa11", "token:cc33"]
+    assert [b.device for b in update.registration.bind] == ["token:aa11", "token:cc33"]
+    assert update.headers == (
+        ("Feature-Caps", '*;+sip.pns="apns"'),
+        ("Feature-Caps", '*;+sip.pns="fcm"'),
+    )
+
+
+def test_a_push_header_counts_before_rfc8599_parameters() -> None:
+    record = pushed(f"Contact: <sip:101@192.0.2.1:5060;{PN}>", PUSH)
+    assert (record.dialect, record.message_token) == ("X-Push", "bb22")
+
+
+def test_when_a_proxy_before_us_pushes_we_stay_out() -> None:
+    contact = f"Contact: <sip:101@192.0.2.1:5060;{PN}>"
+    update = accept(contact, 'Feature-Caps: *;+sip.pns="apns"')
+    assert (update.registration.push, update.headers) == ((), ())
+    other = accept(contact, 'Feature-Caps: *;+sip.pns="fcm"')
+    assert len(other.registration.push) == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "caps"),
+    [
+        ("pn-provider=apns", ["apns"]),
+        ("pn-provider=fcm", ["fcm"]),
+        ("pn-provider", ["apns", "fcm"]),
+        ("pn-provider=webpush", []),
+        ("pn-provider=apns%0D%0AX:", []),
+        ("pn-provider=apns.%0D%0AX:", []),
+    ],
+)
+def test_a_provider_without_prid_asks_what_is_supported(params: str, caps: list[str]) -> None:
+    update = accept(f"Contact: <sip:101@192.0.2.1:5060;{params}>")
+    assert update.registration.push == ()
+    assert update.headers == tuple(("Feature-Caps", f'*;+sip.pns="{c}"') for c in caps)
+
+
+def test_rfc8599_push_ends_with_the_binding() -> None:
+    registration = accept(f"Contact: <sip:101@192.0.2.1:5060;{PN}>;expires=0").registration
+    assert registration.push_off == (("token:aa11", "aa11"),)
+    assert registration.push == ()
+
+
+# -- answers --
+
+
+def test_the_200_lists_every_binding_with_the_time_it_has_left() -> None:
+    update = accept(f"{CONTACT};q=0.5;{INSTANCE};expires=90", "Supported: path")
+    (mine,) = update.registration.bind
+    other = replace(mine, device="contact:x", contact="sip:x@h", params="", expires_epoch=NOW + 7.2)
+    response = ok_response(request(), update, Location((mine, other)), NOW, "t1")
+    assert response.start_line == "SIP/2.0 200 OK"
+    assert response.to.tag == "t1"
+    assert response.headers.get_all("contact") == [
+        f"<sip:101@192.0.2.1:5060>;q=0.5;{INSTANCE};expires=90",
+        "<sip:x@h>;expires=8",
+    ]
+    assert response.headers.get("supported") == "path, outbound"
+    assert response.headers.get("service-route") is None
+
+
+def test_a_200_carries_the_headers_of_the_decision() -> None:
+    update = accept(CONTACT, PUSH)
+    response = ok_response(request(), update, Location(update.registration.bind), NOW, "t")
+    value = f"allow-call-push=true;allow-message-push=true;app-id={APP}"
+    assert response.headers.get("x-push") == value
+
+
+def test_tokens_of_the_users_other_devices_do_not_come_back() -> None:
+    mine = accept(f"Contact: <sip:101@a;transport=tcp;{PN}>")
+    others = [
+        f"sip:101@b;{PN.replace('aa11', 'cc33')};transport=tcp?Subject=x",
+        "sip:101@c;app-id=x;pn-type=apple;pn-tok=cc33",
+    ]
+    (binding,) = mine.registration.bind
+    rest = [replace(binding, device="d", contact=uri) for uri in others]
+    response = ok_response(request(), mine, Location((binding, *rest)), NOW, "t")
+    assert response.headers.get_all("contact") == [
+        f"<sip:101@a;transport=tcp;{PN}>;expires=600",
+        "<sip:101@b;transport=tcp?Subject=x>;expires=600",
+        "<sip:101@c>;expires=600",
+    ]
+    fetched = ok_response(request(), Fetch(), Location((binding,)), NOW, "t")
+    assert fetched.headers.get("contact") == "<sip:101@a;transport=tcp>;expires=600"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "start_line"),
+    [
+        (Refusal.OUT_OF_ORDER, "SIP/2.0 500 CSeq Out of Order"),
+        (Refusal.TOO_MANY_CONTACTS, "SIP/2.0 403 Too Many Contacts"),
+    ],
+)
+def test_what_the_store_refuses_is_answered_with_its_reason(
+    refusal: Refusal, start_line: str
+) -> None:
+    assert rejection_response(request(), refuse(refusal), "t").start_line == start_line
