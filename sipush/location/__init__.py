@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sipush.config import StoreConfig
-from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 
 
@@ -19,4 +18,6 @@ def make_store(config: StoreConfig) -> LocationStore:
 
             return SqliteStore(config.sqlite)
         case "redis":
-            raise LocationError("the Redis store is not built yet")
+            from sipush.location.redis import RedisStore  # noqa: PLC0415
+
+            return RedisStore(config.redis)

@@ -1,0 +1,183 @@
+"""The location service in Redis, for one node or many (docs/storing.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncIterator
+
+from sipush.config import RedisConfig
+from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
+from sipush.core.location_update import live
+from sipush.errors import LocationError
+from sipush.location import redis_rows as rows
+from sipush.location.redis_connection import RedisPipeline
+from sipush.location.redis_script import BIND, LOOKUP, REMOVE_PUSH_RECORD
+from sipush.location.store import WakeListener
+
+_SCAN_COUNT = b"500"
+"Keys looked at in one SCAN: well under a millisecond of Redis's time."
+
+
+class RedisStore:
+    """A LocationStore that many nodes may share.
+
+    All keys of one AOR carry it as their hash tag, so that a Cluster can run the scripts.
+    """
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._redis = RedisPipeline(config)
+        self._timeout = config.timeout
+        self._prefix = config.prefix.encode()
+        self._node = secrets.token_hex(8).encode()
+        self._channel = self._prefix + b":wakes"
+        self._listeners: list[WakeListener] = []
+        self._hearing: asyncio.Task[None] | None = None
+        self._open = False
+
+    async def open(self) -> None:
+        """Connect. Raises LocationError with a usable reason."""
+        await self._redis.call(b"PING")
+        self._open = True
+        if self._listeners:
+            await self._subscribe_now()
+
+    async def close(self) -> None:
+        """Finish what was accepted, then disconnect."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._hearing
+            self._hearing = None
+        await self._redis.close()
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        """The live bindings and push records of ``aor``."""
+        now = repr(now_epoch).encode()
+        reply = await self._redis.call(*self._two_keys(aor), now, script=LOOKUP)
+        bindings = [rows.binding_of(aor, text) for text in reply[0]]
+        return live(bindings, [rows.push_record_of(aor, text) for text in reply[1]], now_epoch)
+
+    async def bind(self, registration: Registration) -> Location | Refusal:
+        """Apply one REGISTER, and tell the other nodes."""
+        aor = registration.aor
+        bindings = [rows.binding_text(b) for b in registration.bind]
+        records = [rows.push_record_text(r) for r in registration.push]
+        reply = await self._redis.call(
+            *self._two_keys(aor),
+            self._channel,
+            self._node + b" " + rows.encode(aor),
+            *rows.bind_arguments(registration, bindings, records),
+            script=BIND,
+        )
+        if isinstance(reply, bytes):
+            return Refusal(reply.decode())
+        # A number is the place of a row that we sent.
+        return live(
+            [
+                registration.bind[row - 1] if isinstance(row, int) else rows.binding_of(aor, row)
+                for row in reply[0]
+            ],
+            [
+                registration.push[row - 1]
+                if isinstance(row, int)
+                else rows.push_record_of(aor, row)
+                for row in reply[1]
+            ],
+            registration.now_epoch,
+        )
+
+    async def remove_push_record(self, record: PushRecord) -> bool:
+        """Compare-and-delete."""
+        key = self._key(record.aor, b"push")
+        text = rows.push_record_text(record)
+        device = rows.encode(record.device)
+        removed = await self._redis.call(b"1", key, device, text, script=REMOVE_PUSH_RECORD)
+        return bool(removed)
+
+    def listen(self, listener: WakeListener) -> None:
+        """Be told of Registrations stored by other nodes. Best called before ``open``, which then
+        returns with the subscription in place. While Redis is away, events are lost."""
+        self._listeners.append(listener)
+        if self._open and self._hearing is None:
+            self._subscribe()
+
+    async def aors(self) -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record."""
+        seen = set()
+        async for key in self._scan(b"[bp]*"):
+            aor = self._aor(key)
+            if aor not in seen:
+                seen.add(aor)
+                yield aor
+
+    async def subscriber(self, aor: Aor) -> Subscriber | None:
+        """The subscriber, or None."""
+        flat = await self._redis.call(b"HGETALL", self._key(aor, b"subscriber"))
+        return rows.subscriber_of(aor, flat) if flat else None
+
+    async def put_subscriber(self, subscriber: Subscriber) -> None:
+        """Add or replace."""
+        key = self._key(subscriber.aor, b"subscriber")
+        await self._redis.call(b"HSET", key, *rows.subscriber_fields(subscriber))
+
+    async def remove_subscriber(self, aor: Aor) -> bool:
+        """Whether there was one."""
+        return bool(await self._redis.call(b"DEL", self._key(aor, b"subscriber")))
+
+    async def subscribers(self) -> AsyncIterator[Subscriber]:
+        """Every subscriber."""
+        seen = set()
+        async for key in self._scan(b"subscriber"):
+            aor = self._aor(key)
+            if aor not in seen:
+                seen.add(aor)
+                if subscriber := await self.subscriber(aor):
+                    yield subscriber
+
+    async def secret(self) -> bytes:
+        """32 random bytes."""
+        key = self._prefix + b":secret"
+        await self._redis.call(b"SET", key, secrets.token_hex(32).encode(), b"NX")
+        return bytes.fromhex((await self._redis.call(b"GET", key)).decode())
+
+    def _key(self, aor: Aor, kind: bytes) -> bytes:
+        return b"%b:{%b}:%b" % (self._prefix, rows.encode(aor), kind)
+
+    def _two_keys(self, aor: Aor) -> tuple[bytes, bytes, bytes]:
+        return b"2", self._key(aor, b"bindings"), self._key(aor, b"push")
+
+    def _aor(self, key: bytes) -> Aor:
+        return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])
+
+    async def _scan(self, kind: bytes) -> AsyncIterator[bytes]:
+        """Keys of that kind; one may come twice."""
+        pattern = re.sub(rb"([*?\[\\])", rb"\\\1", self._prefix) + b":{*}:" + kind
+        cursor = b"0"
+        while True:
+            scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _SCAN_COUNT)
+            cursor, keys = await self._redis.call(*scan)
+            for key in keys:
+                yield key
+            if cursor == b"0":
+                return
+
+    async def _subscribe_now(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._subscribe().wait()
+        except TimeoutError:
+            raise LocationError("Redis: cannot subscribe; may this user use channels?") from None
+
+    def _subscribe(self) -> asyncio.Event:
+        subscription = self._redis.subscription(self._channel)
+        self._hearing = asyncio.create_task(subscription.run(self._receive))
+        return subscription.subscribed
+
+    def _receive(self, event: bytes) -> None:
+        node, _, aor = event.partition(b" ")
+        if node != self._node:
+            for listener in self._listeners:
+                asyncio.get_running_loop().call_soon(listener, rows.decode(aor))

@@ -1,0 +1,160 @@
+"""Values as Redis keeps them: JSON a person can read, in UTF-8.
+
+SIP is bytes: what was not UTF-8 when it came (a User-Agent in Latin-1) is those bytes again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def encode(text: str) -> bytes:
+    """The bytes that ``text`` stands for."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode(data: bytes) -> str:
+    """The inverse of ``encode``."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def binding_text(b: Binding) -> bytes:
+    """A Binding as JSON; its AOR is in the key."""
+    return encode(
+        _json(
+            {
+                "device": b.device,
+                "contact": b.contact,
+                "contact_key": b.contact_key,
+                "params": b.params,
+                "path": b.path,
+                "flow": b.flow,
+                "user_agent": b.user_agent,
+                "call_id": b.call_id,
+                "cseq": b.cseq,
+                "registered_epoch": b.registered_epoch,
+                "expires_epoch": b.expires_epoch,
+            }
+        )
+    )
+
+
+def binding_of(aor: Aor, text: bytes) -> Binding:
+    """The inverse of ``binding_text``."""
+    row = json.loads(decode(text))
+    return Binding(
+        aor,
+        row["device"],
+        row["contact"],
+        row["contact_key"],
+        row["expires_epoch"],
+        row["call_id"],
+        row["cseq"],
+        row["flow"],
+        row["params"],
+        tuple(row["path"]),
+        row["user_agent"],
+        row["registered_epoch"],
+    )
+
+
+def push_record_text(r: PushRecord) -> bytes:
+    """A PushRecord as JSON; its AOR is in the key."""
+    return encode(
+        _json(
+            {
+                "device": r.device,
+                "platform": r.platform.value,
+                "app_id": r.app_id,
+                "call_token": r.call_token,
+                "message_token": r.message_token,
+                "allow_call": r.allow_call,
+                "allow_message": r.allow_message,
+                "dialect": r.dialect,
+                "extra": r.extra,
+                "updated_epoch": r.updated_epoch,
+                "expires_epoch": r.expires_epoch,
+            }
+        )
+    )
+
+
+def push_record_of(aor: Aor, text: bytes) -> PushRecord:
+    """The inverse of ``push_record_text``."""
+    row = json.loads(decode(text))
+    return PushRecord(
+        aor,
+        row["device"],
+        Platform(row["platform"]),
+        row["app_id"],
+        row["call_token"],
+        row["message_token"],
+        row["allow_call"],
+        row["allow_message"],
+        row["dialect"],
+        row["extra"],
+        row["updated_epoch"],
+        row["expires_epoch"],
+    )
+
+
+def subscriber_fields(s: Subscriber) -> Iterator[bytes]:
+    """Field, value, field, value …"""
+    values = {
+        "ha1_md5": s.ha1_md5,
+        "ha1_sha256": s.ha1_sha256,
+        "hold": "1" if s.hold else "0",
+        "hold_seconds": "" if s.hold_seconds is None else repr(s.hold_seconds),
+        "fallback": s.fallback,
+    }
+    for name, value in values.items():
+        yield name.encode()
+        yield encode(value)
+
+
+def subscriber_of(aor: Aor, flat: Sequence[bytes]) -> Subscriber:
+    """The inverse of ``subscriber_fields``; a field that is missing has its default."""
+    fields: dict[str, Any] = {
+        name.decode(): decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)
+    }
+    seconds = fields.get("hold_seconds", "")
+    return Subscriber(
+        aor,
+        fields.get("ha1_md5", ""),
+        fields.get("ha1_sha256", ""),
+        fields.get("hold", "1") != "0",
+        float(seconds) if seconds else None,
+        fields.get("fallback", ""),
+    )
+
+
+def bind_arguments(
+    registration: Registration, bindings: Sequence[bytes], records: Sequence[bytes]
+) -> Iterator[bytes]:
+    """The ARGV of the BIND script from ``now`` on; the JSON texts are handed in."""
+    yield repr(registration.now_epoch).encode()
+    yield encode(registration.call_id)
+    yield b"%d" % registration.cseq
+    yield b"%d" % registration.max_contacts
+    yield b"1" if registration.unbind_all else b"0"
+    yield b"%d" % len(bindings)
+    for binding, text in zip(registration.bind, bindings, strict=True):
+        yield encode(binding.device)
+        yield encode(binding.contact_key)
+        yield repr(binding.expires_epoch).encode()
+        yield text
+    for pairs in (registration.unbind, registration.push_off):
+        yield b"%d" % len(pairs)
+        for pair in pairs:
+            yield from map(encode, pair)
+    yield b"%d" % len(records)
+    for record, text in zip(registration.push, records, strict=True):
+        yield encode(record.device)
+        yield repr(record.expires_epoch).encode()
+        yield text

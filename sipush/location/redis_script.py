@@ -1,0 +1,194 @@
+"""The Lua that Redis runs: one script is one atomic step.
+
+BIND does what ``core.location_update.apply`` does; the contract tests hold the two together.
+Rows are passed through as the JSON text that came and never written anew, as Lua would round the
+times. Everything is decided before the first write, and what may fail for want of memory is
+written first, so that an error leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the digest under which EVALSHA finds it."""
+
+    text: bytes
+    sha: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", sha1(self.text).hexdigest().encode())
+
+
+_COMMON = b"""
+local function rows(key, now)
+  local live, expired, flat = {}, {}, redis.call('HGETALL', key)
+  for i = 1, #flat, 2 do
+    local row = cjson.decode(flat[i + 1])
+    if row.expires_epoch > now then
+      row.json = flat[i + 1]
+      live[flat[i]] = row
+    else
+      expired[#expired + 1] = flat[i]
+    end
+  end
+  return live, expired
+end
+
+local function reply(live)
+  local out = {}
+  for _, row in pairs(live) do out[#out + 1] = row.number or row.json end
+  return out
+end
+"""
+
+LOOKUP = Script(
+    b"""-- KEYS: bindings, push. ARGV: now. Returns {bindings, push records}, live rows only.
+"""
+    + _COMMON
+    + b"""
+local now = tonumber(ARGV[1])
+local bindings, records = rows(KEYS[1], now), rows(KEYS[2], now)
+return {reply(bindings), reply(records)}
+"""
+)
+
+BIND = Script(
+    b"""-- KEYS: bindings, push.
+-- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1), then
+-- four lists, each its length first: bind (device, contact_key, expires, JSON), unbind (device,
+-- contact_key), push_off (device, token), push (device, expires, JSON).
+-- Returns {bindings, push records} as they are now, or the name of a Refusal. A row that came with
+-- this call is returned as its place in its list, counted from 1, as the caller has it already.
+"""
+    + _COMMON
+    + b"""
+local position = 7
+local function list(width)
+  local items = {}
+  position = position + 1
+  for n = 1, tonumber(ARGV[position]) do
+    items[n] = {unpack(ARGV, position + 1, position + width)}
+    position = position + width
+  end
+  return items
+end
+
+local now, call_id, cseq = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local unbind_all = ARGV[7] == '1'
+local bind, unbind, push_off, push = list(4), list(2), list(2), list(3)
+local bindings, gone_bindings = rows(KEYS[1], now)
+local records, gone_records = rows(KEYS[2], now)
+
+local function is_instance(device) return string.sub(device, 1, 9) == 'instance:' end
+
+local function replaces(new_device, new_key, device, row)
+  if new_device == device then return true end
+  return new_key == row.contact_key and not (is_instance(new_device) and is_instance(device))
+end
+
+local function unbinds(device, row)
+  if unbind_all then return true end
+  for _, u in ipairs(unbind) do
+    if u[1] == device or u[2] == row.contact_key then return true end
+  end
+  return false
+end
+
+local before = 0
+for device, row in pairs(bindings) do
+  before = before + 1
+  local touched = unbinds(device, row)
+  for _, b in ipairs(bind) do touched = touched or replaces(b[1], b[2], device, row) end
+  if touched and row.call_id == call_id and row.cseq > cseq then return 'out-of-order' end
+end
+
+local function drop(live, gone, device)
+  if live[device] then
+    live[device] = nil
+    gone[#gone + 1] = device
+  end
+end
+
+for device, row in pairs(bindings) do
+  if unbinds(device, row) then drop(bindings, gone_bindings, device) end
+end
+for n, b in ipairs(bind) do
+  for device, row in pairs(bindings) do
+    if replaces(b[1], b[2], device, row) then
+      drop(bindings, gone_bindings, device)
+      if device ~= b[1] then drop(records, gone_records, device) end
+    end
+  end
+  bindings[b[1]] = {contact_key = b[2], expires_epoch = tonumber(b[3]), json = b[4], number = n}
+end
+for _, p in ipairs(push_off) do
+  for device, row in pairs(records) do
+    local token = p[2] ~= '' and (p[2] == row.call_token or p[2] == row.message_token)
+    if device == p[1] or token then drop(records, gone_records, device) end
+  end
+end
+local function same_tokens(one, other)
+  return one.app_id == other.app_id and one.platform == other.platform
+    and one.call_token == other.call_token and one.message_token == other.message_token
+end
+
+for n, p in ipairs(push) do
+  drop(records, gone_records, p[1])
+  local new = {}
+  if next(records) or #push > 1 then new = cjson.decode(p[3]) end
+  for device, row in pairs(records) do
+    if same_tokens(new, row) then drop(records, gone_records, device) end
+  end
+  new.expires_epoch, new.json, new.number = tonumber(p[2]), p[3], n
+  records[p[1]] = new
+end
+
+local after = 0
+for _ in pairs(bindings) do after = after + 1 end
+if after > math.max(tonumber(ARGV[6]), before) then return 'too-many-contacts' end
+
+local function write(key, live)
+  local put, latest = {}, 0
+  for device, row in pairs(live) do
+    latest = math.max(latest, row.expires_epoch)
+    if row.number then
+      put[#put + 1] = device
+      put[#put + 1] = row.json
+    end
+  end
+  if #put > 0 then redis.call('HSET', key, unpack(put)) end
+  return latest
+end
+
+local function tidy(key, live, gone, latest)
+  local dead = {}
+  for _, device in ipairs(gone) do
+    if not live[device] then dead[#dead + 1] = device end
+  end
+  if #dead > 0 then redis.call('HDEL', key, unpack(dead)) end
+  if next(live) then redis.call('PEXPIRE', key, math.ceil((latest - now) * 1000)) end
+end
+
+local latest_binding, latest_record = write(KEYS[1], bindings), write(KEYS[2], records)
+tidy(KEYS[1], bindings, gone_bindings, latest_binding)
+tidy(KEYS[2], records, gone_records, latest_record)
+redis.call('PUBLISH', ARGV[1], ARGV[2])
+return {reply(bindings), reply(records)}
+"""
+)
+
+REMOVE_PUSH_RECORD = Script(
+    b"""-- KEYS: push. ARGV: device, JSON. Returns 1 if the device's record had the same tokens.
+local json = redis.call('HGET', KEYS[1], ARGV[1])
+if not json then return 0 end
+local old, dead = cjson.decode(json), cjson.decode(ARGV[2])
+for _, name in ipairs({'app_id', 'platform', 'call_token', 'message_token'}) do
+  if old[name] ~= dead[name] then return 0 end
+end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+)
