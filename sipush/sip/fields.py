@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from typing import TypeVar
 
 from sipush.errors import MessageError
-from sipush.sip.grammar import QUOTED_STRING, TOKEN, parse_params, quote_string, unquote_string
+from sipush.sip.grammar import (
+    QUOTED_STRING,
+    TOKEN,
+    is_token,
+    parse_params,
+    quote_string,
+    unquote_string,
+)
 
 Params = dict[str, str | None]
+Value = TypeVar("Value")
+
+_CACHED_LENGTH = 512
+
+
+def _cached(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Remember recent results: one message is asked for the same field several times.
+
+    Long texts are not kept, so that nobody can fill our memory with them.
+    """
+    remembered = lru_cache(maxsize=1024)(parse)
+
+    @wraps(parse)
+    def parse_once(text: str) -> Value:
+        return remembered(text) if len(text) <= _CACHED_LENGTH else parse(text)
+
+    return parse_once
 
 
 def format_params(params: Params) -> str:
@@ -37,6 +64,7 @@ class NameAddr:
         return f"{display}<{self.uri}>{format_params(self.params)}"
 
 
+_SPACE = re.compile(r"\s")
 _NAME_ADDR = re.compile(
     rf"(?P<display>{QUOTED_STRING}|(?:{TOKEN}[ \t]*)*|[^<>\"]*?)[ \t]*<(?P<uri>[^<>]*)>"
     r"[ \t]*(?P<params>;.*)?",
@@ -44,11 +72,12 @@ _NAME_ADDR = re.compile(
 )
 
 
+@_cached
 def parse_name_addr(text: str) -> NameAddr:
     """Parse one name-addr or addr-spec with its parameters.
 
-    Without angle brackets everything from the first ``;`` on is a header parameter (§20.10).
-    Raises MessageError 400.
+    Without angle brackets everything from the first ``;`` on is a header parameter (§20.10). The
+    result is shared: do not change its params. Raises MessageError 400.
     """
     if "<" not in text:
         uri, _, params = text.partition(";")
@@ -60,7 +89,7 @@ def parse_name_addr(text: str) -> NameAddr:
     if match is None:
         raise MessageError("Malformed Address")
     uri = match["uri"].strip()
-    if ":" not in uri or any(char.isspace() for char in uri):
+    if ":" not in uri or _SPACE.search(uri):
         raise MessageError("Malformed Address")
     return NameAddr(
         uri,
@@ -95,15 +124,19 @@ class Via:
 
 
 _VIA = re.compile(
-    rf"SIP\s*/\s*2\.0\s*/\s*(?P<transport>{TOKEN})\s+"
+    rf"[Ss][Ii][Pp]\s*/\s*2\.0\s*/\s*(?P<transport>{TOKEN})\s+"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)\s*(?::\s*(?P<port>[0-9]{1,5}))?\s*"
     r"(?P<params>;.*)?",
-    re.IGNORECASE | re.DOTALL,
+    re.DOTALL,
 )
 
 
+@_cached
 def parse_via(text: str) -> Via:
-    """Parse one Via element. Raises MessageError 400."""
+    """Parse one Via element. The result is shared: do not change its params.
+
+    Raises MessageError 400.
+    """
     match = _VIA.fullmatch(text.strip())
     if match is None:
         raise MessageError("Malformed Via")
@@ -126,12 +159,13 @@ class CSeq:
     method: str
 
 
+@_cached
 def parse_cseq(text: str) -> CSeq:
     """Parse a CSeq value. Raises MessageError 400, also for a number that is not below 2**31."""
-    number, _, method = text.partition(" ")
+    number, _, method = text.replace("\t", " ").partition(" ")
     method = method.strip()
-    if not (number.isascii() and number.isdigit() and method) or len(number) > 10:
+    if not (number.isascii() and number.isdigit() and is_token(method)):
         raise MessageError("Malformed CSeq")
-    if int(number) >= 2**31:
+    if len(number.lstrip("0")) > 10 or int(number) >= 2**31:
         raise MessageError("CSeq Number Out of Range")
     return CSeq(int(number), method)

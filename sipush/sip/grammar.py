@@ -33,6 +33,15 @@ def unescape(text: str) -> str:
     return unquote(text, errors="surrogateescape") if "%" in text else text
 
 
+#: What is skipped as a whole, or (group 1) the separator itself.
+_SEPARATORS = {
+    separator: re.compile(
+        rf'"(?:[^"\\]|\\.)*"?|<(?:[^">]|"(?:[^"\\]|\\.)*"?)*>?|({separator})', re.DOTALL
+    )
+    for separator in ",;"
+}
+
+
 def split_outside(text: str, separator: str) -> list[str]:
     """Split on ``separator`` where it is neither in a quoted-string nor in ``<>``; parts stripped.
 
@@ -40,24 +49,11 @@ def split_outside(text: str, separator: str) -> list[str]:
     """
     if '"' not in text and "<" not in text:
         return [part.strip() for part in text.split(separator)]
-    parts, start, quoted, angle, i = [], 0, False, False, 0
-    while i < len(text):
-        char = text[i]
-        if quoted:
-            if char == "\\":
-                i += 1
-            elif char == '"':
-                quoted = False
-        elif char == '"':
-            quoted = True
-        elif char == "<":
-            angle = True
-        elif char == ">":
-            angle = False
-        elif char == separator and not angle:
-            parts.append(text[start:i].strip())
-            start = i + 1
-        i += 1
+    parts, start = [], 0
+    for match in _SEPARATORS[separator].finditer(text):
+        if match.lastindex:
+            parts.append(text[start : match.start()].strip())
+            start = match.end()
     parts.append(text[start:].strip())
     return parts
 
@@ -69,8 +65,9 @@ def parse_params(text: str) -> dict[str, str | None]:
     ``;`` is optional, empty parts are ignored.
     """
     params: dict[str, str | None] = {}
-    for part in split_outside(text, ";"):
-        if part:
-            name, equals, value = part.partition("=")
-            params.setdefault(name.strip().lower(), value.strip() if equals else None)
+    plain = '"' not in text and "<" not in text
+    for part in text.split(";") if plain else split_outside(text, ";"):
+        name, equals, value = part.partition("=")
+        if name := name.strip().lower():
+            params.setdefault(name, value.strip() if equals else None)
     return params

@@ -56,8 +56,8 @@ def field_value(line: str) -> str:
     """The value of a header line: after the colon, unfolded (§7.3.1), stripped."""
     value = line[line.index(":") + 1 :]
     if "\n" in value:
-        value = " ".join(part.strip() for part in value.splitlines())
-    return value.strip()
+        value = " ".join(part.strip(" \t") for part in value.split("\r\n"))
+    return value.strip(" \t")
 
 
 class Headers:

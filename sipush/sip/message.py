@@ -6,9 +6,11 @@ lines are kept whole and parsed only when somebody asks.
 
 from __future__ import annotations
 
+import re
+
 from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
-from sipush.sip.grammar import is_token
+from sipush.sip.grammar import is_token, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
 from sipush.sip.status import Status
 
@@ -53,8 +55,8 @@ class Message:
     @property
     def top_via(self) -> Via:
         """The first Via (§20.42). Raises MessageError when missing or malformed."""
-        self._need("via", "Via")
-        return parse_via(self.headers.values("via")[0])
+        value = self._need("via", "Via")
+        return parse_via(split_outside(value, ",")[0] if "," in value else value)
 
     @property
     def from_(self) -> NameAddr:
@@ -129,13 +131,16 @@ def parse_head(head: bytes) -> Request | Response:
     read of a request, so that it can be answered.
     """
     lines = head.decode("utf-8", "surrogateescape").split("\r\n")
-    message = _parse_start_line(lines[0])
+    message, fault = _parse_start_line(lines[0])
     fields = message.headers.fields
-    fault = False
+    # A lone CR or LF may end a line for the next hop, and hide a header in it.
+    stray = head.count(b"\r") + head.count(b"\n") != 2 * (len(lines) - 1)
     for line in lines[1:]:
         name, colon, _ = line.partition(":")
         canonical = CANONICAL.get(name)
-        if canonical is not None and colon:
+        if stray and ("\r" in line or "\n" in line):
+            fault = fault or MessageError("Malformed Header")
+        elif canonical is not None and colon:
             fields.append((canonical, line))
         elif line[:1] in (" ", "\t") and fields:  # a folded line (§7.3.1) belongs to the one before
             canonical, folded = fields[-1]
@@ -143,39 +148,44 @@ def parse_head(head: bytes) -> Request | Response:
         elif colon and is_token(name := name.rstrip(" \t")):
             fields.append((canonical_name(name), line))
         else:
-            fault = True
+            fault = fault or MessageError("Malformed Header")
     if fault:
-        raise MessageError("Malformed Header", message=message)
+        raise MessageError(fault.reason, fault.status, message)
     return message
 
 
-def _parse_start_line(line: str) -> Request | Response:
+def _parse_start_line(line: str) -> tuple[Request | Response, MessageError | None]:
+    """The message it starts, and what is wrong with it if its request can still be answered."""
     if line.startswith("SIP/2.0 "):
         status, _, reason = line[8:].partition(" ")
-        if (
-            len(status) != 3
-            or not (status.isascii() and status.isdigit())
-            or status[0] not in "123456"
-        ):
+        if not _STATUS_CODE(status) or "\r" in reason or "\n" in reason:
             raise MessageError("Malformed Status Line")
-        return Response(int(status), reason, Headers())
+        return Response(int(status), reason, Headers()), None
     method, _, rest = line.partition(" ")
-    uri, _, version = rest.rpartition(" ")
-    if not is_token(method) or not uri:
+    uri, _, version = rest.rstrip(" ").rpartition(" ")
+    if not is_token(method) or not _VERSION(version):
         raise MessageError("Malformed Request Line")
+    message = Request(method, uri, Headers())
     if version.upper() != VERSION:
-        message = Request(method, uri, Headers()) if version[:4].upper() == "SIP/" else None
-        if message is None:
-            raise MessageError("Malformed Request Line")
-        raise MessageError("Version Not Supported", Status.VERSION_NOT_SUPPORTED, message)
-    return Request(method, uri, Headers())
+        return message, MessageError("Version Not Supported", Status.VERSION_NOT_SUPPORTED)
+    if not uri or _SPACE(uri) or rest != f"{uri} {version}":
+        return message, MessageError("Malformed Request Line")
+    return message, None
+
+
+_STATUS_CODE = re.compile(r"[1-6][0-9][0-9]").fullmatch
+_VERSION = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
+_SPACE = re.compile(r"\s").search
 
 
 def content_length(message: Message) -> int | None:
     """The value of Content-Length (§20.14), or None when there is none. Raises MessageError."""
-    value = message.headers.get("content-length")
-    if value is None:
+    values = set(message.headers.get_all("content-length"))
+    if not values:
         return None
+    if len(values) > 1:
+        raise MessageError("Conflicting Content-Length", message=message)
+    value = values.pop()
     if not (value.isascii() and value.isdigit()) or len(value) > 9:
         raise MessageError("Malformed Content-Length", message=message)
     return int(value)

@@ -68,7 +68,7 @@ def _check_header_lines(message: Message) -> None:
 
 
 def _check_address(address: NameAddr, where: str) -> None:
-    if not address.uri[:4].lower().startswith("sip"):
+    if address.uri[:3].lower() != "sip":
         return
     try:
         parse_sip_uri(address.uri)
@@ -108,15 +108,18 @@ def stamp_received(request: Request, remote: tuple[str, int]) -> None:
     fields = request.headers.fields
     index = next(i for i, field in enumerate(fields) if field[0] == "via")
     line = fields[index][1]
-    colon = line.index(":") + 1
-    element = split_outside(line[colon:], ",")[0]
-    start = line.index(element, colon)
-    stamped = _RECEIVED.sub("", element)
+    end = len(line)
+    if "," in line:
+        colon = line.index(":") + 1
+        first = split_outside(line[colon:], ",")[0]
+        end = line.index(first, colon) + len(first)
+    stamped = line[:end].rstrip()
+    if "received" in via.params:
+        stamped = _RECEIVED.sub("", stamped)
     if wants_rport:
         stamped = _RPORT.sub(f";rport={port}", stamped)
-    stamped = f"{stamped};received={host}"
-    fields[index] = ("via", line[:start] + stamped + line[start + len(element) :])
+    fields[index] = ("via", f"{stamped};received={host}{line[end:]}")
 
 
-_RECEIVED = re.compile(r"\s*;\s*received\s*=[^;]*", re.IGNORECASE)
-_RPORT = re.compile(r"\s*;\s*rport\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
+_RECEIVED = re.compile(r";\s*received\s*=[^;]*", re.IGNORECASE)
+_RPORT = re.compile(r";\s*rport\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
