@@ -1,0 +1,54 @@
+"""Route tokens: what our Record-Route says about the way back to one side (RFC 5626 §5.2, §5.3).
+
+A request inside a dialog comes back with the token in its Route and needs no state here: the token
+names the device, whose newest flow is looked up, and the flow of the day it was made.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+
+_MAC_BYTES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class RouteToken:
+    """Where requests towards one side of a dialog go."""
+
+    flow: str
+    "Name of the flow that side used when the dialog was made; empty when it was dialled by URI."
+    aor: str = ""
+    "AOR of a registered device, or empty."
+    device: str = ""
+    "``device_digest`` of its device key, or empty."
+
+
+def device_digest(device: str) -> str:
+    """A short name for a device key that tells nobody the token or instance in it."""
+    return sha256(device.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def encode_route_token(token: RouteToken, key: bytes) -> str:
+    """The token as one opaque user part, signed so that nobody can make one up."""
+    text = "\n".join((token.flow, token.aor, token.device)).encode("utf-8", "surrogateescape")
+    return urlsafe_b64encode(_mac(text, key) + text).rstrip(b"=").decode()
+
+
+def decode_route_token(user: str, key: bytes) -> RouteToken | None:
+    """The token in a user part, or None when it is not one that we made."""
+    try:
+        raw = urlsafe_b64decode(user.encode("ascii") + b"=" * (-len(user) % 4))
+    except ValueError:
+        return None
+    mac, text = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
+    if not hmac.compare_digest(mac, _mac(text, key)):
+        return None
+    flow, aor, device = text.decode("utf-8", "surrogateescape").split("\n")
+    return RouteToken(flow, aor, device)
+
+
+def _mac(text: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, b"route" + text, "sha256")[:_MAC_BYTES]

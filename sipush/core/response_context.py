@@ -1,0 +1,474 @@
+"""The response context of one forwarded request (RFC 3261 §16.7), able to wait.
+
+A device that must be woken is not a special case: it is a branch that does not have a flow yet. It
+sits in the *SIP Request Push Bucket* (RFC 8599 §5.6.2) until its binding-refresh REGISTER is
+accepted, its push fails, or its Bucket Timer runs out; then it is an ordinary branch.
+
+Pure: every input takes ``now`` (seconds, monotonic) and returns the actions it causes, in the order
+in which they must be performed. docs/response-context.md holds the table of this machine; the tests
+read it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sipush.core.bindings import PushRecord
+from sipush.core.push_request import PushResult
+from sipush.sip.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One member of the target set (§16.5): a device, or a URI the call falls back to."""
+
+    device: str
+    "Unique in the context: AOR and device key, or the URI of something that is not a device."
+    uri: str = ""
+    "Request-URI to forward with; empty when there is no contact."
+    flow: str = ""
+    "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
+    route: tuple[str, ...] = ()
+    "Route values to add, topmost first (the Path of RFC 3327)."
+    live: bool = False
+    "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
+    push: PushRecord | None = None
+    "How to wake it; None when it must not be woken for this request."
+    hold: float = 0.0
+    "Window in seconds: how long this request may wait for the device."
+    push_always: bool = False
+    "Push in parallel with forwarding, not only when the device is unreachable."
+
+    @property
+    def wakeable(self) -> bool:
+        """Whether waiting for it makes sense."""
+        return self.push is not None and self.hold > 0
+
+
+class BranchState(Enum):
+    """Where one branch stands."""
+
+    CALLING = "calling"
+    "Forwarded; nothing but a 100 heard."
+    PROBING = "probing"
+    "Forwarded without an answer, and pushed: whichever comes first."
+    PROCEEDING = "proceeding"
+    "A 101-199 came: the device is ringing."
+    WAKING = "waking"
+    "In the push bucket: nothing is forwarded, the device is expected to register."
+    COMPLETED = "completed"
+
+
+class CancelCause(Enum):
+    """Why a branch is cancelled: becomes the CANCEL's Reason, and only when true (RFC 3326)."""
+
+    CALLER = "caller"
+    ANSWERED_ELSEWHERE = "answered-elsewhere"
+    DECLINED_ELSEWHERE = "declined-elsewhere"
+    NO_ANSWER = "no-answer"
+
+
+# --- Actions: what the driver must do ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the request to the branch's target in a new client transaction (§16.6)."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retransmit:
+    """Send the request once more in the client transaction the branch has."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPush:
+    """Ask the PNS to wake the device; useless after ``deadline`` (seconds, monotonic)."""
+
+    branch: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """CANCEL the client transaction of the branch (§16.10)."""
+
+    branch: int
+    cause: CancelCause
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Stop retransmitting on the branch; CANCEL it should it turn out to be alive."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePushRecord:
+    """The PNS disowned the branch's token: remove it unless it has changed (RFC 8599 §5.5)."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """Nobody answered: find the fallback's targets and hand them to ``fall_back``."""
+
+    status: int
+    "What the caller would get without a fallback."
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Send ``status`` upstream: the branch's own response if it has that status, else ours."""
+
+    status: int
+    branch: int | None = None
+
+
+Action = (
+    Forward | Retransmit | RequestPush | Cancel | Abandon | RemovePushRecord | FallBack | Respond
+)
+
+
+# --- The machine ---------------------------------------------------------------------------------
+
+#: What a dead contact looks like when a proxy in between answers for it.
+UNREACHABLE = frozenset(
+    {
+        Status.REQUEST_TIMEOUT,
+        Status.FLOW_FAILED,
+        Status.TEMPORARILY_UNAVAILABLE,
+        Status.SERVICE_UNAVAILABLE,
+    }
+)
+
+#: Finals after which a call falls back: unreachable, no answer, busy, declined.
+FALLS_BACK = UNREACHABLE | {
+    Status.BUSY_HERE,
+    Status.BUSY_EVERYWHERE,
+    Status.DECLINE,
+    Status.SERVER_INTERNAL_ERROR,
+    Status.SERVER_TIMEOUT,
+}
+
+#: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
+RINGBACK_INTERVAL = 60.0
+
+_SUPERSEDED = 0
+
+
+@dataclass(slots=True)
+class Branch:
+    """One element of the target set, from push to final response."""
+
+    id: int
+    target: Target
+    state: BranchState
+    status: int = _SUPERSEDED
+    "Final status when COMPLETED; 0 when another branch took the device over."
+    pushed: bool = False
+    "The device was pushed for this request; never twice."
+    heard: bool = False
+    "The device itself, or a proxy before it, answered something."
+    probe_at: float | None = None
+    bucket_at: float | None = None
+    timer_c_at: float | None = None
+
+
+@dataclass(slots=True)
+class ResponseContext:
+    """Collects the branches of one request and picks the response to forward."""
+
+    probe: float
+    "Seconds a forwarded INVITE may stay without any response before its device is pushed."
+    timer_c: float
+    "Seconds without a 101-199 after which an INVITE branch is given up (§16.6 step 11)."
+    ringback: int | None = None
+    "Provisional the caller gets while devices are woken, or None."
+    invite: bool = True
+    fallback: bool = False
+    "Whether there is somewhere else to go when no branch succeeds."
+    branches: list[Branch] = field(default_factory=list)
+    closed: bool = False
+    "No branch may be added: answered, cancelled or declined everywhere."
+    answered: bool = False
+    "A final response went upstream."
+    falling_back: bool = False
+    "FallBack was asked for and ``fall_back`` has not been called yet."
+    cancelled_by_caller: bool = False
+    _ringback_at: float | None = None
+
+    # -- inputs --
+
+    def start(self, targets: Sequence[Target], now: float) -> list[Action]:
+        """Open one branch per target: forward where a flow is up, push elsewhere."""
+        if self.closed:
+            return []
+        actions: list[Action] = []
+        for target in targets:
+            actions += self._open(target, now)
+        return actions + self._settle()
+
+    def binding_refreshed(self, target: Target, now: float) -> list[Action]:
+        """The registrar accepted a REGISTER of the target's device (RFC 8599 §5.6.2).
+
+        A device already ringing is left alone: a routine refresh must not ring it twice. One new to
+        the AOR joins while the context is open, and one that was given up comes back.
+        """
+        if self.closed or not target.live:
+            return []
+        branch = self._latest(target.device)
+        if branch is None or (branch.state is BranchState.COMPLETED and not branch.heard):
+            return self._open(target, now, pushed=branch is not None and branch.pushed)
+        match branch.state:
+            case BranchState.WAKING:
+                return self._forward(branch, target, now)
+            case BranchState.CALLING | BranchState.PROBING if _same_flow(branch.target, target):
+                branch.state, branch.bucket_at = BranchState.CALLING, None
+                return [Retransmit(branch.id)]
+            case BranchState.CALLING | BranchState.PROBING:
+                _finish(branch, _SUPERSEDED)
+                return [Abandon(branch.id), *self._open(target, now, pushed=branch.pushed)]
+            case _:
+                return []
+
+    def push_finished(self, branch_id: int, result: PushResult, now: float) -> list[Action]:
+        """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2)."""
+        branch = self.branches[branch_id]
+        if result is PushResult.ACCEPTED:
+            return []
+        disowned = result is PushResult.TOKEN_DEAD
+        actions: list[Action] = [RemovePushRecord(branch_id)] if disowned else []
+        if branch.state is BranchState.PROBING:
+            branch.state, branch.bucket_at = BranchState.CALLING, None
+        elif branch.state is BranchState.WAKING:
+            actions += self._complete(branch, Status.TEMPORARILY_UNAVAILABLE)
+        return actions
+
+    def flow_failed(self, branch_id: int, now: float) -> list[Action]:
+        """The flow died under the request (RFC 5626 §5.3.1): wake the device, or count 430."""
+        branch = self.branches[branch_id]
+        if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
+            return []
+        if branch.target.wakeable and not self.closed:
+            return self._wake(branch, now)
+        return self._complete(branch, Status.FLOW_FAILED)
+
+    def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
+        """A response arrived on a branch; a client transaction that timed out gives 408 (§16.7)."""
+        branch = self.branches[branch_id]
+        if status < 200:
+            return self._provisional(branch, status, now)
+        if status < 300:  # forwarded at once, however many there are (step 5)
+            branch.state, branch.status, branch.heard = BranchState.COMPLETED, status, True
+            self.answered = True
+            return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE)]
+        if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
+            return []
+        if status in UNREACHABLE and branch.state is not BranchState.PROCEEDING:
+            if branch.target.wakeable and not self.closed:
+                return self._wake(branch, now)
+            return self._complete(branch, status)
+        branch.heard = True
+        closing: list[Action] = []
+        if status >= 600:  # not forwarded before the others settle, but ends the search (step 5)
+            branch.state = BranchState.COMPLETED
+            closing = self._close(CancelCause.DECLINED_ELSEWHERE)
+        return closing + self._complete(branch, status)
+
+    def fall_back(self, targets: Sequence[Target], now: float) -> list[Action]:
+        """The targets FallBack asked for; none: the caller gets the best response so far."""
+        if not self.falling_back:
+            return []
+        self.falling_back = False
+        return self.start(targets, now)
+
+    def cancelled(self, now: float) -> list[Action]:
+        """The caller gave up (§16.10): ringing devices are cancelled, nobody else is woken."""
+        actions = self._close(CancelCause.CALLER)
+        self.fallback = self.falling_back = False
+        self.cancelled_by_caller = True
+        for branch in self._in(BranchState.CALLING, BranchState.PROBING):
+            _finish(branch, Status.REQUEST_TERMINATED)
+        return actions + self._settle()
+
+    def timer_fired(self, now: float) -> list[Action]:
+        """Do what has become due: probe, Bucket Timer, Timer C, the caller's ringback."""
+        actions: list[Action] = []
+        if self._ringback_at is not None and now >= self._ringback_at:
+            actions += self._ring_back(now)
+        for branch in list(self.branches):
+            if _due(branch.probe_at, now):
+                branch.probe_at = None
+                actions += self._push(branch, now)
+            if _due(branch.bucket_at, now):
+                actions += self._bucket_expired(branch)
+            if _due(branch.timer_c_at, now):
+                actions += self._timer_c_expired(branch)
+        return actions + self._settle()
+
+    def next_timer(self) -> float | None:
+        """When to call ``timer_fired`` next, or None."""
+        times = [
+            at
+            for branch in self.branches
+            for at in (branch.probe_at, branch.bucket_at, branch.timer_c_at)
+            if at is not None
+        ]
+        if self._ringback_at is not None:
+            times.append(self._ringback_at)
+        return min(times, default=None)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing but late 2xx can still come."""
+        return self.answered and all(b.state is BranchState.COMPLETED for b in self.branches)
+
+    # -- transitions --
+
+    def _open(self, target: Target, now: float, *, pushed: bool = False) -> list[Action]:
+        branch = Branch(len(self.branches), target, BranchState.CALLING, pushed=pushed)
+        self.branches.append(branch)
+        if target.live:
+            return self._forward(branch, target, now)
+        if target.wakeable:
+            return self._wake(branch, now)
+        branch.state, branch.status = BranchState.COMPLETED, Status.TEMPORARILY_UNAVAILABLE
+        return []
+
+    def _forward(self, branch: Branch, target: Target, now: float) -> list[Action]:
+        branch.target, branch.state, branch.bucket_at = target, BranchState.CALLING, None
+        actions: list[Action] = [Forward(branch.id)]
+        if self.invite:
+            branch.timer_c_at = now + self.timer_c
+        if target.wakeable and not branch.pushed:
+            if target.push_always:
+                actions += self._push(branch, now)
+            else:
+                branch.probe_at = now + self.probe
+        return actions
+
+    def _push(self, branch: Branch, now: float) -> list[Action]:
+        """Push a device that has been forwarded to: whichever comes first counts."""
+        branch.pushed, branch.state = True, BranchState.PROBING
+        branch.bucket_at = now + branch.target.hold
+        return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
+
+    def _wake(self, branch: Branch, now: float) -> list[Action]:
+        branch.state, branch.probe_at, branch.timer_c_at = BranchState.WAKING, None, None
+        if branch.pushed:
+            if branch.bucket_at is None:
+                branch.bucket_at = now + branch.target.hold
+            return []
+        branch.pushed = True
+        branch.bucket_at = now + branch.target.hold
+        return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
+
+    def _provisional(self, branch: Branch, status: int, now: float) -> list[Action]:
+        if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
+            return []
+        branch.heard, branch.probe_at = True, None
+        if branch.state is BranchState.PROBING:
+            branch.state, branch.bucket_at = BranchState.CALLING, None
+        if status == Status.TRYING:
+            return []
+        branch.state = BranchState.PROCEEDING
+        if self.invite:
+            branch.timer_c_at = now + self.timer_c
+        return [] if self.answered else [Respond(status, branch.id)]
+
+    def _bucket_expired(self, branch: Branch) -> list[Action]:
+        forwarded = branch.state is BranchState.PROBING
+        _finish(branch, Status.TEMPORARILY_UNAVAILABLE)
+        return [Abandon(branch.id)] if forwarded else []
+
+    def _timer_c_expired(self, branch: Branch) -> list[Action]:
+        _finish(branch, Status.REQUEST_TIMEOUT)
+        branch.heard = True
+        return [Cancel(branch.id, CancelCause.NO_ANSWER)]
+
+    def _ring_back_once(self, now: float) -> list[Action]:
+        return self._ring_back(now) if self._ringback_at is None else []
+
+    def _ring_back(self, now: float) -> list[Action]:
+        if self.ringback is None or not self.invite or self.answered:
+            self._ringback_at = None
+            return []
+        self._ringback_at = now + RINGBACK_INTERVAL
+        return [Respond(self.ringback)]
+
+    def _complete(self, branch: Branch, status: int) -> list[Action]:
+        _finish(branch, status)
+        return self._settle()
+
+    def _close(self, cause: CancelCause) -> list[Action]:
+        """Admit no more branches: CANCEL what is out, forget what sleeps."""
+        if self.closed:
+            return []
+        self.closed = True
+        self._ringback_at = None
+        actions: list[Action] = []
+        for branch in self._in(BranchState.WAKING):
+            _finish(branch, Status.REQUEST_TERMINATED)
+        for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
+            branch.probe_at = branch.bucket_at = None
+            actions.append(Cancel(branch.id, cause))
+        return actions
+
+    def _settle(self) -> list[Action]:
+        """Forward the best response once no branch can still answer (§16.7 step 6)."""
+        waiting = any(b.state is not BranchState.COMPLETED for b in self.branches)
+        if self.answered or self.falling_back or waiting:
+            return []
+        best = min((b for b in self.branches if b.status), key=_preference, default=None)
+        status: int = best.status if best else Status.TEMPORARILY_UNAVAILABLE
+        if self.cancelled_by_caller:
+            status = Status.REQUEST_TERMINATED
+        if self.fallback and status in FALLS_BACK:
+            self.fallback, self.falling_back, self.closed = False, True, False
+            return [FallBack(status)]
+        self.answered = self.closed = True
+        self._ringback_at = None
+        return [Respond(_REWRITTEN.get(status, status), best.id if best else None)]
+
+    def _in(self, *states: BranchState) -> Iterator[Branch]:
+        return (b for b in self.branches if b.state in states)
+
+    def _latest(self, device: str) -> Branch | None:
+        return next((b for b in reversed(self.branches) if b.target.device == device), None)
+
+
+#: A 503 would tell the caller to avoid this proxy, not that device (step 6); 430 is meant for the
+#: proxy that holds the flow (RFC 5626 §5.3.1).
+_REWRITTEN: dict[int, int] = {
+    Status.SERVICE_UNAVAILABLE: Status.SERVER_INTERNAL_ERROR,
+    Status.FLOW_FAILED: Status.TEMPORARILY_UNAVAILABLE,
+}
+_ACTIONABLE = frozenset({401, 407, 415, 420, 484})
+
+
+def _preference(branch: Branch) -> tuple[int, int]:
+    """Sort key of §16.7 step 6: 6xx, then the lowest class, then actionable 4xx."""
+    status = branch.status
+    return (0 if status >= 600 else status // 100, 0 if status in _ACTIONABLE else 1)
+
+
+def _finish(branch: Branch, status: int) -> None:
+    branch.state, branch.status = BranchState.COMPLETED, status
+    branch.probe_at = branch.bucket_at = branch.timer_c_at = None
+
+
+def _due(at: float | None, now: float) -> bool:
+    return at is not None and now >= at
+
+
+def _same_flow(old: Target, new: Target) -> bool:
+    return old.flow == new.flow != ""

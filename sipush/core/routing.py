@@ -1,0 +1,318 @@
+"""How a proxy decides where a request goes, and what it looks like there (RFC 3261 §16.3-§16.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from urllib.parse import quote
+
+from sipush.core.bindings import Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.outbound import RouteToken, decode_route_token, device_digest
+from sipush.core.response_context import Target
+from sipush.errors import MessageError
+from sipush.sip.fields import parse_name_addr, parse_via
+from sipush.sip.message import Message, Request
+from sipush.sip.status import Status
+from sipush.sip.uri import SipUri, contact_key, parse_sip_uri
+
+DIALOG_FORMING = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
+_DEFAULT_MAX_FORWARDS = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A request that is answered instead of forwarded."""
+
+    status: Status
+    reason: str = ""
+    "Reason phrase; empty: the usual one."
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToServer:
+    """For sipush itself: the Request-URI has no user and is ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToAor:
+    """For a user of ours, to be looked up (§16.5)."""
+
+    aor: Aor
+
+
+@dataclass(frozen=True, slots=True)
+class ToDialog:
+    """Inside a dialog that we recorded a route for."""
+
+    token: RouteToken
+    "Of the side the request goes to."
+
+
+Destination = ToServer | ToAor | ToDialog | Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Realm:
+    """What this server is responsible for."""
+
+    domains: tuple[str, ...]
+    "Lower-case. The first is meant by a request that names an alias or an address of ours."
+    aliases: frozenset[str]
+    is_listener: Callable[[str, int | None], bool]
+    "Whether a host (lower-case, IPv6 without brackets) and port lead to one of our listeners."
+    is_own_host: Callable[[str], bool]
+    "Whether a host names one of our listeners' addresses, whatever the port."
+
+    def aor(self, uri: SipUri) -> Aor | None:
+        """The AOR a URI means here, or None when its domain is not ours."""
+        if uri.host in self.domains:
+            return uri.aor
+        if uri.host in self.aliases or self._is_our_address(uri):
+            return f"{uri.aor.rpartition('@')[0]}@{self.domains[0]}"
+        return None
+
+    def _is_our_address(self, uri: SipUri) -> bool:
+        if uri.port is None:  # phones leave the port out of To and From
+            return self.is_own_host(uri.address)
+        return self.is_listener(uri.address, uri.port)
+
+    def is_us(self, uri: SipUri) -> bool:
+        """Whether a Route URI leads to one of our listeners."""
+        return self.is_listener(uri.address, uri.port)
+
+
+def loop_digest(request: Request) -> str:
+    """The part of our branches that is equal for a request that came back unchanged (§16.6, 8)."""
+    headers = request.headers
+    identity = (request.uri, headers.get("call-id"), headers.get("cseq"), headers.get("from"))
+    text = "\n".join(part or "" for part in identity)
+    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _has_looped(request: Request, realm: Realm) -> bool:
+    """Whether a Via says that this very request has been here before (RFC 5393 §4.2)."""
+    earlier = request.headers.values("via")[1:]
+    if not earlier:
+        return False
+    mark = "-" + loop_digest(request)
+    return any(
+        via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
+        for via in map(parse_via, earlier)
+    )
+
+
+def validate(request: Request, realm: Realm) -> Rejection | None:
+    """§16.3: what makes a request unfit to be forwarded."""
+    hops = request.headers.get("max-forwards")
+    if hops is not None:
+        if not (hops.isascii() and hops.isdigit()) or int(hops) > 255:
+            return Rejection(Status.BAD_REQUEST, "Malformed Max-Forwards")
+        if int(hops) == 0 and request.method != "OPTIONS":
+            return Rejection(Status.TOO_MANY_HOPS)
+    if _has_looped(request, realm):
+        return Rejection(Status.LOOP_DETECTED)
+    unsupported = request.headers.values("proxy-require")
+    if unsupported:
+        return Rejection(Status.BAD_EXTENSION, headers=(("Unsupported", ", ".join(unsupported)),))
+    return None
+
+
+def destination(request: Request, realm: Realm, key: bytes) -> Destination:
+    """§16.4: take our own Routes off, then decide. Changes the Route headers of ``request``.
+
+    Raises MessageError for a URI that cannot be read.
+    """
+    token = _pop_own_routes(request, realm, key)
+    if token is not None:
+        return ToDialog(token)
+    if request.headers.values("route"):
+        return Rejection(Status.FORBIDDEN, "Route Not Ours")
+    uri = parse_sip_uri(request.uri)
+    aor = realm.aor(uri)
+    if aor is None:
+        return Rejection(Status.FORBIDDEN, f"Domain {uri.host} Not Served Here")
+    return ToAor(aor) if uri.user else ToServer()
+
+
+def _pop_own_routes(request: Request, realm: Realm, key: bytes) -> RouteToken | None:
+    """Of the one or two Routes we recorded, the last names the side the request goes to."""
+    token = None
+    while routes := request.headers.values("route"):
+        uri = parse_sip_uri(parse_name_addr(routes[0]).uri)
+        if not realm.is_us(uri):
+            break
+        request.headers.pop_first_value("route", "Route")
+        token = decode_route_token(uri.user or "", key) or token
+    return token
+
+
+def is_side(token: RouteToken, binding: Binding, remote_target: str) -> bool:
+    """Whether a binding is the side of a dialog that the token names.
+
+    A caller's token knows no device; its remote target is the contact it registered.
+    """
+    if token.device:
+        return device_digest(binding.device) == token.device
+    return binding.contact_key == contact_key(remote_target)
+
+
+def is_anonymous(request: Request) -> bool:
+    """Whether the caller hides its identity (RFC 3323 §4.1.1.3)."""
+    return request.from_.uri.lower().partition(":")[2] == "anonymous@anonymous.invalid"
+
+
+# --- The target set (§16.5) ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AppPolicy:
+    """How devices of one app are woken."""
+
+    hold: float
+    push_always: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPolicy:
+    """What decides, for one request, whether a device is called, woken or left alone."""
+
+    apps: Mapping[str, AppPolicy]
+    "A push record whose app is not here wakes nobody."
+    is_live: Callable[[Binding], bool]
+    consents: Callable[[PushRecord], bool]
+    "Whether the device wants pushes for this kind of request."
+
+    def target_set(self, location: Location, subscriber: Subscriber) -> list[Target]:
+        """The devices of a user: those with a contact, and those that can only be woken."""
+        records = {record.device: record for record in location.push_records}
+        bindings = {binding.device: binding for binding in location.bindings}
+        return [
+            self.target(device, bindings.get(device), records.get(device), subscriber)
+            for device in bindings | records
+        ]
+
+    def target(
+        self,
+        device: str,
+        binding: Binding | None,
+        record: PushRecord | None,
+        subscriber: Subscriber,
+    ) -> Target:
+        """The target that one device makes."""
+        app = self.apps.get(record.app_id) if record and self.consents(record) else None
+        hold = 0.0
+        if app is not None and subscriber.hold:
+            hold = app.hold if subscriber.hold_seconds is None else subscriber.hold_seconds
+        return Target(
+            device=f"{subscriber.aor} {device}",
+            uri=binding.contact if binding else "",
+            flow=binding.flow if binding and not binding.path else "",
+            route=binding.path if binding else (),
+            live=binding is not None and self.is_live(binding),
+            push=record if hold > 0 else None,
+            hold=hold,
+            push_always=app is not None and app.push_always,
+        )
+
+
+# --- The request as it leaves (§16.6) ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Diversion:
+    """A call that goes somewhere else than where it was sent (RFC 5806, RFC 7044)."""
+
+    uri: str
+    "Where it was sent."
+    cause: int
+    "Status that made it go on."
+
+    @property
+    def reason(self) -> str:
+        """The diversion-reason of RFC 5806."""
+        if self.cause in (Status.BUSY_HERE, Status.BUSY_EVERYWHERE):
+            return "user-busy"
+        if self.cause == Status.DECLINE:
+            return "deflection"
+        return "no-answer" if self.cause == Status.REQUEST_TIMEOUT else "unavailable"
+
+
+def forward_request(
+    request: Request,
+    target: Target,
+    record_routes: Iterable[str],
+    push_id: str = "",
+    diversion: Diversion | None = None,
+) -> Request:
+    """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
+
+    ``record_routes`` are URIs, the one nearest to the caller first.
+    """
+    forwarded = request.copy()
+    forwarded.uri = target.uri
+    headers = forwarded.headers
+    hops = headers.get("max-forwards")
+    headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else int(hops) - 1))
+    for uri in record_routes:
+        headers.prepend("Record-Route", f"<{uri}>")
+    for value in reversed(target.route):
+        headers.prepend("Route", value)
+    headers.remove("proxy-authorization")
+    strip_push_params(forwarded)
+    if push_id:
+        headers.set("X-Push-Id", push_id)
+    if diversion is not None:
+        _add_diversion(forwarded, target.uri, diversion)
+    return forwarded
+
+
+def _add_diversion(request: Request, uri: str, diversion: Diversion) -> None:
+    headers = request.headers
+    headers.prepend("Diversion", f"<{diversion.uri}>;reason={diversion.reason};counter=1")
+    if "history-info" not in headers:
+        headers.append("History-Info", f"<{diversion.uri}>;index=1")
+    first = headers.values("history-info")[0]
+    index = parse_name_addr(first).params.get("index") or "1"
+    cause = quote(f"SIP;cause={diversion.cause}", safe="")
+    entry = f"<{uri}?Reason={cause}>;index={index}.1"
+    headers.append("History-Info", entry)
+
+
+def strip_push_params(message: Message) -> None:
+    """RFC 8599 §4.1: nobody but the registrar needs a device's pn- parameters."""
+    for name, line in message.headers.lines("contact"):
+        if ";pn-" in line.lower():
+            values = [_without_push_params(value) for value in message.headers.values(name)]
+            message.headers.set("Contact", ", ".join(values))
+            return
+
+
+def _without_push_params(contact: str) -> str:
+    address = parse_name_addr(contact)
+    stripped = ";".join(
+        part for part in address.uri.split(";") if not part.lower().startswith("pn-")
+    )
+    return contact.replace(address.uri, stripped, 1)
+
+
+# --- What a push says about a request ------------------------------------------------------------
+
+
+def has_video(request: Request) -> bool:
+    """Whether the SDP offer has a video stream that is not refused (RFC 4566 §5.14)."""
+    return any(
+        line.startswith(b"m=video ") and not line.startswith(b"m=video 0")
+        for line in request.body.splitlines()
+    )
+
+
+def caller(request: Request) -> tuple[str, str]:
+    """(user part or number, display name) of the caller as the callee should see it."""
+    address = request.from_
+    try:
+        user = parse_sip_uri(address.uri).aor.rpartition("@")[0]
+    except MessageError:  # a tel: URI
+        user = address.uri.partition(":")[2].partition(";")[0]
+    return user, address.display_name

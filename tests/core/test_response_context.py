@@ -1,0 +1,368 @@
+"""The response context against its table, then the situations that take several branches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sipush.core.bindings import Platform, PushRecord
+from sipush.core.push_request import PushResult
+from sipush.core.response_context import (
+    Abandon,
+    Action,
+    BranchState,
+    Cancel,
+    CancelCause,
+    FallBack,
+    Forward,
+    RemovePushRecord,
+    RequestPush,
+    Respond,
+    ResponseContext,
+    Retransmit,
+    Target,
+)
+
+TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"
+RECORD = PushRecord("bob@x", "d", Platform.APNS, "app", "token")
+NOW, PROBE, HOLD, TIMER_C = 100.0, 1.5, 30.0, 180.0
+
+
+def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
+    contact = {"uri": "sip:bob@1.2.3.4", "flow": flow, "live": True}
+    wakeable = {"push": RECORD, "hold": HOLD}
+    match kind:
+        case "desk":
+            return Target(device, **contact)
+        case "mobile":
+            return Target(device, **contact, **wakeable)
+        case "always":
+            return Target(device, **contact, **wakeable, push_always=True)
+        case "sleeping":
+            return Target(device, **wakeable)
+        case "gone":
+            return Target(device)
+    raise ValueError(kind)
+
+
+def make(**options: object) -> ResponseContext:
+    return ResponseContext(probe=PROBE, timer_c=TIMER_C, ringback=180, **options)
+
+
+def rows() -> list[tuple[str, ...]]:
+    text = TABLE.read_text().partition("## One branch")[2].partition("\n## ")[0]
+    lines = [line.strip("| \n") for line in text.splitlines() if line.startswith("|")]
+    return [tuple(cell.strip() for cell in line.split("|")) for line in lines[2:]]
+
+
+def bring_to(state: str, kind: str) -> ResponseContext:
+    """Branch 0 is under test; branch 1, a ringing desk phone, keeps the context open."""
+    context = make()
+    context.start([target(kind), target("desk", "other", "tcp/9")], NOW)
+    context.response_received(1, 180, NOW)
+    if state == "proceeding":
+        context.response_received(0, 180, NOW)
+    elif state == "completed" and kind != "gone":
+        context.response_received(0, 486, NOW)
+    assert context.branches[0].state.value == state
+    return context
+
+
+def feed(context: ResponseContext, text: str) -> list[Action]:
+    branch = context.branches[0]
+    if text.startswith("registered"):
+        flow = "tcp/1" if text.endswith("same flow") else "tcp/2"
+        kind = "desk" if branch.target.push is None else "mobile"
+        return context.binding_refreshed(target(kind, flow=flow), NOW)
+    if text.startswith("push "):
+        return context.push_finished(0, PushResult(text.removeprefix("push ")), NOW)
+    if text.isdigit():
+        return context.response_received(0, int(text), NOW)
+    match text:
+        case "flow failed":
+            return context.flow_failed(0, NOW)
+        case "probe timer":
+            return context.timer_fired(NOW + PROBE)
+        case "Bucket Timer":
+            return context.timer_fired(NOW + HOLD)
+        case "Timer C":
+            context.branches[1].timer_c_at = None  # only branch 0 is under test
+            return context.timer_fired(NOW + TIMER_C)
+        case "caller cancels":
+            return context.cancelled(NOW)
+        case "answered elsewhere":
+            return context.response_received(1, 200, NOW)
+    raise ValueError(text)
+
+
+def shown(actions: list[Action], context: ResponseContext) -> str:
+    """The actions on the device under test, as the table writes them."""
+    words = []
+    for action in actions:
+        if isinstance(action, Respond):
+            if action.branch != 1:
+                words.append(f"Respond {action.status}")
+        elif isinstance(action, FallBack):
+            words.append("FallBack")
+        elif context.branches[action.branch].target.device == "d":
+            words.append(type(action).__name__)
+    return ", ".join(words) or "-"
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "event", "becomes", "actions"),
+    rows(),
+    ids=["-".join(row[:3]) for row in rows()],
+)
+def test_each_row_of_the_table(
+    kind: str, state: str, event: str, becomes: str, actions: str
+) -> None:
+    if event == "start":
+        context = make()
+        # A ringing phone beside it, so that nothing is settled yet.
+        context.start([target("desk", "other", "tcp/9")], NOW)
+        context.response_received(0, 180, NOW)
+        done = context.start([target(kind)], NOW)
+        branch = context.branches[1]
+        got = shown_start(done)
+    else:
+        context = bring_to(state, kind)
+        done = feed(context, event)
+        branch = context.branches[0]
+        got = shown(done, context)
+    status = f" {branch.status}" if branch.state is BranchState.COMPLETED else ""
+    assert (branch.state.value + status, got) == (becomes, actions)
+
+
+def shown_start(actions: list[Action]) -> str:
+    names = [
+        f"Respond {action.status}" if isinstance(action, Respond) else type(action).__name__
+        for action in actions
+    ]
+    return ", ".join(names) or "-"
+
+
+def test_every_state_and_every_action_is_in_the_table() -> None:
+    text = TABLE.read_text()
+    states = {row[3].partition(" ")[0] for row in rows()}
+    assert states == {state.value for state in BranchState}
+    assert all(action.__name__ in text for action in Action.__args__)
+
+
+def test_the_caller_gets_480_when_the_hold_ends() -> None:
+    context = make()
+    assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD), Respond(180)]
+    assert context.next_timer() == NOW + HOLD
+    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0)]
+    assert context.next_timer() is None
+    assert context.done
+
+
+def test_nobody_to_call_is_480() -> None:
+    assert make().start([], NOW) == [Respond(480)]
+
+
+def test_a_woken_device_gets_the_call_and_is_not_pushed_again_when_it_dies_again() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    assert context.binding_refreshed(target("mobile"), NOW + 5) == [Forward(0)]
+    assert context.flow_failed(0, NOW + 6) == []
+    assert context.branches[0].state is BranchState.WAKING
+    assert context.binding_refreshed(target("mobile", flow="tcp/2"), NOW + 7) == [Forward(0)]
+    assert context.timer_fired(NOW + 6 + HOLD) == []
+
+
+def test_a_device_whose_contact_is_superseded_is_not_pushed_again() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.timer_fired(NOW + PROBE)
+    assert context.binding_refreshed(target("mobile", flow="tcp/2"), NOW + 3) == [
+        Abandon(0),
+        Forward(1),
+    ]
+    assert context.timer_fired(NOW + 3 + PROBE) == []
+    assert context.response_received(1, 480, NOW + 5) == []
+    assert context.branches[1].state is BranchState.WAKING
+
+
+def test_a_late_answer_on_an_abandoned_branch_still_goes_back() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    assert context.response_received(0, 200, NOW) == [
+        Respond(200, 0),
+        Cancel(1, CancelCause.ANSWERED_ELSEWHERE),
+    ]
+
+
+def test_two_answers_both_go_back_and_the_third_device_is_cancelled_once() -> None:
+    context = make()
+    context.start([target("desk", str(i), f"tcp/{i}") for i in range(3)], NOW)
+    first = context.response_received(0, 200, NOW)
+    assert first == [
+        Respond(200, 0),
+        Cancel(1, CancelCause.ANSWERED_ELSEWHERE),
+        Cancel(2, CancelCause.ANSWERED_ELSEWHERE),
+    ]
+    assert context.response_received(1, 200, NOW) == [Respond(200, 1)]
+    assert context.response_received(2, 487, NOW) == []
+    assert context.done
+
+
+def test_a_device_that_appears_during_the_hold_joins() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    assert context.binding_refreshed(target("desk", "new"), NOW) == [Forward(1)]
+    assert context.response_received(1, 486, NOW) == []
+    assert context.binding_refreshed(target("mobile"), NOW) == [Forward(0)]
+
+
+def test_nothing_joins_after_the_call_is_over() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.cancelled(NOW)
+    assert context.binding_refreshed(target("mobile"), NOW) == []
+
+
+def test_a_caller_who_gives_up_on_sleeping_devices_gets_487_at_once() -> None:
+    context = make()
+    context.start([target("sleeping", "a"), target("sleeping", "b")], NOW)
+    assert context.cancelled(NOW) == [Respond(487, 0)]
+
+
+def test_a_caller_who_gives_up_before_anything_was_looked_up_gets_487() -> None:
+    context = make()
+    assert context.cancelled(NOW) == [Respond(487)]
+    assert context.start([target("sleeping")], NOW) == []
+
+
+def test_a_caller_who_gives_up_on_a_ringing_device_gets_its_487() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.response_received(0, 180, NOW)
+    assert context.cancelled(NOW) == [Cancel(0, CancelCause.CALLER)]
+    assert context.response_received(0, 487, NOW) == [Respond(487, 0)]
+
+
+def test_an_answer_that_crosses_the_cancel_wins() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.response_received(0, 180, NOW)
+    context.cancelled(NOW)
+    assert context.response_received(0, 200, NOW) == [Respond(200, 0)]
+
+
+def test_a_6xx_ends_the_search_and_wins() -> None:
+    context = make()
+    context.start([target("desk", "a", "tcp/1"), target("sleeping", "b")], NOW)
+    assert context.response_received(0, 603, NOW) == [Respond(603, 0)]
+    assert context.binding_refreshed(target("mobile", "b"), NOW) == []
+
+
+def test_a_6xx_waits_for_the_finals_of_the_others() -> None:
+    context = make()
+    context.start([target("desk", "a", "tcp/1"), target("desk", "b", "tcp/2")], NOW)
+    context.response_received(1, 180, NOW)
+    assert context.response_received(0, 600, NOW) == [Cancel(1, CancelCause.DECLINED_ELSEWHERE)]
+    assert context.response_received(1, 487, NOW) == [Respond(600, 0)]
+
+
+@pytest.mark.parametrize(
+    ("finals", "best"),
+    [
+        ([486, 404], 486),
+        ([503, 486], 486),
+        ([480, 401], 401),
+        ([302, 486], 302),
+        ([603, 200], 200),
+    ],
+)
+def test_the_best_response_goes_back(finals: list[int], best: int) -> None:
+    context = make()
+    context.start([target("desk", str(i), f"tcp/{i}") for i in range(len(finals))], NOW)
+    actions = [a for i, s in enumerate(finals) for a in context.response_received(i, s, NOW)]
+    assert [a.status for a in actions if isinstance(a, Respond)] == [best]
+
+
+@pytest.mark.parametrize(("status", "upstream"), [(503, 500), (430, 480)])
+def test_a_response_meant_for_this_proxy_is_not_passed_on(status: int, upstream: int) -> None:
+    context = make()
+    context.start([target("desk")], NOW)
+    assert context.response_received(0, status, NOW) == [Respond(upstream, 0)]
+
+
+def test_the_ringback_is_repeated_every_minute_until_the_answer() -> None:
+    context = make()
+    context.start([Target("d", push=RECORD, hold=300)], NOW)
+    assert context.next_timer() == NOW + 60
+    assert context.timer_fired(NOW + 60) == [Respond(180)]
+    assert context.next_timer() == NOW + 120
+    context.binding_refreshed(target("mobile"), NOW + 61)
+    context.response_received(0, 200, NOW + 62)
+    assert context.timer_fired(NOW + 120) == []
+
+
+def test_no_ringback_when_none_is_configured() -> None:
+    context = ResponseContext(probe=PROBE, timer_c=TIMER_C, ringback=None)
+    assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD)]
+
+
+@pytest.mark.parametrize("final", [408, 480, 486, 603])
+def test_a_failed_call_falls_back_once(final: int) -> None:
+    context = make(fallback=True)
+    context.start([target("desk")], NOW)
+    assert context.response_received(0, final, NOW) == [FallBack(final)]
+    voicemail = Target("vm", uri="sip:vm@pbx", live=True)
+    assert context.fall_back([voicemail], NOW) == [Forward(1)]
+    assert context.response_received(1, 200, NOW) == [Respond(200, 1)]
+
+
+def test_a_failed_fallback_is_the_end() -> None:
+    context = make(fallback=True)
+    context.start([target("sleeping")], NOW)
+    assert context.timer_fired(NOW + HOLD) == [FallBack(480)]
+    assert context.fall_back([], NOW) == [Respond(480, 0)]
+
+
+def test_a_fallback_to_a_sleeping_user_waits_again() -> None:
+    context = make(fallback=True)
+    context.start([target("gone")], NOW)
+    assert context.fall_back([target("sleeping", "other")], NOW) == [
+        RequestPush(1, NOW + HOLD),
+        Respond(180),
+    ]
+
+
+def test_a_caller_who_gave_up_is_not_sent_to_the_fallback() -> None:
+    context = make(fallback=True)
+    context.start([target("sleeping")], NOW)
+    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.fall_back([target("desk", "vm")], NOW) == []
+
+
+def test_a_cancel_while_the_fallback_is_looked_up_counts() -> None:
+    context = make(fallback=True)
+    context.start([target("gone")], NOW)
+    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.fall_back([target("desk", "vm")], NOW) == []
+
+
+def test_a_call_nobody_can_take_for_another_reason_does_not_fall_back() -> None:
+    context = make(fallback=True)
+    context.start([target("desk")], NOW)
+    assert context.response_received(0, 488, NOW) == [Respond(488, 0)]
+
+
+def test_a_request_that_is_no_invite_has_no_timer_c_and_no_ringback() -> None:
+    context = make(invite=False)
+    context.start([target("desk")], NOW)
+    assert context.next_timer() is None
+    assert Retransmit(0) not in context.response_received(0, 200, NOW)
+
+
+def test_the_push_record_of_a_dead_token_is_removed_and_the_call_goes_on_elsewhere() -> None:
+    context = make()
+    context.start([target("sleeping", "a"), target("desk", "b")], NOW)
+    assert context.push_finished(0, PushResult.TOKEN_DEAD, NOW) == [RemovePushRecord(0)]
+    assert context.response_received(1, 200, NOW) == [Respond(200, 1)]
