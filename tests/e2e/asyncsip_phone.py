@@ -23,7 +23,8 @@ SDP = (
 
 
 def say(text):
-    print(text, flush=True)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 class Dialplan(BaseDialplan):

@@ -105,11 +105,20 @@ class Daemon:
         line = await self.log.find(wanted, f"log event {event} {match or ''}", patience, start)
         return _parsed(line)
 
-    async def stop(self, patience: float = PATIENCE) -> int:
-        """SIGTERM, and its exit code."""
+    def terminate(self) -> None:
+        """SIGTERM."""
         assert self.program is not None
         self.program.signal(signal.SIGTERM)
+
+    async def ended(self, patience: float = PATIENCE) -> int:
+        """Wait for its end; the exit code."""
+        assert self.program is not None
         return await self.program.ended(patience)
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.terminate()
+        return await self.ended()
 
     def reload(self) -> None:
         """SIGHUP after ``settings`` were changed."""

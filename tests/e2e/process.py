@@ -125,9 +125,11 @@ class Pipe:
                 self.lines.add(line.decode("utf-8", "replace"))
 
     def close(self) -> None:
-        """No more reading."""
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
+        """No more reading. May be called twice."""
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
 
 
 _handed_out: set[int] = set()

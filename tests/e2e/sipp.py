@@ -21,24 +21,29 @@ class Sipp:
     log: Pipe
     messages: Path
     "What it sent and received, to be shown when something goes wrong."
+    port: int
 
     @classmethod
     async def start(
         cls,
         directory: Path,
         scenario: str,
-        server: tuple[str, int],
+        server: tuple[str, int] | None,
         transport: str,
         account: Account,
         *,
         keys: dict[str, str] | None = None,
         answers: str = "",
+        ip: str = "127.0.0.1",
     ) -> Sipp:
-        """Play ``scenario``.xml as ``account``; calls that come in play ``answers``.xml."""
+        """Play ``scenario``.xml as ``account``; calls that come in play ``answers``.xml.
+
+        ``server`` is None for a scenario that begins with a call coming in.
+        """
         work = directory / f"sipp-{next(_COUNTER)}-{scenario}"
         work.mkdir()
         log = Pipe(work / "log")
-        options = ["-sf", SCENARIOS / f"{scenario}.xml", "-m", "1", "-nostdin", "-i", server[0]]
+        options = ["-sf", SCENARIOS / f"{scenario}.xml", "-m", "1", "-nostdin", "-i", ip]
         options += ["-t", "t1" if transport == "TCP" else "u1", "-au", account.user]
         options += ["-ap", account.password, "-trace_logs", "-log_file", log.path]
         options += ["-trace_msg", "-message_file", work / "messages"]
@@ -46,13 +51,14 @@ class Sipp:
         if answers:
             options += ["-oocsf", SCENARIOS / f"{answers}.xml"]
         # Left to itself SIPp takes 5060 again: a phone that comes back must come from elsewhere.
-        options += ["-p", str(free_port())]
+        port = free_port()
+        options += ["-p", str(port)]
         for key, value in {"user": account.user, "domain": account.domain, **(keys or {})}.items():
             options += ["-key", key, value]
-        program = await Program.start(
-            "sipp", f"{server[0]}:{server[1]}", *options, directory=work
-        )
-        return cls(program, log, work / "messages")
+        if server is not None:
+            options.append(f"{server[0]}:{server[1]}")
+        program = await Program.start("sipp", *options, directory=work)
+        return cls(program, log, work / "messages", port)
 
     async def said(self, what: str, patience: float = PATIENCE) -> str:
         """The line it logged that begins with ``what``."""
@@ -75,5 +81,7 @@ class Sipp:
 
     def _trace(self) -> str:
         errors = self.messages.with_name("errors")
-        texts = (path.read_text(errors="replace") for path in (self.messages, errors) if path.exists())
+        texts = (
+            path.read_text(errors="replace") for path in (self.messages, errors) if path.exists()
+        )
         return "\n".join(texts)[-6000:]

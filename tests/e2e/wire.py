@@ -127,11 +127,12 @@ class Wire:
         self._io: Any = None
 
     @classmethod
-    async def open(cls, transport: str, server: tuple[str, int], port: int = 0) -> Wire:
-        """Bind ``port`` on the server's loopback (0: any), connect if it is TCP."""
+    async def open(
+        cls, transport: str, server: tuple[str, int], ip: str = "127.0.0.1", port: int = 0
+    ) -> Wire:
+        """Bind a loopback address and ``port`` (0: any), connect if it is TCP."""
         wire = cls(transport, server)
         loop = asyncio.get_running_loop()
-        ip = "::1" if ":" in server[0] else "127.0.0.1"
         if wire.transport == "UDP":
             wire._io, _ = await loop.create_datagram_endpoint(
                 lambda: _Datagrams(wire), local_addr=(ip, port)
@@ -296,6 +297,8 @@ class Phone:
     instance: str = ""
     "``urn:uuid:…`` for +sip.instance, or empty."
     register_id: str = field(default_factory=lambda: f"reg-{secrets.token_hex(6)}")
+    register_for: str = ""
+    "Somebody else's AOR in To, or empty."
     cseq: int = 0
     challenge: str = ""
     nonce_count: int = 0
@@ -308,10 +311,10 @@ class Phone:
         transport: str = "UDP",
         *,
         instance: str = "",
-        port: int = 0,
+        ip: str = "127.0.0.1",
     ) -> Phone:
         """A phone with a socket of its own."""
-        return cls(account, await Wire.open(transport, server, port), instance)
+        return cls(account, await Wire.open(transport, server, ip), instance)
 
     @property
     def contact_uri(self) -> str:
@@ -359,7 +362,7 @@ class Phone:
             f"Via: SIP/2.0/{self.wire.transport} {self.wire.host_port};branch={new_branch()};rport",
             "Max-Forwards: 70",
             f"From: <sip:{self.account.aor}>;tag={secrets.token_hex(4)}",
-            f"To: <sip:{self.account.aor}>",
+            f"To: <sip:{self.register_for or self.account.aor}>",
             f"Call-ID: {self.register_id}",
             f"CSeq: {self.cseq} REGISTER",
             *([f"Contact: {contact}"] if contact else []),
@@ -491,6 +494,12 @@ class OutCall:
         self._in_dialog(answer, "BYE", self.cseq + 1)
         return await self.phone.wire.expect(*range(200, 700), method="BYE", call_id=self.call_id)
 
+    async def hung_up(self) -> Msg:
+        """The callee's BYE, answered."""
+        bye = await self.expect("BYE")
+        InCall(self.phone, bye).reply(200, request=bye)
+        return bye
+
     async def cancel(self) -> Msg:
         """CANCEL, and its answer."""
         self.phone.wire.send(self._request("CANCEL", self.uri, self.branch))
@@ -555,6 +564,28 @@ class InCall:
         bye = await self.expect("BYE")
         self.reply(200, request=bye)
         return bye
+
+    async def hang_up(self) -> Msg:
+        """BYE, and its answer."""
+        invite, wire = self.invite, self.phone.wire
+        wire.send(
+            "\r\n".join(
+                [
+                    f"BYE {invite.contact} SIP/2.0",
+                    f"Via: SIP/2.0/{wire.transport} {wire.host_port};branch={new_branch()};rport",
+                    "Max-Forwards: 70",
+                    f"From: {invite['to']};tag={self.tag}",
+                    f"To: {invite['from']}",
+                    f"Call-ID: {invite['call-id']}",
+                    "CSeq: 1 BYE",
+                    *(f"Route: {value}" for value in invite.all("record-route")),
+                    "Content-Length: 0",
+                    "",
+                    "",
+                ]
+            )
+        )
+        return await wire.expect(*range(200, 700), method="BYE", call_id=invite["call-id"])
 
     async def cancelled(self) -> Msg:
         """The CANCEL: 200 to it, 487 to the INVITE, and its ACK has come."""

@@ -1,0 +1,127 @@
+"""The daemon dies, restarts, reloads, drains, and loses its store (O1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.conftest import OTHER_APP
+from tests.e2e.daemon import DOMAIN, ha1, in_time
+from tests.e2e.world import World, apns_token, x_push
+from tests.servers.redis_server import RedisServer
+
+
+async def test_a_sleeping_phone_is_woken_after_kill_9_of_the_server(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    await daemon.restart_after_kill()
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    pushed = await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", transport, push)
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    assert incoming.push_id == pushed.push_id
+
+
+async def test_a_udp_phone_is_still_called_after_kill_9_of_the_server(world: World) -> None:
+    daemon = await world.start()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    await daemon.restart_after_kill()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    answer, _ = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    assert world.pushes.all == []
+
+
+async def test_a_tcp_phone_that_lost_its_server_is_woken_without_a_dial_out(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    bob = await world.registered(daemon, "bob", "TCP", push)
+    await daemon.restart_after_kill()
+    await bob.wire.closed.wait()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, _ = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+
+
+async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+
+    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_md5": ha1("dave")}
+    daemon.settings["apps"][OTHER_APP] = world.pushes.app_settings(OTHER_APP)
+    daemon.reload()
+    await daemon.log_event("reloaded")
+
+    await world.sleeping(daemon, "dave", "TCP", x_push(apns_token(), app_id=OTHER_APP))
+    other = await alice.call("dave")
+    assert (await world.pushes.next()).received.headers["apns-topic"] == f"{OTHER_APP}.voip"
+    await in_time(other.cancel(), other.final())
+
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, _ = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+
+
+async def test_a_broken_reload_changes_nothing(world: World) -> None:
+    daemon = await world.start()
+    daemon.settings["wakes"] = {}
+    daemon.reload()
+    await daemon.log_event("reload failed")
+    bob = await world.phone(daemon, "bob")
+    assert (await bob.register()).response.status == 200
+
+
+async def test_sigterm_lets_a_held_call_end_and_takes_no_new_one(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    alice = await world.phone(daemon, "alice", transport)
+    carol = await world.phone(daemon, "carol", transport)
+    held = await alice.call("bob")
+    await world.pushes.next()
+
+    daemon.terminate()
+    await daemon.log_event("draining")
+    refused = await carol.call("bob", challenged=False)
+    assert (await refused.final()).status == 503
+
+    reborn = await world.phone(daemon, "bob", "UDP")
+    assert (await reborn.register(push)).response.status == 200
+    answer, incoming = await in_time(held.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    await in_time(held.hang_up(answer), incoming.hung_up())
+    assert await daemon.ended() == 0
+
+
+async def test_an_idle_server_stops_at_once(world: World) -> None:
+    daemon = await world.start()
+    assert await daemon.stop() == 0
+
+
+@pytest.mark.parametrize("store_type", ["redis"], indirect=True)
+async def test_while_redis_is_away_registrations_are_refused_and_then_recover(
+    world: World, redis_server: RedisServer, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    bob = await world.registered(daemon, "bob", transport, push)
+    await redis_server.stop()
+    refused = (await bob.register(push)).response
+    assert refused.status == 503
+    assert int(refused["retry-after"]) > 0
+    await redis_server.start()
+    assert (await bob.register(push)).response.status == 200

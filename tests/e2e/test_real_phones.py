@@ -1,0 +1,108 @@
+"""The same story with phones that we did not write: SIPp, baresip, asyncsip."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+
+from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.sipp import Sipp
+from tests.e2e.world import World, apns_token, x_push
+
+
+async def sipp_phone(
+    world: World, daemon: Daemon, transport: str, token: str, answers: str = "answer_200"
+) -> Sipp:
+    """A SIPp process that has registered bob and takes his calls."""
+    push = f"X-Push: {x_push(token)}"
+    phone = await world.sipp(daemon, "bob", "phone", transport, answers=answers, push=push)
+    echo = await phone.said("registered")
+    assert token in echo, "the 200 OK must echo the push header"
+    return phone
+
+
+async def test_a_sipp_phone_is_killed_pushed_restarted_and_called_by_sipp(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    token = apns_token()
+    await (await sipp_phone(world, daemon, transport, token)).kill()
+    caller = await world.sipp(daemon, "alice", "caller", transport, to="bob")
+    pushed = await world.pushes.next()
+    reborn = await sipp_phone(world, daemon, transport, token)
+    invited = await reborn.said("invited")
+    assert pushed.push_id in invited
+    await in_time(caller.succeeded(), reborn.said("hung up"))
+    await caller.said("answered")
+
+
+async def test_a_woken_sipp_phone_is_busy(world: World, transport: str) -> None:
+    daemon = await world.start()
+    token = apns_token()
+    await (await sipp_phone(world, daemon, transport, token)).kill()
+    caller = await world.sipp(daemon, "alice", "caller_486", transport, to="bob")
+    await world.pushes.next()
+    reborn = await sipp_phone(world, daemon, transport, token, "answer_486")
+    await in_time(caller.succeeded(), reborn.said("refused"))
+
+
+async def test_sipp_gives_up_while_the_phone_is_being_woken(world: World, transport: str) -> None:
+    daemon = await world.start()
+    await (await sipp_phone(world, daemon, transport, apns_token())).kill()
+    caller = await world.sipp(daemon, "alice", "caller_cancel", transport, to="bob")
+    await in_time(caller.succeeded(), world.pushes.next())
+
+
+async def test_sipp_waits_in_vain(world: World, transport: str) -> None:
+    daemon = await world.start(wake={"hold": 0.5})
+    await (await sipp_phone(world, daemon, transport, apns_token())).kill()
+    caller = await world.sipp(daemon, "alice", "caller_480", transport, to="bob")
+    await in_time(caller.succeeded(), world.pushes.next())
+
+
+async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
+    world: World, transport: str
+) -> None:
+    """baresip knows no push header: its app registers the token beside it, for the same device."""
+    daemon = await world.start()
+    device, push = str(uuid.uuid4()), x_push(apns_token())
+    app = await world.phone(daemon, "bob", transport, instance=f"urn:uuid:{device}")
+    assert (await app.register(push)).response.status == 200
+    app.kill()
+    bob = await world.baresip(daemon, "bob", transport, instance=device)
+    await bob.registered()
+    await bob.kill()
+
+    alice = await world.baresip(daemon, "alice", transport)
+    await alice.registered()
+    alice.command("dial", "sip:bob@example.com")
+    await alice.event("CALL_RINGING")
+    await world.pushes.next()
+    reborn = await world.baresip(daemon, "bob", transport, instance=device)
+    await in_time(alice.event("CALL_ESTABLISHED"), reborn.event("CALL_ESTABLISHED"))
+    await in_time(alice.rtp_received(), reborn.rtp_received())
+    alice.command("hangup")
+    await reborn.event("CALL_CLOSED")
+    assert len(world.pushes.all) == 1
+
+
+async def test_an_asyncsip_phone_is_killed_pushed_restarted_and_answers(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(secrets.token_urlsafe(120), "android")
+    app = await world.asyncsip(daemon, "bob", push)
+    await app.output.find(lambda line: line == "registered [200]", "asyncsip's registration")
+    await app.kill()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    pushed = await world.pushes.next()
+    assert pushed.service == "fcm"
+    reborn = await world.asyncsip(daemon, "bob", push)
+    said = await reborn.output.find(lambda line: line.startswith("invited"), "asyncsip's call")
+    assert re.search(r"\[(.*)\]", said)[1] == pushed.push_id  # type: ignore[index]
+    answer = await call.final()
+    assert answer.status == 200
+    bye, _ = await in_time(
+        call.hang_up(answer), reborn.output.find(lambda line: line == "hung up", "its BYE")
+    )
+    assert bye.status == 200
