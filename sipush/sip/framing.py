@@ -38,6 +38,11 @@ class StreamFramer:
         "What is wrong with ``_message``, to be told once its body has been skipped."
         self._body_size = 0
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a message has begun whose rest has not come (a half keep-alive is none)."""
+        return self._message is not None or bool(self._buffer.strip(b"\r\n"))
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take the next bytes; returns what they complete, in order. A single CRLF is ignored."""
         frames: list[Frame] = []

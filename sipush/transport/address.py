@@ -124,11 +124,16 @@ class ListenAddress:
             name, advertised_port = split_host_port(self.advertise)
             if (host, port) == (name.lower(), advertised_port or self.bound[1]):
                 return True
+        return is_ip(host) and self.is_bound_to((host, port))
+
+    def is_bound_to(self, local: Address) -> bool:
+        """Whether a packet sent to our ``local`` reaches this listener's socket."""
+        ip, port = local
         if port != self.bound[1]:
             return False
         if not self.is_wildcard:
-            return host == self.bound[0]
-        return is_ip(host) and family_of(host) == family_of(self.bound[0]) and is_own(host)
+            return ip == self.bound[0]
+        return family_of(ip) == family_of(self.bound[0]) and is_own(ip)
 
     def __str__(self) -> str:
         advertised = f" (as {self.advertise})" if self.advertise else ""

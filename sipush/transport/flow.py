@@ -75,8 +75,9 @@ class Transports(Protocol):
     def flow(self, name: str) -> Flow | None:
         """The flow of that name, or None: its connection is gone, or its socket is not ours."""
 
-    async def connect(self, transport: str, remote: Address) -> Flow:
+    async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
         """A flow to a *server* (a trusted peer): a UDP pair, an open connection, or a new one.
 
-        Never used for a client's contact. Raises TransportError.
+        Never used for a client's contact. ``server_name``: whose certificate TLS must see; empty:
+        one for the IP address. Raises TransportError.
         """

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from sipush.errors import MessageError, TransportError
 from sipush.sip.message import parse_datagram
-from sipush.transport.address import ListenAddress, family_of, format_address
+from sipush.transport.address import ListenAddress, family_of, format_address, parse_address
 from sipush.transport.flow import Address, Receiver
 from sipush.transport.stun import binding_response
 
@@ -93,6 +93,7 @@ class UdpListener:
         self._sock = sock
         self._receiver = receiver
         self._flows: dict[tuple[_SocketAddress, bytes], UdpFlow] = {}
+        self._named: dict[str, UdpFlow] = {}
         self._is_ipv6 = sock.family == socket.AF_INET6
         self._receive: Callable[[], tuple[bytes, UdpFlow]]
         self._receive = self._receive_any if address.is_wildcard else self._receive_one
@@ -120,6 +121,19 @@ class UdpListener:
         if self.address.is_wildcard:
             packed = socket.inet_pton(family_of(local_ip), local_ip)
         return self._flow(target, packed)
+
+    def flow_named(self, name: str) -> UdpFlow | None:
+        """The flow with this ``Flow.name``, or None when its local end is not this socket."""
+        known = self._named.get(name)
+        if known is not None:
+            return known
+        try:
+            local, remote = (parse_address(text) for text in name.split("/")[1:])
+        except ValueError:
+            return None
+        if not self.address.is_bound_to(local) or family_of(remote[0]) != family_of(local[0]):
+            return None
+        return self.flow_to(local[0], remote)
 
     def close(self) -> None:
         """Stop receiving and close the socket. May be called twice."""
@@ -203,7 +217,9 @@ class UdpListener:
         if flow is None:
             if len(self._flows) >= MAX_FLOWS:
                 self._flows.clear()
+                self._named.clear()
             flow = self._flows[target, local] = self._new_flow(target, local)
+            self._named[flow.name] = flow
         return flow
 
     def _new_flow(self, target: _SocketAddress, local: bytes) -> UdpFlow:

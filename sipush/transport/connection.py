@@ -1,0 +1,203 @@
+"""Connections: what TCP, TLS and WebSocket flows have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import socket
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sipush.errors import MessageError, TransportError
+from sipush.sip.message import Message
+from sipush.transport.address import ListenAddress, format_address
+from sipush.transport.flow import Address, Receiver
+
+_KEEP_ALIVE = {
+    socket.TCP_KEEPIDLE: 120,
+    socket.TCP_KEEPINTVL: 15,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 60_000,
+}
+"A silent peer is probed after 120 s; one that acknowledges nothing for 60 s is dead."
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may cost. Times are seconds, sizes bytes."""
+
+    message_size: int = 65_535
+    write_buffer: int = 1 << 20
+    "Unsent bytes; a peer that lets more pile up does not read and is dropped."
+    connections_per_address: int = 1000
+    "Incoming ones from one IP address (behind which may be a whole office)."
+    message_timeout: float = 30
+    "For a message once begun, and for the first one of an incoming connection."
+    close_timeout: float = 5
+    "For what is queued when we close."
+    ping_interval: float = 30
+    "WebSocket: between pings, each of which must be answered before the next."
+
+
+class ConnectionTable:
+    """The open connections of one server. Tells the receiver once when one of them ends."""
+
+    def __init__(self, receiver: Receiver, limits: Limits) -> None:
+        self.receiver = receiver
+        self.limits = limits
+        self._open: dict[str, Connection] = {}
+        self._incoming: Counter[str] = Counter()
+        self._process = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
+        self._closing = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def flow(self, name: str) -> Connection | None:
+        """The open connection of that name."""
+        return self._open.get(name)
+
+    def add(self, connection: Connection) -> bool:
+        """Name and keep a new connection; False when its peer's address has too many."""
+        if self._closing:
+            return False
+        ip = connection.remote[0]
+        if connection.is_incoming:
+            if self._incoming[ip] >= self.limits.connections_per_address:
+                return False
+            self._incoming[ip] += 1
+        ends = f"{format_address(connection.local)}/{format_address(connection.remote)}"
+        number = next(self._numbers)
+        connection.name = f"{connection.transport.lower()}/{ends}/{self._process}-{number}"
+        self._open[connection.name] = connection
+        self._empty.clear()
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that ended and tell the receiver; nothing if it was never added."""
+        if self._open.pop(connection.name, None) is None:
+            return
+        if connection.is_incoming:
+            ip = connection.remote[0]
+            self._incoming[ip] -= 1
+            if not self._incoming[ip]:
+                del self._incoming[ip]
+        if not self._open:
+            self._empty.set()
+        self.receiver.flow_closed(connection)
+
+    async def close(self) -> None:
+        """Close every connection and wait until all have ended."""
+        self._closing = True
+        for connection in list(self._open.values()):
+            connection.close()
+        await self._empty.wait()
+
+
+class Connection(asyncio.Protocol):
+    """One connection as a Flow. Subclasses turn its bytes into messages."""
+
+    def __init__(
+        self, table: ConnectionTable, address: ListenAddress, *, is_incoming: bool
+    ) -> None:
+        """``address``: the listener it came to; for an outgoing one, where the peer may call."""
+        self.transport = address.transport
+        self.is_incoming = is_incoming
+        self.name = ""
+        self.local: Address = address.bound
+        self.remote: Address = ("", 0)
+        self.sent_by = ""
+        self._address = address
+        self._table = table
+        self._receiver = table.receiver
+        self._limits = table.limits
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wire: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        assert isinstance(transport, asyncio.Transport)
+        self._wire = transport
+        peer = transport.get_extra_info("peername")
+        if peer is None:  # gone before we looked
+            transport.abort()
+            return
+        self.local = transport.get_extra_info("sockname")[:2]
+        self.remote = peer[:2]
+        self.sent_by = self._address.sent_by(self.local[0])
+        _set_options(transport.get_extra_info("socket"))
+        if not self._table.add(self):
+            transport.abort()
+        elif self.is_incoming:
+            self._start_timer(self._limits.message_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop, once."""
+        self._stop_timer()
+        self._table.remove(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether sending is known to be useless."""
+        return self._wire.is_closing()
+
+    def send(self, data: bytes) -> None:
+        """Queue one message. Raises TransportError."""
+        if self.closed:
+            raise TransportError(f"{self.name}: closed")
+        self._send(data)
+        if self._wire.is_closing():
+            raise TransportError(f"{self.name}: broken, or the peer does not read")
+
+    def close(self) -> None:
+        """Close after what is queued, or after ``close_timeout``."""
+        if not self._wire.is_closing():
+            self._wire.close()
+            self._start_timer(self._limits.close_timeout)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def _send(self, data: bytes) -> None:
+        """Frame and write one message; on failure the connection is closing."""
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self._wire.get_write_buffer_size() + len(data) > self._limits.write_buffer:
+            self._wire.abort()
+        else:
+            self._wire.write(data)
+
+    def _handle(self, message: Message | MessageError) -> None:
+        if isinstance(message, MessageError):
+            self._receiver.malformed_received(self, message)
+        else:
+            self._receiver.message_received(self, message)
+
+    def _pong(self) -> None:
+        """Answer the double CRLF of RFC 5626 §4.4.1."""
+        with suppress(TransportError):
+            self.send(b"\r\n")
+
+    def _start_timer(self, delay: float) -> None:
+        """End the connection after ``delay`` unless the timer is stopped or started again."""
+        self._stop_timer()
+        self._timer = self._loop.call_later(delay, self._wire.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _set_options(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)

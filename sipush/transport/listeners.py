@@ -1,0 +1,219 @@
+"""All listeners of one server, and the flows over them (the ``Transports`` port)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+
+from sipush.config import ListenConfig
+from sipush.errors import ConfigError, TransportError
+from sipush.transport.address import (
+    ListenAddress,
+    bind_socket,
+    family_of,
+    format_address,
+    source_ip,
+)
+from sipush.transport.connection import Connection, ConnectionTable, Limits
+from sipush.transport.flow import Address, Flow, Receiver
+from sipush.transport.stream import StreamConnection
+from sipush.transport.tls import ServerTls, client_context
+from sipush.transport.udp import UdpListener
+from sipush.transport.websocket import WebSocketConnection
+
+_CONNECT_TIMEOUT = 5.0
+_HANDSHAKE_TIMEOUT = 10.0
+_BACKLOG = 1024
+
+
+class Listeners:
+    """Opens what the configuration lists; finds flows, and makes them to trusted peers."""
+
+    def __init__(
+        self,
+        configs: Sequence[ListenConfig],
+        limits: Limits | None = None,
+        client_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """``client_tls``: how servers we connect to are verified; None: by the system's CAs.
+
+        Raises ConfigError when a certificate cannot be used.
+        """
+        self._limits = limits or Limits()
+        self._client_tls = client_tls
+        self._configs = [(c, None if c.tls is None else ServerTls([c.tls])) for c in configs]
+        self._udp: dict[ListenAddress, UdpListener] = {}
+        self._servers: dict[ListenAddress, asyncio.Server] = {}
+        self._table: ConnectionTable
+        self._connects: dict[tuple[str, Address, str], asyncio.Task[Connection]] = {}
+
+    async def open(self, receiver: Receiver) -> None:
+        """Open every listener, or none. Raises TransportError naming the one that cannot be."""
+        self._table = ConnectionTable(receiver, self._limits)
+        for config, tls in self._configs:
+            try:
+                await self._open_one(config, tls, receiver)
+            except (OSError, ValueError) as error:
+                await self.close()
+                where = f"{config.transport} {format_address((config.address, config.port))}"
+                raise TransportError(f"{where}: {_reason(error)}") from error
+
+    async def _open_one(
+        self, config: ListenConfig, tls: ServerTls | None, receiver: Receiver
+    ) -> None:
+        transport = config.transport.upper()
+        sock = bind_socket(transport, (config.address, config.port))
+        address = ListenAddress(transport, sock.getsockname()[:2], config.advertise)
+        if transport == "UDP":
+            self._udp[address] = UdpListener(sock, address, receiver)
+            return
+        try:
+            self._servers[address] = await asyncio.get_running_loop().create_server(
+                partial(self._incoming, address),
+                sock=sock,
+                backlog=_BACKLOG,
+                ssl=tls.context if tls else None,
+                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT if tls else None,
+            )
+        except OSError:
+            sock.close()
+            raise
+
+    def _incoming(self, address: ListenAddress) -> Connection:
+        if address.transport in ("WS", "WSS"):
+            return WebSocketConnection(self._table, address)
+        return StreamConnection(self._table, address, is_incoming=True)
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; open ones and UDP go on, for calls that must still end."""
+        for server in self._servers.values():
+            server.close()
+
+    async def close(self) -> None:
+        """Close everything, and wait until it is. May be called twice."""
+        self.stop_accepting()
+        for task in self._connects.values():
+            task.cancel()
+        await self._table.close()
+        for listener in self._udp.values():
+            listener.close()
+
+    @property
+    def addresses(self) -> list[ListenAddress]:
+        """Every listener, with the port it got; empty before ``open``."""
+        return [*self._udp, *self._servers]
+
+    @property
+    def families(self) -> set[socket.AddressFamily]:
+        """The address families we listen on."""
+        return {family_of(address.bound[0]) for address in self.addresses}
+
+    def is_ours(self, host: str, port: int | None) -> bool:
+        """Whether host (lower-case, no brackets) and port of a URI name one of our listeners."""
+        return any(address.is_reached_at(host, port) for address in self.addresses)
+
+    def reload_certificates(self) -> None:
+        """Read certificates and keys anew, for connections to come.
+
+        Raises ConfigError for those that cannot be used; of these the old ones stay.
+        """
+        problems = []
+        for _, tls in self._configs:
+            if tls is not None:
+                try:
+                    tls.reload()
+                except ConfigError as error:
+                    problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def certificate_expiry(self) -> datetime | None:
+        """When the first of our certificates expires (aware, UTC); None without any."""
+        return min((tls.expires for _, tls in self._configs if tls is not None), default=None)
+
+    def flow(self, name: str) -> Flow | None:
+        """The flow of that name, or None: its connection is gone, or its socket is not ours."""
+        if not name.startswith("udp/"):
+            return self._table.flow(name)
+        flows = (listener.flow_named(name) for listener in self._udp.values())
+        return next((flow for flow in flows if flow is not None), None)
+
+    async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
+        """A flow to a *server*: a UDP pair, the connection we have to it, or a new one.
+
+        ``server_name``: whose certificate TLS must see; else one for the IP address. Raises
+        TransportError.
+        """
+        transport = transport.upper()
+        if transport == "UDP":
+            return self._udp_flow(remote)
+        if transport not in ("TCP", "TLS"):
+            raise TransportError(f"{transport} {format_address(remote)}: not for outgoing flows")
+        key = (transport, remote, server_name)
+        task = self._connects.get(key)
+        if task is None or _is_over(task):
+            task = asyncio.create_task(self._connect(*key))
+            self._connects[key] = task
+        return await asyncio.shield(task)
+
+    def _udp_flow(self, remote: Address) -> Flow:
+        address, local_ip = self._way_to("UDP", remote)
+        if address is None:
+            raise TransportError(f"udp {format_address(remote)}: no listener of its family")
+        return self._udp[address].flow_to(local_ip, remote)
+
+    async def _connect(self, transport: str, remote: Address, server_name: str) -> Connection:
+        address, local_ip = self._way_to(transport, remote)
+        if address is None:  # a peer can then reach us over this connection only
+            address = ListenAddress(transport, (local_ip, 0))
+        is_tls = transport == "TLS"
+        if is_tls and self._client_tls is None:
+            self._client_tls = client_context()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    partial(StreamConnection, self._table, address, is_incoming=False),
+                    *remote,
+                    ssl=self._client_tls if is_tls else None,
+                    server_hostname=(server_name or remote[0]) if is_tls else None,
+                )
+        except (OSError, TimeoutError) as error:
+            where = f"{transport.lower()} {format_address(remote)}"
+            raise TransportError(f"{where}: {_reason(error)}") from error
+        return connection
+
+    def _way_to(self, transport: str, remote: Address) -> tuple[ListenAddress | None, str]:
+        """The listener that ``remote`` is best reached from, and our IP address there.
+
+        Raises TransportError when there is no route.
+        """
+        source = source_ip(remote)
+        if source is None:
+            raise TransportError(f"{transport.lower()} {format_address(remote)}: no route")
+        usable = [
+            address
+            for address in self.addresses
+            if address.transport == transport and family_of(address.bound[0]) == family_of(source)
+        ]
+        exact = [address for address in usable if address.bound[0] == source]
+        wildcard = [address for address in usable if address.is_wildcard]
+        return next(iter(exact + wildcard + usable), None), source
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in the system's words; asyncio puts the address in their place."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno).lower()
+    return "timed out" if isinstance(error, TimeoutError) else str(error)
+
+
+def _is_over(task: asyncio.Task[Connection]) -> bool:
+    if not task.done():
+        return False
+    return task.cancelled() or task.exception() is not None or task.result().closed

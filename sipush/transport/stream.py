@@ -1,0 +1,34 @@
+"""SIP over TCP and TLS (RFC 3261 §18)."""
+
+from __future__ import annotations
+
+from sipush.sip.framing import KeepAlive, StreamFramer
+from sipush.transport.address import ListenAddress
+from sipush.transport.connection import Connection, ConnectionTable
+
+
+class StreamConnection(Connection):
+    """One TCP or TLS connection."""
+
+    def __init__(
+        self, table: ConnectionTable, address: ListenAddress, *, is_incoming: bool
+    ) -> None:
+        super().__init__(table, address, is_incoming=is_incoming)
+        self._framer = StreamFramer(self._limits.message_size)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        frames = self._framer.feed(data)
+        if frames:
+            self._stop_timer()
+        for frame in frames:
+            if frame is KeepAlive.PING:
+                self._pong()
+            else:
+                self._handle(frame)
+            if self.closed:
+                return
+        if self._framer.lost:
+            self.close()
+        elif self._framer.is_waiting and self._timer is None:
+            self._start_timer(self._limits.message_timeout)

@@ -1,0 +1,86 @@
+"""TLS: the certificates we show, and how we check those of others (RFC 3261 §26.3, RFC 5922)."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from sipush.config import TlsConfig
+from sipush.errors import ConfigError
+
+
+class ServerTls:
+    """The certificates of one TLS or WSS listener; ``reload`` swaps them under open listeners."""
+
+    def __init__(self, configs: Sequence[TlsConfig]) -> None:
+        """The first certificate is for clients that ask for no name, or for one nobody has.
+
+        Raises ConfigError when a certificate or key cannot be used.
+        """
+        self._configs = configs
+        self._certificates = [_Certificate(config) for config in configs]
+        self.context = _server_context(configs[0])
+        "For the listener, all its life: every handshake picks its certificate anew."
+        self.context.sni_callback = self._choose
+
+    def reload(self) -> None:
+        """Read the files again, for connections to come. Raises ConfigError; then all stays."""
+        self._certificates = [_Certificate(config) for config in self._configs]
+
+    @property
+    def expires(self) -> datetime:
+        """When the first of the certificates expires (aware, UTC)."""
+        return min(certificate.expires for certificate in self._certificates)
+
+    def _choose(self, handshake: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
+        matching = (c for c in self._certificates if server_name and c.is_for(server_name.lower()))
+        handshake.context = next(matching, self._certificates[0]).context
+
+
+class _Certificate:
+    """One certificate, ready to be shown."""
+
+    def __init__(self, config: TlsConfig) -> None:
+        self.context = _server_context(config)
+        leaf = x509.load_pem_x509_certificate(config.certificate.read_bytes())
+        self.expires = leaf.not_valid_after_utc
+        try:
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            self._names: set[str] = set()
+        else:
+            self._names = {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+
+    def is_for(self, server_name: str) -> bool:
+        """Whether it carries this lower-case name, or the wildcard of its parent domain."""
+        return server_name in self._names or f"*.{server_name.partition('.')[2]}" in self._names
+
+
+def _server_context(config: TlsConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # The empty password keeps OpenSSL from asking for one on the terminal.
+        context.load_cert_chain(config.certificate, config.private_key, password=lambda: "")
+    except OSError as error:
+        reason = error.strerror or error
+        files = f"certificate {config.certificate}, private_key {config.private_key}"
+        raise ConfigError([f"tls: {files}: {reason}"]) from error
+    return context
+
+
+def client_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """How we verify servers: by the system's authorities, or by those in ``ca_file`` alone.
+
+    Raises ConfigError.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError([f"tls: {ca_file}: {error.strerror or error}"]) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

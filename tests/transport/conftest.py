@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from sipush.config import ListenConfig
+from sipush.transport.connection import Limits
+from sipush.transport.listeners import Listeners
+from tests.transport.support import Recorder
+
+Open = Callable[..., Awaitable[Listeners]]
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def listen(recorder: Recorder) -> AsyncIterator[Open]:
+    """``await listen("udp", "tcp", address=…)``: open listeners that tell ``recorder``."""
+    async with AsyncExitStack() as stack:
+
+        async def open_listeners(
+            *transports: str,
+            address: str = "127.0.0.1",
+            port: int = 0,
+            limits: Limits | None = None,
+            **config: object,
+        ) -> Listeners:
+            configs = [
+                ListenConfig.model_validate(
+                    {"transport": transport, "address": address, "port": port, **config}
+                )
+                for transport in transports
+            ]
+            listeners = Listeners(configs, limits)
+            await listeners.open(recorder)
+            stack.push_async_callback(listeners.close)
+            return listeners
+
+        yield open_listeners

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from sipush.errors import TransportError
+from sipush.sip.message import Message
+from sipush.transport.connection import Limits
+from sipush.transport.flow import Flow
+from tests.transport.conftest import Open
+from tests.transport.support import Recorder, register, soon
+
+
+class TcpPhone:
+    """A TCP peer on asyncio's streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, address: tuple[str, int], **options: Any) -> TcpPhone:
+        return cls(*await asyncio.open_connection(*address, **options))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.writer.get_extra_info("sockname")[:2]
+
+
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::1", "::1"), ("::", "::1")],
+)
+async def test_a_request_comes_with_its_flow_and_the_answer_goes_back_on_it(
+    listen: Open, recorder: Recorder, bound: str, reached: str
+) -> None:
+    listeners = await listen("tcp", address=bound)
+    local = (reached, listeners.addresses[0].bound[1])
+    phone = await TcpPhone.open(local, local_addr=(reached, 0))
+    phone.writer.write(register(3, b"v=0"))
+
+    flow, request = await recorder.request()
+    flow.send(b"SIP/2.0 200 OK\r\n\r\n")
+
+    assert (request.cseq.number, request.body) == (3, b"v=0")
+    assert (flow.transport, flow.local, flow.remote) == ("TCP", local, phone.address)
+    host = f"[{reached}]" if ":" in reached else reached
+    assert flow.sent_by == f"{host}:{local[1]}"
+    assert flow.name.startswith(f"tcp/{host}:{local[1]}/{host}:{phone.address[1]}/")
+    assert listeners.flow(flow.name) is flow
+    assert await soon(phone.reader.readuntil(b"\r\n\r\n")) == b"SIP/2.0 200 OK\r\n\r\n"
+
+
+async def test_a_message_split_at_every_byte_is_one_message(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    message = register(4, b"split")
+    for at in range(1, len(message)):
+        phone.writer.write(message[:at])
+        await phone.writer.drain()
+        await asyncio.sleep(0)
+        phone.writer.write(message[at:])
+        assert (await recorder.request())[1].body == b"split"
+    for byte in message:
+        phone.writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await recorder.request())[1].body == b"split"
+
+
+async def test_two_messages_and_a_ping_in_one_segment_are_all_served_in_order(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    recorder.on_message = lambda flow, message: flow.send(f"{message.cseq.number};".encode())
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register(1) + b"\r\n\r\n" + register(2))
+    assert await soon(phone.reader.readexactly(6)) == b"1;\r\n2;"
+
+
+async def test_a_connection_that_ends_is_told_once_and_its_name_never_comes_again(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    port = phone.address[1]
+    phone.writer.write(register())
+    flow, _ = await recorder.request()
+    _reset(phone)
+
+    assert await soon(recorder.closed.get()) is flow
+    assert flow.closed
+    assert listeners.flow(flow.name) is None
+    with pytest.raises(TransportError, match="closed"):
+        flow.send(register())
+    flow.close()
+
+    again = await TcpPhone.open(listeners.addresses[0].bound, local_addr=("127.0.0.1", port))
+    again.writer.write(register())
+    other, _ = await recorder.request()
+    assert other.remote == flow.remote
+    assert other.name != flow.name
+    assert recorder.closed.empty()
+
+
+def _reset(phone: TcpPhone) -> None:
+    """Close with RST, so that the port may be used again at once."""
+    sock = phone.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    phone.writer.transport.abort()
+
+
+async def test_closing_a_flow_sends_first_what_is_queued(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register())
+    flow, _ = await recorder.request()
+    flow.send(bytes(500_000))
+    flow.close()
+    assert flow.closed
+    assert len(await soon(phone.reader.read(-1))) == 500_000
+    assert await soon(recorder.closed.get()) is flow
+
+
+async def test_a_peer_that_does_not_read_is_dropped(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("tcp", limits=Limits(write_buffer=100_000))
+    with socket.create_connection(listeners.addresses[0].bound) as phone:
+        phone.sendall(register())
+        flow, _ = await recorder.request()
+        with pytest.raises(TransportError, match="does not read"):
+            _send_for_ever(flow)
+        assert flow.closed
+        assert await soon(recorder.closed.get()) is flow
+
+
+def _send_for_ever(flow: Flow) -> None:
+    while True:
+        flow.send(bytes(50_000))
+
+
+async def test_a_peer_that_does_not_take_what_is_queued_is_cut_off(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp", limits=Limits(write_buffer=1 << 30, close_timeout=0.01))
+    with socket.create_connection(listeners.addresses[0].bound) as phone:
+        phone.sendall(register())
+        flow, _ = await recorder.request()
+        flow.send(bytes(50_000_000))
+        flow.close()
+        assert await soon(recorder.closed.get()) is flow
+
+
+async def test_lost_framing_is_told_can_be_answered_and_ends_the_connection(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register().replace(b"Content-Length: 0\r\n", b""))
+    flow, error = await soon(recorder.malformed.get())
+    assert error.message is not None
+    assert await soon(phone.reader.read(-1)) == b""
+    assert await soon(recorder.closed.get()) is flow
+
+
+async def test_a_malformed_message_of_known_length_leaves_the_connection_open(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register(1).replace(b"Max-Forwards: 70", b"no header") + register(2))
+    _, error = await soon(recorder.malformed.get())
+    assert error.status == 400
+    assert (await recorder.request())[1].cseq.number == 2
+
+
+@pytest.mark.parametrize("begun", [b"", b"\r\n", register()[:20], register() + b"REGIS"])
+async def test_a_message_that_never_ends_ends_the_connection(
+    listen: Open, recorder: Recorder, begun: bytes
+) -> None:
+    listeners = await listen("tcp", limits=Limits(message_timeout=0.01))
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(begun)
+    assert await soon(phone.reader.read(-1)) == b""
+    await soon(recorder.closed.get())
+
+
+async def test_a_connection_is_not_ended_between_messages(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("tcp", limits=Limits(message_timeout=0.05))
+    idle = await TcpPhone.open(listeners.addresses[0].bound)
+    idle.writer.write(register() + b"\r\n")
+    await recorder.request()
+    slow = await TcpPhone.open(listeners.addresses[0].bound)
+    assert await soon(slow.reader.read(-1)) == b""  # its time is over, so idle's would be too
+    idle.writer.write(b"\r\n\r\n")
+    assert await soon(idle.reader.readexactly(2)) == b"\r\n"
+
+
+async def test_an_address_with_too_many_connections_gets_no_more_until_one_ends(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp", limits=Limits(connections_per_address=2))
+    address = listeners.addresses[0].bound
+    phones = [await TcpPhone.open(address) for _ in range(2)]
+    for phone in phones:
+        phone.writer.write(register())
+        await recorder.request()
+    refused = await TcpPhone.open(address)
+    assert await soon(refused.reader.read(-1)) == b""
+
+    phones[0].writer.close()
+    await soon(recorder.closed.get())
+    welcome = await TcpPhone.open(address)
+    welcome.writer.write(register())
+    await recorder.request()
+    assert recorder.closed.empty()
+
+
+async def test_no_new_connection_while_draining_but_open_ones_go_on(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    address = listeners.addresses[0].bound
+    phone = await TcpPhone.open(address)
+    phone.writer.write(register())
+    await recorder.request()
+    listeners.stop_accepting()
+    with pytest.raises(ConnectionRefusedError):
+        await TcpPhone.open(address)
+    phone.writer.write(register())
+    await recorder.request()
+
+
+async def test_closing_the_server_closes_its_connections(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register())
+    flow, _ = await recorder.request()
+    await soon(listeners.close())
+    assert recorder.closed.get_nowait() is flow
+    assert await soon(phone.reader.read(-1)) == b""
+
+
+async def test_a_connection_to_a_server_is_made_once_and_again_when_it_has_ended(
+    listen: Open, recorder: Recorder
+) -> None:
+    ours = await listen("tcp")
+    peer = await listen("tcp")
+    address = peer.addresses[0].bound
+    flow, same = await asyncio.gather(ours.connect("tcp", address), ours.connect("TCP", address))
+    assert flow is same
+    assert flow.remote == address
+    assert flow.sent_by == f"127.0.0.1:{ours.addresses[0].bound[1]}"
+
+    def answer(theirs: Flow, message: Message) -> None:
+        if theirs is not flow:
+            theirs.send(register(2))
+
+    recorder.on_message = answer
+    flow.send(register(1))
+    theirs, _ = await recorder.request()
+    mine, answered = await recorder.request()
+    assert mine is flow
+    assert answered.cseq.number == 2
+
+    theirs.close()
+    assert {await soon(recorder.closed.get()) for _ in range(2)} == {flow, theirs}
+    assert await ours.connect("tcp", address) is not flow
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_names_it(listen: Open) -> None:
+    listeners = await listen("tcp")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = closed.getsockname()
+        for _ in range(2):
+            with pytest.raises(
+                TransportError, match=rf"^tcp 127.0.0.1:{address[1]}: connection refused$"
+            ):
+                await listeners.connect("tcp", address)
