@@ -1,0 +1,332 @@
+"""What every LocationStore does."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from sipush.core.bindings import Location, Platform, Refusal, Subscriber
+from sipush.location.store import LocationStore
+from tests.location.rows import AOR, NOW, PHONE, TABLET, binding, record, registration
+
+
+async def test_an_unknown_aor_has_nothing(store: LocationStore):
+    assert await store.lookup(AOR, NOW) == Location()
+
+
+async def test_what_is_bound_is_answered_and_found(store: LocationStore):
+    bound = await store.bind(registration(binding(), push=(record(),)))
+    assert bound == Location((binding(),), (record(),))
+    assert await store.lookup(AOR, NOW) == bound
+
+
+async def test_every_field_comes_back_as_it_went_in(store: LocationStore):
+    odd = 'Ünï "quoted" \\ {brace} \N{SNOWMAN}\N{PILE OF POO} \x01 latin-1:\udce9'
+    row = binding(
+        odd,
+        contact="sip:" + odd,
+        contact_key="key:" + odd,
+        aor=odd,
+        call_id=odd,
+        cseq=2**31 - 1,
+        flow=odd,
+        params=f';+sip.instance="{odd}"',
+        path=("<sip:a;lr>", odd),
+        user_agent=odd,
+        registered_epoch=NOW + 0.123456,
+        expires_epoch=NOW + 0.654321,
+    )
+    push = record(
+        odd,
+        odd,
+        aor=odd,
+        platform=Platform.WEBHOOK,
+        app_id=odd,
+        message_token="",
+        allow_call=False,
+        allow_message=False,
+        dialect=odd,
+        extra={"pn-param": odd, odd: ""},
+    )
+    await store.bind(registration(row, push=(push,)))
+    assert await store.lookup(odd, NOW) == Location((row,), (push,))
+    assert [aor async for aor in store.aors()] == [odd]
+
+
+async def test_a_refresh_from_a_new_port_replaces_the_dead_contact(store: LocationStore):
+    await store.bind(registration(binding()))
+    fresh = binding(contact="sip:101@192.0.2.1:49152", cseq=2)
+    assert await store.bind(registration(fresh)) == Location((fresh,))
+
+
+async def test_a_refresh_without_push_keeps_the_push_record(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    bound = await store.bind(registration(binding(cseq=2)))
+    assert bound == Location((binding(cseq=2),), (record(),))
+
+
+async def test_a_device_known_by_contact_is_replaced_with_its_push_record(store: LocationStore):
+    old = binding("contact:sip:101@192.0.2.1:5060")
+    await store.bind(registration(old, push=(record(old.device, "old-token"),)))
+    bound = await store.bind(registration(binding(), push=(record(),)))
+    assert bound == Location((binding(),), (record(),))
+
+
+async def test_two_instances_behind_one_address_are_two_devices(store: LocationStore):
+    await store.bind(registration(binding()))
+    both = await store.bind(registration(binding(TABLET, call_id="call-2")))
+    assert isinstance(both, Location)
+    assert {b.device for b in both.bindings} == {PHONE, TABLET}
+
+
+async def test_the_newest_registration_comes_first(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    newer = binding(TABLET, "sip:101@192.0.2.2", registered_epoch=NOW + 5)
+    tablet = record(TABLET, "other", updated_epoch=NOW + 5)
+    bound = await store.bind(registration(newer, push=(tablet,)))
+    assert bound == Location((newer, binding()), (tablet, record()))
+
+
+async def test_an_older_cseq_of_the_same_call_id_is_refused(store: LocationStore):
+    before = await store.bind(registration(binding(cseq=5), push=(record(),)))
+    late = registration(binding(cseq=4), push=(record(token="late"),), push_off=((PHONE, ""),))
+    assert await store.bind(late) is Refusal.OUT_OF_ORDER
+    assert await store.lookup(AOR, NOW) == before
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        registration(unbind=((PHONE, ""),)),
+        registration(unbind=(("contact:other", "sip:101@192.0.2.1:5060"),)),
+        registration(unbind_all=True),
+        registration(binding(TABLET), binding()),
+        registration(binding("token:t")),
+    ],
+    ids=["by device", "by contact", "all", "one of two", "other device, same contact"],
+)
+async def test_an_older_cseq_is_refused_wherever_it_touches(store: LocationStore, late):
+    before = await store.bind(registration(binding(cseq=5)))
+    assert await store.bind(late) is Refusal.OUT_OF_ORDER
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_an_older_cseq_that_touches_another_device_is_accepted(store: LocationStore):
+    await store.bind(registration(binding(cseq=5)))
+    bound = await store.bind(registration(binding(TABLET, "sip:101@192.0.2.2", cseq=1)))
+    assert isinstance(bound, Location)
+    assert len(bound.bindings) == 2
+
+
+async def test_a_retransmission_gets_the_same_answer_again(store: LocationStore):
+    once = await store.bind(registration(binding(), push=(record(),)))
+    assert await store.bind(registration(binding(), push=(record(),))) == once
+
+
+async def test_a_phone_that_restarted_has_a_new_call_id_and_may_count_anew(store: LocationStore):
+    await store.bind(registration(binding(cseq=500)))
+    fresh = binding(call_id="call-2", cseq=1)
+    assert await store.bind(registration(fresh)) == Location((fresh,))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unbind": ((PHONE, ""),)},
+        {"unbind": (("contact:?", "sip:101@192.0.2.1:5060"),)},
+        {"unbind_all": True},
+    ],
+    ids=["by device", "by contact", "all"],
+)
+async def test_a_push_record_outlives_the_unregister(store: LocationStore, changes):
+    await store.bind(registration(binding(), push=(record(),)))
+    gone = await store.bind(registration(cseq=2, **changes))
+    assert gone == Location((), (record(),))
+    assert await store.lookup(AOR, NOW) == gone
+
+
+async def test_old_and_new_contact_in_one_register_are_applied_together(store: LocationStore):
+    old = binding("contact:old", "sip:101@192.0.2.1:1111")
+    new = binding("contact:new", "sip:101@192.0.2.1:2222", cseq=2)
+    await store.bind(registration(old))
+    change = registration(new, unbind=((old.device, old.contact_key),), max_contacts=1)
+    assert await store.bind(change) == Location((new,))
+
+
+@pytest.mark.parametrize("off", [(PHONE, ""), ("token:?", "voip-token"), ("?", "alert-voip-token")])
+async def test_push_off_forgets_the_push_record(store: LocationStore, off):
+    tablet = record(TABLET, "other")
+    await store.bind(registration(binding(), push=(record(), tablet)))
+    bound = await store.bind(registration(binding(cseq=2), push_off=(off,)))
+    assert bound == Location((binding(cseq=2),), (tablet,))
+
+
+async def test_push_off_with_an_empty_token_does_not_match_empty_tokens(store: LocationStore):
+    silent = record(token="", message_token="")
+    await store.bind(registration(binding(), push=(silent,)))
+    bound = await store.bind(registration(binding(cseq=2), push_off=((TABLET, ""),)))
+    assert bound == Location((binding(cseq=2),), (silent,))
+
+
+async def test_a_new_token_replaces_the_old_one(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    bound = await store.bind(registration(binding(cseq=2), push=(record(token="new"),)))
+    assert bound == Location((binding(cseq=2),), (record(token="new"),))
+
+
+async def test_a_token_belongs_to_the_last_device_that_brought_it(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    bound = await store.bind(registration(push=(record(TABLET),)))
+    assert bound == Location((binding(),), (record(TABLET),))
+
+
+async def test_of_two_new_records_with_the_same_tokens_the_last_stays(store: LocationStore):
+    bound = await store.bind(registration(binding(), push=(record(), record(TABLET))))
+    assert bound == Location((binding(),), (record(TABLET),))
+
+
+async def test_the_same_token_of_another_app_is_another_token(store: LocationStore):
+    other = record(TABLET, app_id="com.example.other")
+    bound = await store.bind(registration(binding(), push=(record(), other)))
+    assert isinstance(bound, Location)
+    assert len(bound.push_records) == 2
+
+
+async def test_one_contact_too_many_is_refused_and_nothing_changes(store: LocationStore):
+    before = await store.bind(registration(binding(), push=(record(),), max_contacts=1))
+    more = registration(binding(TABLET), push=(record(token="new"),), max_contacts=1)
+    assert await store.bind(more) is Refusal.TOO_MANY_CONTACTS
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_a_full_aor_may_still_refresh_and_remove(store: LocationStore):
+    three = [binding(f"contact:{n}", f"sip:101@192.0.2.{n}") for n in (1, 2, 3)]
+    await store.bind(registration(*three))
+    refresh = replace(three[0], cseq=2, registered_epoch=NOW + 1)
+    bound = await store.bind(registration(refresh, max_contacts=1))
+    assert bound == Location((refresh, three[1], three[2]))
+    left = await store.bind(registration(unbind=((three[1].device, ""),), cseq=3, max_contacts=1))
+    assert left == Location((refresh, three[2]))
+
+
+async def test_the_dead_do_not_count_as_contacts(store: LocationStore):
+    await store.bind(registration(binding(TABLET, "sip:101@192.0.2.2", expires_epoch=NOW + 60)))
+    later = binding(registered_epoch=NOW + 60, expires_epoch=NOW + 660)
+    bound = await store.bind(registration(later, now_epoch=NOW + 60, max_contacts=1))
+    assert bound == Location((later,))
+
+
+async def test_an_expired_binding_is_absent_and_its_cseq_forgotten(store: LocationStore):
+    await store.bind(registration(binding(cseq=9), push=(record(),)))
+    assert await store.lookup(AOR, NOW + 600) == Location((), (record(),))
+    again = binding(cseq=1, expires_epoch=NOW + 1200)
+    bound = await store.bind(registration(again, now_epoch=NOW + 600))
+    assert bound == Location((again,), (record(),))
+
+
+async def test_expired_rows_are_removed_by_the_next_register(store: LocationStore):
+    await store.bind(
+        registration(binding(TABLET, "sip:101@192.0.2.2"), push=(record(TABLET, "t2"),))
+    )
+    much_later = NOW + 8 * 86400
+    row = binding(expires_epoch=much_later + 600)
+    await store.bind(registration(row, now_epoch=much_later))
+    assert await store.lookup(AOR, NOW) == Location((row,))
+
+
+async def test_aors_do_not_see_each_other(store: LocationStore):
+    other = binding(aor="102@example.com")
+    await store.bind(registration(binding()))
+    await store.bind(registration(other))
+    assert await store.lookup(AOR, NOW) == Location((binding(),))
+    assert await store.lookup("102@example.com", NOW) == Location((other,))
+
+
+async def test_a_dead_token_is_removed(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    assert await store.remove_push_record(record()) is True
+    assert await store.lookup(AOR, NOW) == Location((binding(),))
+    assert await store.remove_push_record(record()) is False
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        record(token="new"),
+        record(message_token="new"),
+        record(app_id="other"),
+        record(platform=Platform.FCM),
+        record(TABLET),
+    ],
+)
+async def test_a_record_that_changed_meanwhile_is_not_removed(store: LocationStore, stored):
+    before = await store.bind(registration(binding(), push=(stored,)))
+    assert await store.remove_push_record(record()) is False
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_a_record_refreshed_meanwhile_is_still_removed(store: LocationStore):
+    refreshed = record(updated_epoch=NOW + 5, allow_message=False)
+    await store.bind(registration(binding(), push=(refreshed,)))
+    assert await store.remove_push_record(record()) is True
+
+
+async def test_every_aor_is_listed_once(store: LocationStore):
+    names = {f"{n}@example.com" for n in range(600)}
+    await asyncio.gather(*(store.bind(registration(binding(aor=name))) for name in names))
+    await store.bind(registration(aor="601@example.com", push=(record(aor="601@example.com"),)))
+    listed = [aor async for aor in store.aors()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == names | {"601@example.com"}
+
+
+async def test_registers_of_many_devices_at_once_are_all_kept(store: LocationStore):
+    rows = [binding(f"contact:{n}", f"sip:101@192.0.2.{n}", call_id=f"c{n}") for n in range(50)]
+    bound = await asyncio.gather(*(store.bind(registration(row, max_contacts=50)) for row in rows))
+    assert sorted(len(location.bindings) for location in bound) == list(range(1, 51))
+    assert set((await store.lookup(AOR, NOW)).bindings) == set(rows)
+
+
+async def test_a_caller_who_gives_up_does_not_disturb_the_others(store: LocationStore):
+    first = asyncio.create_task(store.bind(registration(binding(call_id="c1"))))
+    second = asyncio.create_task(store.bind(registration(binding(TABLET, "sip:2", call_id="c2"))))
+    await asyncio.sleep(0)
+    first.cancel()
+    bound = await second
+    assert isinstance(bound, Location)
+    assert TABLET in {b.device for b in bound.bindings}
+
+
+async def test_subscribers_are_added_replaced_listed_and_removed(store: LocationStore):
+    plain = Subscriber("101@example.com")
+    full = Subscriber("102@example.com", "a" * 32, "b" * 64, False, 12.5, "sip:vm@example.com")
+    await store.put_subscriber(replace(full, aor=plain.aor))
+    await store.put_subscriber(plain)
+    await store.put_subscriber(full)
+    assert await store.subscriber(plain.aor) == plain
+    assert await store.subscriber(full.aor) == full
+    assert {s.aor: s async for s in store.subscribers()} == {plain.aor: plain, full.aor: full}
+    assert await store.remove_subscriber(plain.aor) is True
+    assert await store.remove_subscriber(plain.aor) is False
+    assert await store.subscriber(plain.aor) is None
+
+
+async def test_many_subscribers_are_each_listed_once(store: LocationStore):
+    people = {Subscriber(f"{n}@example.com") for n in range(1200)}
+    await asyncio.gather(*map(store.put_subscriber, people))
+    listed = [s async for s in store.subscribers()]
+    assert len(listed) == len(people)
+    assert set(listed) == people
+
+
+async def test_the_secret_stays_the_same(store: LocationStore):
+    secret = await store.secret()
+    assert len(secret) == 32
+    assert await store.secret() == secret
+
+
+async def test_closing_twice_is_harmless(store: LocationStore):
+    await store.close()
+    await store.close()
