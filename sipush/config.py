@@ -74,6 +74,8 @@ class SipConfig(Section):
     aliases: list[Domain] = []
     "More host names that mean the first domain."
     max_message_size: Annotated[int, Field(ge=2048, le=1_048_576)] = 65_535
+    drain: Seconds = 40
+    "How long a stop waits for calls that are still being set up."
 
 
 class RegistrationConfig(Section):

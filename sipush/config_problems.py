@@ -52,7 +52,9 @@ def _sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
         return _unknown_key(place, schema)
     if error["type"] == "missing":
         return "is missing and has no default"
-    allowed = re.sub(r"^Input should (be|have) |^\w+ should ", "", error["msg"]).replace("'", '"')
+    if error["type"] in ("too_short", "string_too_short"):
+        return "is empty (allowed: at least one)"
+    allowed = re.sub(r"^Input should be ", "", error["msg"]).replace("'", '"')
     if place and place[-1] in _SECRET:
         return f"cannot be used (allowed: {allowed})"
     return f"is {_toml(error['input'])} (allowed: {allowed})"
@@ -71,7 +73,7 @@ def model_at(place: Sequence[str | int], schema: type[BaseModel]) -> type[BaseMo
     kind: Any = schema
     for part in place:
         inside = kind.model_fields[part].annotation if _is_model(kind) else get_args(kind)[-1]
-        kind = _bare(inside)
+        kind = bare(inside)
     section: type[BaseModel] = kind
     return section
 
@@ -80,10 +82,10 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _bare(kind: Any) -> Any:
+def bare(kind: Any) -> Any:
     """Without ``Annotated`` and ``| None``."""
     if get_origin(kind) is Annotated:
-        return _bare(get_args(kind)[0])
+        return bare(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
         return next(each for each in get_args(kind) if each is not types.NoneType)
     return kind

@@ -1,0 +1,267 @@
+"""The configuration file: what is read, what is refused, and that its documents tell the truth."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sipush.config import Config, ListenConfig, load
+from sipush.errors import ConfigError
+from tests import schema
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "config" / "sipush.toml"
+REFERENCE = ROOT / "docs" / "configuration.md"
+KEYS = dict(schema.keys())
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sipush.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(write(folder, text))
+    return caught.value.problems
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == Config()
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, '[store.sqlite]\npath = "data/../calls.db"')
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("sipush.toml")).store.sqlite.path == tmp_path / "calls.db"
+
+
+def test_secrets_are_named_by_file(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hunter2\n")
+    config = load(write(tmp_path, 'store.redis.password_file = "password"'))
+    assert config.store.redis.password_file == tmp_path / "password"
+
+
+def test_domains_and_digests_are_kept_in_lower_case(tmp_path: Path) -> None:
+    config = load(
+        write(
+            tmp_path,
+            f'sip.domains = ["Example.COM"]\nusers."1@example.com".ha1_md5 = "{"AB" * 16}"',
+        )
+    )
+    assert config.sip.domains == ["example.com"]
+    assert config.users["1@example.com"].ha1_md5 == "ab" * 16
+
+
+HA1 = 'ha1_md5 = "00000000000000000000000000000000"'
+WRONG = [
+    ("lgo.level = 1", "lgo: unknown key (did you mean log?)"),
+    ("wake.hodl = 1", "wake.hodl: unknown key (did you mean hold?)"),
+    ("log.zzz = 1", "log.zzz: unknown key (allowed: format, level)"),
+    ("wake.hold = true", "wake.hold: is true (allowed: a valid number)"),
+    ('wake.hold = "30"', 'wake.hold: is "30" (allowed: a valid number)'),
+    ("wake.hold = -1", "wake.hold: is -1 (allowed: greater than or equal to 0)"),
+    ("wake.probe = inf", "wake.probe: is inf (allowed: a finite number)"),
+    (
+        'wake.ringback = "181"',
+        'wake.ringback: is "181" (allowed: "none", "180", "182" or "183")',
+    ),
+    ("store.sqlite.path = 1", "store.sqlite.path: is 1 (allowed: a path)"),
+    (
+        "sip.domains = []",
+        "sip.domains: is empty (allowed: at least one)",
+    ),
+    ('sip.domains = ["a b"]', 'sip.domains[0]: is "a b" (allowed: a host name or an IP address)'),
+    (
+        'store.redis.url = "http://x"',
+        "store.redis.url: cannot be used (allowed: a URL such as redis://host:6379/0)",
+    ),
+    (
+        'store.redis.url = "redis://:hunter2@x"',
+        "store.redis.url: holds a password (allowed: a URL without it, and password_file)",
+    ),
+    (
+        'store.redis.password_file = "/none"',
+        'store.redis.password_file: is "/none" '
+        "(allowed: a file that exists and that this user may read)",
+    ),
+    (
+        "registration = {min_expires = 60, max_expires = 30}",
+        "registration: expiries are 60, 3600, 30 "
+        "(allowed: min_expires <= default_expires <= max_expires)",
+    ),
+    ("listen = []", "listen: is empty (allowed: at least one)"),
+    (
+        '[[listen]]\ntransport = "sctp"',
+        'listen[0].transport: is "sctp" (allowed: "udp", "tcp", "tls", "ws" or "wss")',
+    ),
+    ("[[listen]]\nport = 1", "listen[0].transport: is missing and has no default"),
+    (
+        '[[listen]]\ntransport = "tls"',
+        "listen[0]: tls needs tls = {certificate = …, private_key = …}",
+    ),
+    (
+        '[[listen]]\ntransport = "udp"\n'
+        'tls = {certificate = "/etc/passwd", private_key = "/etc/passwd"}',
+        "listen[0]: udp has no use for tls (allowed: with tls and wss)",
+    ),
+    (
+        '[[listen]]\ntransport = "tcp"\n[[listen]]\ntransport = "ws"',
+        "listen: 0.0.0.0 port 5060 stands there twice (allowed: one listener for each port)",
+    ),
+    (
+        '[[listen]]\ntransport = "udp"\naddress = "eth0"',
+        'listen[0].address: is "eth0" (allowed: an IPv4 or IPv6 address)',
+    ),
+    (
+        '[[listen]]\ntransport = "udp"\nadvertise = "sip:a@b"',
+        'listen[0].advertise: is "sip:a@b" (allowed: host or host:port)',
+    ),
+    (
+        '[apps."com.x"]',
+        'apps."com.x": has no push service (allowed: at least one of apns, fcm, webhook)',
+    ),
+    (
+        '[apps.x]\npayload = "dialstak"\n'
+        '[apps.x.webhook]\nurl = "https://h"\nsecret_file = "/etc/passwd"',
+        'apps.x.payload: is "dialstak" (allowed: "portsip", "dialstack" or a table of strings)',
+    ),
+    (
+        f'users."101@example.org" = {{{HA1}}}',
+        'users."101@example.org": is no address-of-record of ours (allowed: user@localhost)',
+    ),
+    (
+        f"users.101 = {{{HA1}}}",
+        "users.101: is no address-of-record of ours (allowed: user@localhost)",
+    ),
+    (
+        'users."101@localhost" = {}',
+        'users."101@localhost": cannot log in (allowed: at least one of ha1_md5, ha1_sha256)',
+    ),
+    (
+        'users."101@localhost".ha1_md5 = "5ec2e7"',
+        'users."101@localhost".ha1_md5: cannot be used (allowed: 32 hex digits)',
+    ),
+    (
+        f'users."101@localhost" = {{{HA1}, fallback = "tel:1"}}',
+        'users."101@localhost".fallback: is "tel:1" '
+        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com)",
+    ),
+    (
+        '[[peers]]\nname = "pbx"\naddress = "10.0.0.1/8"',
+        'peers[0].address: is "10.0.0.1/8" '
+        "(allowed: an IP address, or a network such as 192.0.2.0/24)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), WRONG)
+def test_a_fault_is_named_with_its_key_and_what_is_allowed(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    assert problems(tmp_path, text) == [problem]
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    text = 'lgo = 1\n[wake]\nhold = -1\n[apps.x]\n[users."1@b"]\n[registration]\nmin_expires = 7200'
+    assert [problem.partition(":")[0] for problem in problems(tmp_path, text)] == [
+        "registration",
+        "wake.hold",
+        "apps.x",
+        'users."1@b"',
+        'users."1@b"',
+        "lgo",
+    ]
+
+
+def test_a_listener_on_any_free_port_may_stand_there_twice(tmp_path: Path) -> None:
+    config = load(write(tmp_path, '[[listen]]\ntransport = "tcp"\nport = 0\n' * 2))
+    assert config.listen == [ListenConfig(transport="tcp", port=0)] * 2
+
+
+def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "[wake]\nhold 30\n")
+    assert problem.startswith(f"{tmp_path}/sipush.toml: not valid TOML: ")
+    assert "line 2" in problem
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sipush.toml").write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 2"):
+        load(tmp_path / "sipush.toml")
+
+
+def sample_keys() -> list[tuple[str, Any, bool]]:
+    """(key, value, whether it is an example) of every line, commented out or not."""
+    found: list[tuple[str, Any, bool]] = []
+    table = ""
+    for line in SAMPLE.read_text(encoding="utf-8").splitlines():
+        text = re.sub(r"^#(?=\S)", "", line)
+        if not text or text.startswith("#"):
+            continue
+        if text.startswith("["):
+            table = re.sub(r'"[^"]+"', "*", text.strip("[]")) + "[]" * text.startswith("[[") + "."
+            continue
+        ((key, value),) = tomllib.loads(text).items()
+        if isinstance(value, dict):  # tls.certificate = …
+            ((inner, value),) = value.items()
+            key = f"{key}.{inner}"
+        found.append((table + key, value, text.endswith("# example")))
+    return found
+
+
+def test_the_sample_tells_every_key_and_its_default() -> None:
+    told = sample_keys()
+    assert {key for key, _, _ in told} == set(KEYS)
+    wrong = [
+        (key, value)
+        for key, value, example in told
+        if not example and key != "listen[].transport" and value != schema.default(KEYS[key])
+    ]
+    assert wrong == []
+
+
+def test_an_example_stands_only_where_the_default_is_told_too_or_there_is_none() -> None:
+    told = {key for key, _, example in sample_keys() if not example}
+    only_examples = {key for key, _, example in sample_keys() if example} - told
+    assert [key for key in only_examples if schema.default(KEYS[key])] == ["store.sqlite.path"]
+    assert str(schema.default(KEYS["store.sqlite.path"])) in SAMPLE.read_text(encoding="utf-8")
+
+
+def test_the_sample_as_it_stands_is_the_defaults_but_for_a_path_in_the_checkout() -> None:
+    config = load(SAMPLE)
+    assert config.store.sqlite.path == ROOT / "run" / "sipush.db"
+    sqlite = config.store.sqlite.model_copy(update={"path": Config().store.sqlite.path})
+    store = config.store.model_copy(update={"sqlite": sqlite})
+    assert config.model_copy(update={"store": store}) == Config()
+
+
+def reference_rows() -> dict[str, str]:
+    """The default that docs/configuration.md tells for each key."""
+    text = REFERENCE.read_text(encoding="utf-8")
+    return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+?) \|", text, re.MULTILINE))
+
+
+def test_the_reference_tells_every_key_and_no_other() -> None:
+    assert list(reference_rows()) == list(KEYS)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_reference_tells_the_default(key: str) -> None:
+    told = reference_rows()[key]
+    if KEYS[key].is_required():
+        assert told == "required"
+    elif KEYS[key].get_default() is None:
+        assert told == "none"
+    else:
+        assert tomllib.loads(f"value = {told.strip('`')}")["value"] == schema.default(KEYS[key])
