@@ -101,9 +101,8 @@ def register(
     ``location`` is what is stored now. Only ``Contact: *`` can make use of it, to know which
     device speaks; None is always allowed.
     """
-    unsupported = [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
-    if unsupported:
-        headers = (("Unsupported", ", ".join(unsupported)),)
+    if "require" in request.headers and (missing := _missing(request)):
+        headers = (("Unsupported", ", ".join(missing)),)
         return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
     try:
         return _Register(request, aor, flow, policy, now_epoch).decide(location)
@@ -115,6 +114,10 @@ def register(
             Status.INTERVAL_TOO_BRIEF.phrase,
             (("Min-Expires", str(policy.min_expires)),),
         )
+
+
+def _missing(request: Request) -> list[str]:
+    return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
 class _TooBriefError(Exception):
@@ -132,8 +135,10 @@ class _Register:
         self.flow = flow
         self.policy = policy
         self.now = now
+        self.call_id = request.call_id
+        self.cseq = request.cseq.number
         self.path = tuple(request.headers.values("path"))
-        self.supported = frozenset(request.headers.values("supported"))
+        self.supported = request.headers.values("supported")
         self.header_push = parse_push_headers(request.headers)
         self.bind: dict[str, Binding] = {}
         self.unbind: list[tuple[str, str]] = []
@@ -158,8 +163,8 @@ class _Register:
     def _registration(self, unbind_all: bool) -> Registration:
         return Registration(
             self.aor,
-            self.request.call_id,
-            self.request.cseq.number,
+            self.call_id,
+            self.cseq,
             self.now,
             self.policy.max_contacts,
             bind=tuple(self.bind.values()),
@@ -208,8 +213,8 @@ class _Register:
             contact.uri,
             key,
             self.now + expires,
-            self.request.call_id,
-            self.request.cseq.number,
+            self.call_id,
+            self.cseq,
             self.flow,
             format_params(params),
             self.path,

@@ -53,7 +53,7 @@ class Credentials:
         return int(self.nc, 16) if self.qop else None
 
 
-_PARAM = re.compile(rf"({TOKEN})\s*=\s*({QUOTED_STRING}|[^\s,\"]+)")
+_PARAM = re.compile(rf"({TOKEN})\s*=\s*({QUOTED_STRING}|[^\s,\"]+)", re.DOTALL)
 _NONCE_COUNT = re.compile(r"[0-9A-Fa-f]{1,8}")
 _REQUIRED = ("username", "realm", "nonce", "uri", "response")
 
@@ -79,8 +79,8 @@ def parse_credentials(value: str) -> Credentials | None:
     if qop and not (qop.lower() == "auth" and cnonce and _NONCE_COUNT.fullmatch(nc)):
         return None
     return Credentials(
-        unquote_string(f'"{params["username"]}"'),
-        unquote_string(f'"{params["realm"]}"'),
+        _unescaped(params["username"]),
+        _unescaped(params["realm"]),
         params["nonce"],
         params["uri"],
         params["response"].lower(),
@@ -89,6 +89,10 @@ def parse_credentials(value: str) -> Credentials | None:
         nc,
         cnonce,
     )
+
+
+def _unescaped(text: str) -> str:
+    return unquote_string(f'"{text}"') if "\\" in text else text
 
 
 def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:

@@ -10,7 +10,7 @@ TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]+"
 is_token = re.compile(TOKEN).fullmatch
 
 #: quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE
-QUOTED_STRING = r'"(?:[^"\\]|\\.)*"'
+QUOTED_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 
@@ -36,7 +36,7 @@ def unescape(text: str) -> str:
 #: What is skipped as a whole, or (group 1) the separator itself.
 _SEPARATORS = {
     separator: re.compile(
-        rf'"(?:[^"\\]|\\.)*"?|<(?:[^">]|"(?:[^"\\]|\\.)*"?)*>?|({separator})', re.DOTALL
+        rf'{QUOTED_STRING}?|<[^">]*(?:{QUOTED_STRING}?[^">]*)*>?|({separator})', re.DOTALL
     )
     for separator in ",;"
 }

@@ -67,16 +67,19 @@ def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
 
     Several at once are one device.
     """
-    lines = [f for f in headers.fields if f[0] in HEADERS]
-    if not lines:
+    fields = [field for field in headers.fields if field[0] in HEADERS]
+    if not fields:
         return None
-    name, line = min(lines, key=lambda f: HEADERS.index(f[0]))
-    dialect = ",".join(dict.fromkeys(line.partition(":")[0].strip() for _, line in lines))
+    _, line = min(fields, key=lambda field: HEADERS.index(field[0]))
+    dialect = ",".join(dict.fromkeys(_written_name(line) for _, line in fields))
     try:
         return _parse_header(parse_params(field_value(line)), dialect)
     except _FaultError as fault:
-        written = line.partition(":")[0].strip() or name
-        return PushFault(f"{written}: {fault}", dialect)
+        return PushFault(f"{_written_name(line)}: {fault}", dialect)
+
+
+def _written_name(line: str) -> str:
+    return line.partition(":")[0].strip()
 
 
 def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | PushFault | None:
@@ -94,7 +97,7 @@ def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | Push
 
 
 def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
-    values = {name: unquote_string(value or "") for name, value in params.items()}
+    values = {n: unquote_string(v) if v and v[0] == '"' else v or "" for n, v in params.items()}
     allow_call = _flag(values, "allow-call-push")
     allow_message = _flag(values, "allow-message-push")
     uid, app_id = values.pop("device-uid", ""), values.pop("app-id", "")
@@ -112,9 +115,10 @@ def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
 
 
 def _flag(values: dict[str, str], name: str) -> bool:
-    text = values.pop(name, "true")
-    _require(text.lower() in ("true", "false"), f"{name} is neither true nor false")
-    return text.lower() == "true"
+    text = values.pop(name, "true").lower()
+    if text not in ("true", "false"):
+        raise _FaultError(f"{name} is neither true nor false")
+    return text == "true"
 
 
 def _pair(uid: str) -> tuple[str, str]:
