@@ -38,7 +38,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from sipush import daemon  # noqa: PLC0415
+
     config = load(options.config)
+    daemon.check(config)
     print(f"{options.config} is good.")
     for name, text in _summary(config):
         print(f"  {name:<8} {text}")

@@ -91,7 +91,7 @@ def list_users(_options: argparse.Namespace, config: Config) -> Work:
 
     async def work(store: LocationStore) -> None:
         for aor, user in sorted(config.users.items()):
-            print(_user_line(aor, user, "configuration (read-only)"))
+            print(_user_line(aor, user, "configuration, read-only"))
         stored = [each async for each in store.subscribers()]
         for subscriber in sorted(stored, key=lambda each: each.aor):
             if subscriber.aor not in config.users:

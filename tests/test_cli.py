@@ -1,0 +1,235 @@
+"""The commands, as an operator types them."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from hashlib import md5, sha256
+from pathlib import Path
+
+import pytest
+
+from sipush.config import load
+from sipush.core.bindings import Binding, Platform, PushRecord, Registration
+from sipush.location import make_store
+
+HA1 = "0123456789abcdef0123456789abcdef"
+CONFIG = f"""
+sip.domains = ["example.com", "example.org"]
+store.sqlite.path = "sipush.db"
+[users."100@example.com"]
+ha1_md5 = "{HA1}"
+"""
+
+
+@dataclass
+class Shell:
+    """Runs ``sipush`` in a folder of its own."""
+
+    folder: Path
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sipush.cli", *arguments],
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def ok(self, *arguments: str, stdin: str = "") -> str:
+        done = self.run(*arguments, "--config", "sipush.toml", stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def refused(self, *arguments: str, stdin: str = "") -> list[str]:
+        done = self.run(*arguments, "--config", "sipush.toml", stdin=stdin)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr.splitlines()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    (tmp_path / "sipush.toml").write_text(CONFIG)
+    return Shell(tmp_path)
+
+
+def test_check_sums_up_a_good_configuration(shell: Shell) -> None:
+    out = shell.ok("check")
+    assert "sipush.toml is good." in out
+    assert "udp 0.0.0.0 port 5060, tcp 0.0.0.0 port 5060" in out
+    assert f"sqlite, {shell.folder}/sipush.db" in out
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_every_problem_is_one_line_and_nothing_starts(shell: Shell, command: str) -> None:
+    (shell.folder / "sipush.toml").write_text("wake.hodl = 1\nlog.level = 2\n")
+    assert shell.refused(command) == [
+        "sipush: wake.hodl: unknown key (did you mean hold?)",
+        'sipush: log.level: is 2 (allowed: "debug", "info", "warning" or "error")',
+    ]
+
+
+def test_a_missing_configuration_is_one_line(shell: Shell) -> None:
+    done = shell.run("check", "--config", "none.toml")
+    assert done.returncode == 1
+    assert done.stderr == "sipush: none.toml: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("fly",), ("user",), ("user", "add"), ("run", "-x")])
+def test_wrong_usage_is_status_2(shell: Shell, arguments: tuple[str, ...]) -> None:
+    done = shell.run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: sipush")
+
+
+def test_the_version_is_printed(shell: Shell) -> None:
+    assert re.fullmatch(r"sipush \d+\.\d+\.\d+\n", shell.run("version").stdout)
+
+
+def test_a_user_is_stored_as_hashes_of_the_domain_s_realm(shell: Shell) -> None:
+    assert shell.ok("user", "add", "101@Example.ORG", stdin="s3cret\n") == (
+        "101@example.org added.\n"
+    )
+    stored = "\n".join(sqlite3.connect(shell.folder / "sipush.db").iterdump())
+    assert md5(b"101:example.org:s3cret").hexdigest() in stored
+    assert sha256(b"101:example.org:s3cret").hexdigest() in stored
+    for file in shell.folder.glob("sipush.db*"):
+        assert b"s3cret" not in file.read_bytes()
+
+
+def test_a_bare_user_belongs_to_the_first_domain(shell: Shell) -> None:
+    assert shell.ok("user", "add", "101", stdin="pw") == "101@example.com added.\n"
+    assert shell.ok("user", "add", "101@example.com", stdin="pw") == "101@example.com replaced.\n"
+
+
+def test_the_password_may_come_from_a_file(shell: Shell) -> None:
+    (shell.folder / "password").write_text("s3cret\n")
+    shell.ok("user", "add", "101", "--password-file", "password")
+    stored = "\n".join(sqlite3.connect(shell.folder / "sipush.db").iterdump())
+    assert md5(b"101:example.com:s3cret").hexdigest() in stored
+
+
+def test_a_generated_password_is_printed_and_its_hash_stored(shell: Shell) -> None:
+    out = shell.ok("user", "add", "101", "--generate")
+    password = out.splitlines()[1].removeprefix("password: ")
+    stored = "\n".join(sqlite3.connect(shell.folder / "sipush.db").iterdump())
+    assert md5(f"101:example.com:{password}".encode()).hexdigest() in stored
+
+
+def test_users_are_listed_with_their_settings_and_source(shell: Shell) -> None:
+    shell.ok("user", "add", "102", "--no-hold", "--fallback", "sip:vm@h", stdin="pw")
+    shell.ok("user", "add", "101", "--hold-seconds", "45", stdin="pw")
+    assert shell.ok("user", "list").splitlines() == [
+        "100@example.com  MD5  hold  [configuration, read-only]",
+        "101@example.com  MD5+SHA-256  hold 45 s  [store]",
+        "102@example.com  MD5+SHA-256  no hold, then sip:vm@h  [store]",
+    ]
+
+
+def test_a_removed_user_is_gone(shell: Shell) -> None:
+    shell.ok("user", "add", "101", stdin="pw")
+    assert shell.ok("user", "remove", "101") == "101@example.com removed.\n"
+    assert "101" not in shell.ok("user", "list")
+    assert shell.refused("user", "remove", "101") == ["sipush: 101@example.com is not in the store"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "problem"),
+    [
+        (("101@example.net",), "pw", "101@example.net is no address-of-record of ours"),
+        (("100",), "pw", "100@example.com is a user of the configuration file: change it there"),
+        (("101",), "", "the password is empty"),
+        (("101", "--password-file", "none"), "", "[Errno 2] No such file"),
+        (("101", "--fallback", "tel:1"), "pw", '101@example.com: fallback: is "tel:1" (allowed:'),
+        (("101", "--hold-seconds", "-1"), "pw", "101@example.com: hold_seconds: is -1.0 (allowed:"),
+    ],
+)
+def test_a_user_that_cannot_be_added_is_told_why(
+    shell: Shell, arguments: tuple[str, ...], stdin: str, problem: str
+) -> None:
+    (line,) = shell.refused("user", "add", *arguments, stdin=stdin)
+    assert line.startswith(f"sipush: {problem}")
+
+
+def test_users_are_imported_by_password_or_by_hash(shell: Shell) -> None:
+    lines = f'101@example.com,"a,b"\n\n102@example.org,{HA1},\n103,,{HA1 * 2}\n'
+    (shell.folder / "users.csv").write_text(lines)
+    assert shell.ok("user", "import", "users.csv") == "3 users imported.\n"
+    assert shell.ok("user", "list").splitlines()[1:] == [
+        "101@example.com  MD5+SHA-256  hold  [store]",
+        "102@example.org  MD5  hold  [store]",
+        "103@example.com  SHA-256  hold  [store]",
+    ]
+
+
+def test_an_import_with_a_fault_names_every_line_and_imports_nobody(shell: Shell) -> None:
+    (shell.folder / "users.csv").write_text("101,pw\n102\n103@x,pw\n100,pw\n104,ab,cd\n")
+    assert shell.refused("user", "import", "users.csv") == [
+        "sipush: users.csv line 2: must be aor,password or aor,ha1_md5,ha1_sha256",
+        "sipush: users.csv line 3: 103@x is no address-of-record of ours "
+        "(allowed: user@example.com or example.org)",
+        "sipush: users.csv line 4: 100@example.com is a user of the configuration file: "
+        "change it there",
+        "sipush: users.csv line 5: ha1_md5: cannot be used (allowed: 32 hex digits); "
+        "ha1_sha256: cannot be used (allowed: 64 hex digits)",
+    ]
+    assert "101" not in shell.ok("user", "list")
+
+
+def test_a_store_that_lives_in_the_server_is_out_of_reach(shell: Shell) -> None:
+    (shell.folder / "sipush.toml").write_text('store.type = "memory"')
+    assert shell.refused("bindings") == [
+        "sipush: store.type is memory: it lives inside the server, out of reach"
+    ]
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(shell: Shell) -> None:
+    (shell.folder / "sipush.toml").write_text('store.sqlite.path = "sipush.toml"')
+    (line,) = shell.refused("bindings")
+    assert line.startswith("sipush: ")
+
+
+def registration(aor: str, device: str, token: str, expires: float) -> Registration:
+    now = time.time()
+    contact = "sip:101@192.0.2.7:5062;pn-prid=" + token
+    binding = Binding(
+        aor, device, contact, contact, now + expires, "call", 1, "udp/192.0.2.1:5060/192.0.2.7:5062"
+    )
+    record = PushRecord(
+        aor,
+        device,
+        Platform.APNS,
+        "com.example.phone",
+        call_token=token,
+        updated_epoch=now,
+        expires_epoch=now + 86400,
+    )
+    return Registration(aor, "call", 1, now, 10, bind=(binding,), push=(record,))
+
+
+async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens(
+    shell: Shell,
+) -> None:
+    store = make_store(load(shell.folder / "sipush.toml").store)
+    await store.open()
+    await store.bind(registration("101@example.com", "instance:<urn:uuid:1>", "tokenA", 600))
+    await store.bind(registration("102@example.com", "token:tokenB", "tokenB", -1))
+    await store.close()
+
+    out = shell.ok("bindings")
+    assert "token" + "A" not in out
+    assert "tokenB" not in out
+    awake, asleep = out.split("102@example.com\n")
+    assert awake.startswith(
+        "101@example.com\n  awake   sip:101@192.0.2.7:5062;pn-prid=[redacted]\n"
+    )
+    assert "udp/192.0.2.1:5060/192.0.2.7:5062" in awake
+    assert "push: apns, com.example.phone, call token " in awake
+    assert asleep.startswith("  asleep  token ")
+    assert shell.ok("bindings", "102") == "102@example.com\n" + asleep
+    assert shell.ok("bindings", "103") == "103@example.com: nothing registered\n"
