@@ -1,0 +1,347 @@
+"""Where requests go and what they look like there."""
+
+from __future__ import annotations
+
+import pytest
+
+from sipush.core.bindings import Binding, Location, Platform, PushRecord, Subscriber
+from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.response_context import Target
+from sipush.core.routing import (
+    AppPolicy,
+    Diversion,
+    Realm,
+    Rejection,
+    TargetPolicy,
+    ToAor,
+    ToDialog,
+    ToServer,
+    caller,
+    destination,
+    forward_request,
+    has_video,
+    is_anonymous,
+    is_side,
+    loop_digest,
+    strip_push_params,
+    validate,
+)
+from sipush.errors import MessageError
+from sipush.sip.message import Request, parse_datagram
+from sipush.sip.status import Status
+
+KEY = b"k" * 32
+REALM = Realm(
+    ("example.com", "example.net"),
+    frozenset({"sip.example.org"}),
+    lambda host, port: host in ("192.0.2.1", "::1") and port in (None, 5060),
+    lambda host: host in ("192.0.2.1", "::1"),
+)
+
+
+def invite(uri: str = "sip:bob@example.com", *headers: str, body: bytes = b"") -> Request:
+    lines = [
+        f"INVITE {uri} SIP/2.0",
+        "Via: SIP/2.0/UDP 192.0.2.9:5062;branch=z9hG4bKcaller",
+        "Max-Forwards: 70",
+        'From: "Alice, Dr." <sip:alice@example.com>;tag=1',
+        "To: <sip:bob@example.com>",
+        "Call-ID: call-1",
+        "CSeq: 1 INVITE",
+        "Contact: <sip:alice@192.0.2.9:5062>",
+        *headers,
+        f"Content-Length: {len(body)}",
+    ]
+    request = parse_datagram("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    assert isinstance(request, Request)
+    return request
+
+
+# -- destination --
+
+
+@pytest.mark.parametrize(
+    ("uri", "aor"),
+    [
+        ("sip:bob@example.com", "bob@example.com"),
+        ("sip:bob@EXAMPLE.com:5999;user=phone", "bob@example.com"),
+        ("sip:b%6Fb@example.net", "bob@example.net"),
+        ("sip:bob@sip.example.org", "bob@example.com"),
+        ("sip:bob@192.0.2.1", "bob@example.com"),
+        ("sip:bob@192.0.2.1:5060", "bob@example.com"),
+        ("sip:bob@[::1]:5060", "bob@example.com"),
+        ("sip:%2B4930123@example.com", "+4930123@example.com"),
+    ],
+)
+def test_a_uri_of_ours_is_a_users(uri: str, aor: str) -> None:
+    assert destination(invite(uri), REALM, KEY) == ToAor(aor)
+
+
+@pytest.mark.parametrize("uri", ["sip:example.com", "sip:192.0.2.1:5060"])
+def test_a_uri_without_user_is_for_the_server(uri: str) -> None:
+    assert destination(invite(uri), REALM, KEY) == ToServer()
+
+
+@pytest.mark.parametrize("uri", ["sip:bob@example.org", "sip:bob@192.0.2.1:5080"])
+def test_another_domain_is_not_relayed(uri: str) -> None:
+    where = destination(invite(uri), REALM, KEY)
+    assert isinstance(where, Rejection)
+    assert where.status is Status.FORBIDDEN
+    assert "Not Served Here" in where.reason
+
+
+def test_another_scheme_is_refused_by_name() -> None:
+    with pytest.raises(MessageError, match="Unsupported URI Scheme mailto"):
+        destination(invite("mailto:bob@example.com"), REALM, KEY)
+
+
+def test_our_two_routes_are_taken_off_and_the_last_names_the_side() -> None:
+    caller_side, callee_side = (
+        RouteToken("udp/a/b"),
+        RouteToken("tcp/c/d/1", "bob@example.com", "x"),
+    )
+    routes = [
+        f"Route: <sip:{encode_route_token(token, KEY)}@192.0.2.1;transport=udp;lr>"
+        for token in (caller_side, callee_side)
+    ]
+    request = invite("sip:bob@10.0.0.1:4000", *routes)
+    assert destination(request, REALM, KEY) == ToDialog(callee_side)
+    assert "route" not in request.headers
+
+
+def test_routes_on_one_line_are_the_same_as_on_two() -> None:
+    tokens = [RouteToken("udp/a/b"), RouteToken("tcp/c/d/1")]
+    routes = ", ".join(f"<sip:{encode_route_token(t, KEY)}@192.0.2.1;lr>" for t in tokens)
+    assert destination(invite("sip:x@y", f"Route: {routes}"), REALM, KEY) == ToDialog(tokens[1])
+
+
+def test_an_outbound_proxy_route_without_token_changes_nothing() -> None:
+    request = invite("sip:bob@example.com", "Route: <sip:192.0.2.1:5060;lr>")
+    assert destination(request, REALM, KEY) == ToAor("bob@example.com")
+
+
+def test_a_forged_route_is_no_way_to_elsewhere() -> None:
+    forged = encode_route_token(RouteToken("udp/a/b"), b"x" * 32)
+    request = invite("sip:bob@10.0.0.1", f"Route: <sip:{forged}@192.0.2.1;lr>")
+    assert isinstance(destination(request, REALM, KEY), Rejection)
+
+
+def test_a_route_to_somebody_else_is_refused() -> None:
+    request = invite("sip:bob@example.com", "Route: <sip:evil.example.org;lr>")
+    assert destination(request, REALM, KEY) == Rejection(Status.FORBIDDEN, "Route Not Ours")
+
+
+# -- validation --
+
+
+def test_a_request_without_hops_left_is_refused() -> None:
+    request = invite()
+    request.headers.set("Max-Forwards", "0")
+    assert validate(request, REALM) == Rejection(Status.TOO_MANY_HOPS)
+
+
+@pytest.mark.parametrize("hops", ["-1", "x", "256", "1.5"])
+def test_max_forwards_that_is_no_number_is_refused(hops: str) -> None:
+    request = invite()
+    request.headers.set("Max-Forwards", hops)
+    assert validate(request, REALM) == Rejection(Status.BAD_REQUEST, "Malformed Max-Forwards")
+
+
+def test_an_extension_a_proxy_must_know_is_refused_by_name() -> None:
+    assert validate(invite("sip:bob@example.com", "Proxy-Require: foo, bar"), REALM) == Rejection(
+        Status.BAD_EXTENSION, headers=(("Unsupported", "foo, bar"),)
+    )
+
+
+def test_a_request_that_comes_back_unchanged_is_a_loop() -> None:
+    request = invite()
+    mark = loop_digest(request)
+    request.headers.prepend("Via", f"SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKours-{mark}")
+    request.headers.prepend("Via", "SIP/2.0/UDP 192.0.2.7;branch=z9hG4bKother")
+    assert validate(request, REALM) == Rejection(Status.LOOP_DETECTED)
+
+
+def test_a_spiral_with_another_request_uri_is_no_loop() -> None:
+    mark = loop_digest(invite())
+    request = invite("sip:carol@example.com")
+    request.headers.prepend("Via", f"SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKours-{mark}")
+    request.headers.prepend("Via", "SIP/2.0/UDP 192.0.2.7;branch=z9hG4bKother")
+    assert validate(request, REALM) is None
+
+
+# -- the target set --
+
+
+def binding(device: str = "d", flow: str = "udp/1/2", path: tuple[str, ...] = ()) -> Binding:
+    uri = f"sip:bob@10.0.0.1;x={device}"
+    return Binding("bob@x", device, uri, uri, 9e9, "c", 1, flow, path=path)
+
+
+def record(device: str = "d", app_id: str = "app", allow_call: bool = True) -> PushRecord:
+    return PushRecord("bob@x", device, Platform.FCM, app_id, "t", "t", allow_call)
+
+
+def policy(**app: object) -> TargetPolicy:
+    settings = {"hold": 30.0, "push_always": False} | app
+    return TargetPolicy(
+        {"app": AppPolicy(**settings)},
+        lambda b: b.flow != "dead",
+        lambda r: r.allow_call,
+    )
+
+
+BOB = Subscriber("bob@x")
+
+
+def test_a_device_with_contact_and_push_record_is_one_target() -> None:
+    (target,) = policy().target_set(Location((binding(),), (record(),)), BOB)
+    assert (target.live, target.flow, target.hold, target.push) == (True, "udp/1/2", 30, record())
+
+
+def test_a_device_without_contact_can_only_be_woken() -> None:
+    (target,) = policy().target_set(Location((), (record(),)), BOB)
+    assert (target.live, target.uri, target.wakeable) == (False, "", True)
+
+
+def test_a_dead_flow_is_not_live() -> None:
+    (target,) = policy().target_set(Location((binding(flow="dead"),), (record(),)), BOB)
+    assert (target.live, target.wakeable) == (False, True)
+
+
+def test_a_contact_behind_an_edge_proxy_is_reached_by_its_path() -> None:
+    path = ("<sip:edge.example.com;lr>",)
+    (target,) = policy().target_set(Location((binding(path=path),)), BOB)
+    assert (target.flow, target.route) == ("", path)
+
+
+def test_two_devices_are_two_targets() -> None:
+    location = Location((binding("a"), binding("b")), (record("b"), record("c")))
+    targets = policy().target_set(location, BOB)
+    assert [t.device for t in targets] == ["bob@x a", "bob@x b", "bob@x c"]
+    assert [t.wakeable for t in targets] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("location", "subscriber", "app"),
+    [
+        (Location((), (record(allow_call=False),)), BOB, {}),
+        (Location((), (record(app_id="unknown"),)), BOB, {}),
+        (Location((), (record(),)), Subscriber("bob@x", hold=False), {}),
+        (Location((), (record(),)), Subscriber("bob@x", hold_seconds=0), {}),
+        (Location((), (record(),)), BOB, {"hold": 0.0}),
+    ],
+    ids=["no-consent", "unknown-app", "user-switch-off", "user-window-0", "app-window-0"],
+)
+def test_who_is_not_woken(
+    location: Location, subscriber: Subscriber, app: dict[str, object]
+) -> None:
+    (target,) = policy(**app).target_set(location, subscriber)
+    assert not target.wakeable
+
+
+def test_the_users_window_comes_before_the_apps() -> None:
+    subscriber = Subscriber("bob@x", hold_seconds=12)
+    (target,) = policy().target_set(Location((), (record(),)), subscriber)
+    assert target.hold == 12
+
+
+# -- the request as it leaves --
+
+
+def test_only_what_must_change_changes() -> None:
+    request = invite("sip:bob@example.com", "X-Odd:  kept ;As=Is", "Subject: a\r\n folded line")
+    forwarded = forward_request(
+        request, Target("d", "sip:bob@10.0.0.1"), ["sip:a@h;lr", "sip:b@h;lr"]
+    )
+    before = request.to_bytes().split(b"\r\n")
+    after = forwarded.to_bytes().split(b"\r\n")
+    assert [line for line in after if line not in before] == [
+        b"INVITE sip:bob@10.0.0.1 SIP/2.0",
+        b"Record-Route: <sip:b@h;lr>",
+        b"Record-Route: <sip:a@h;lr>",
+        b"Max-Forwards: 69",
+    ]
+    assert request.uri == "sip:bob@example.com"
+
+
+def test_a_request_without_max_forwards_gets_70() -> None:
+    request = invite()
+    request.headers.remove("max-forwards")
+    forwarded = forward_request(request, Target("d", "sip:b@h"), ())
+    assert forwarded.headers.get("max-forwards") == "70"
+
+
+def test_the_path_becomes_the_route_and_our_credentials_stay_here() -> None:
+    request = invite("sip:bob@example.com", "Proxy-Authorization: Digest username=x")
+    target = Target("d", "sip:b@h", route=("<sip:p1;lr>", "<sip:p2;lr>"))
+    forwarded = forward_request(request, target, ())
+    assert forwarded.headers.values("route") == ["<sip:p1;lr>", "<sip:p2;lr>"]
+    assert "proxy-authorization" not in forwarded.headers
+
+
+def test_the_push_id_is_in_the_invite() -> None:
+    forwarded = forward_request(invite(), Target("d", "sip:b@h"), (), "uuid-1")
+    assert forwarded.headers.get("x-push-id") == "uuid-1"
+
+
+def test_a_call_that_falls_back_says_from_where_and_why() -> None:
+    forwarded = forward_request(
+        invite(), Target("vm", "sip:vm@pbx"), (), "", Diversion("sip:bob@example.com", 480)
+    )
+    assert forwarded.headers.get("diversion") == (
+        "<sip:bob@example.com>;reason=unavailable;counter=1"
+    )
+    assert forwarded.headers.values("history-info") == [
+        "<sip:bob@example.com>;index=1",
+        "<sip:vm@pbx?Reason=SIP%3Bcause%3D480>;index=1.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [(486, "user-busy"), (603, "deflection"), (408, "no-answer"), (480, "unavailable")],
+)
+def test_the_diversion_reason_follows_the_cause(cause: int, reason: str) -> None:
+    assert Diversion("sip:x@y", cause).reason == reason
+
+
+def test_push_parameters_do_not_leave_towards_others() -> None:
+    request = invite()
+    request.headers.set(
+        "Contact",
+        '"A;pn-x" <sip:a@10.0.0.1;pn-provider=apns;pn-prid=secret;ob>;+sip.instance="<urn:1>"',
+    )
+    strip_push_params(request)
+    assert request.headers.get("contact") == (
+        '"A;pn-x" <sip:a@10.0.0.1;ob>;+sip.instance="<urn:1>"'
+    )
+
+
+# -- small questions --
+
+
+def test_a_side_is_known_by_its_device_or_by_its_contact() -> None:
+    other = binding("other")
+    assert is_side(RouteToken("f", "bob@x", device_digest("d")), binding(), "sip:else@where")
+    assert not is_side(RouteToken("f", "bob@x", device_digest("d")), other, other.contact)
+    assert is_side(RouteToken("f", "bob@x"), binding(), binding().contact)
+
+
+def test_video_is_an_offered_stream_with_a_port() -> None:
+    assert has_video(invite(body=b"v=0\r\nm=audio 4 RTP/AVP 0\r\nm=video 6 RTP/AVP 96\r\n"))
+    assert not has_video(invite(body=b"v=0\r\nm=video 0 RTP/AVP 96\r\n"))
+    assert not has_video(invite())
+
+
+def test_the_caller_is_what_from_says() -> None:
+    assert caller(invite()) == ("alice", "Alice, Dr.")
+    request = invite()
+    request.headers.set("From", "<tel:+49-30-123;phone-context=x>;tag=1")
+    assert caller(request) == ("+49-30-123", "")
+
+
+def test_an_anonymous_caller_is_known_by_the_uri() -> None:
+    request = invite()
+    assert not is_anonymous(request)
+    request.headers.set("From", '"Anonymous" <sip:anonymous@anonymous.invalid>;tag=1')
+    assert is_anonymous(request)
