@@ -83,7 +83,7 @@ class ApnsPush:
 
 
 def template_problems(template: Mapping[str, str]) -> list[str]:
-    """Everything that makes an own template unusable, one sentence each."""
+    """Everything that makes an own template unusable: ``key: what and what is allowed``."""
     problems = []
     for key, text in template.items():
         if key in _RESERVED_KEYS or key.startswith(_RESERVED_PREFIXES):
@@ -97,7 +97,7 @@ def template_problems(template: Mapping[str, str]) -> list[str]:
             if field is not None and (field not in FIELDS or spec or conversion):
                 allowed = ", ".join(f"{{{name}}}" for name in FIELDS)
                 problems.append(f"{key}: unknown place {{{field}}}; allowed are {allowed}")
-    return problems if template else ["is empty; name at least one key"]
+    return problems
 
 
 def apns_push(profile: Profile, request: PushRequest) -> ApnsPush | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -90,41 +91,52 @@ class HttpServer:
         self._handler = handler
         self._complain = complain
         self._options = options
-        self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self.connections_accepted = 0
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port in use is returned."""
-        self._server = await asyncio.start_server(self._accepted, host, port)
-        return int(self._server.sockets[0].getsockname()[1])
+        listener = socket.create_server((host, port), backlog=1024)
+        listener.setblocking(False)
+        self._spawn(self._accept(listener))
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Stop listening and cut every connection."""
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        self.connections_accepted += 1
-        try:
-            await self._serve(reader, writer)
-        except (OSError, ssl.SSLError, asyncio.IncompleteReadError):
-            pass  # the client left
-        except asyncio.CancelledError:
-            pass  # we are closing
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort()
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                connection, _ = await loop.sock_accept(listener)
+                self.connections_accepted += 1
+                self._spawn(self._accepted(connection))
+
+    async def _accepted(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with connection:
+            await asyncio.sleep(self._options.tls_delay)
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
+            with suppress(OSError):  # the client left, or does not trust us
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol, connection, ssl=self._tls
+                )
+                try:
+                    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+                    await self._serve(reader, writer)
+                finally:
+                    transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(self._options.tls_delay)
-        await writer.start_tls(self._tls)
         tls = writer.get_extra_info("ssl_object")
         if tls.selected_alpn_protocol() == "h2":
             async with asyncio.TaskGroup() as tasks:

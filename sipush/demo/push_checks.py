@@ -20,6 +20,8 @@ from sipush.demo.http_server import HttpRequest
 
 TOLERANCE = 300
 "Seconds a webhook's signature stays valid."
+GOOGLE = "https://oauth2.googleapis.com/token"
+"The audience of an assertion, whatever its account's token_uri."
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -131,7 +133,7 @@ class FcmChecks:
             return [Violation(400, "unsupported_grant_type", "grant_type")]
         try:
             claims = jwt.decode(
-                form.get("assertion", [""])[0], self._key, ["RS256"], audience=token_uri
+                form.get("assertion", [""])[0], self._key, ["RS256"], audience=[GOOGLE, token_uri]
             )
         except jwt.PyJWTError as error:
             return [Violation(400, "invalid_grant", str(error))]

@@ -19,13 +19,10 @@ from sipush.config import ApnsConfig
 from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, apns_push
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.apns_connection import Answer, ApnsConnection, StreamLostError
-from sipush.push.tls import distrusted
+from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after, word
 
 PRODUCTION = "api.push.apple.com"
 SANDBOX = "api.sandbox.push.apple.com"
-CONNECT_TIMEOUT = 4.0
-"Seconds until a connection must be open; a stalled handshake must not hold up other devices."
-
 _TOKEN = re.compile(r"[0-9A-Fa-f]{1,200}")
 "It becomes part of the path, and whoever registers chooses it."
 _BAD_TOKEN = "BadDeviceToken"
@@ -122,7 +119,7 @@ class ApnsProvider:
         return cast(ApnsConnection, await pool.acquire())
 
     def _new_pool(self, server: str) -> APNsKeyConnectionPool:
-        host, port = _host_and_port(server)
+        host, port = host_and_port(server)
         pool = APNsKeyConnectionPool(
             key=self._key,
             key_id=self._config.key_id,
@@ -170,7 +167,7 @@ def classify(answer: Answer, registered_epoch: float) -> PushOutcome:
         result,
         reason,
         answer.status,
-        retry_after=_seconds(answer.retry_after),
+        retry_after=retry_after(answer.retry_after),
         dead_since_epoch=dead_since if answer.status == 410 else None,
     )
 
@@ -199,11 +196,7 @@ def _body(body: bytes) -> tuple[str, float | None]:
     except (ValueError, AttributeError):
         return "", None
     since = milliseconds / 1000 if isinstance(milliseconds, int | float) else None
-    return (re.sub(r"\W", "", reason)[:64] if isinstance(reason, str) else ""), since
-
-
-def _seconds(retry_after: str) -> float:
-    return float(retry_after) if re.fullmatch(r"\d{1,6}", retry_after) else 0.0
+    return word(reason), since
 
 
 def _apns_id(request: PushRequest) -> str:
@@ -219,7 +212,8 @@ def _servers(config: ApnsConfig) -> tuple[str, ...]:
     return (PRODUCTION, SANDBOX) if config.environment == "production" else (SANDBOX, PRODUCTION)
 
 
-def _host_and_port(server: str) -> tuple[str, int]:
+def host_and_port(server: str) -> tuple[str, int]:
+    """The two halves of host[:port], IPv6 in brackets. Raises ValueError."""
     host, colon, port = server.rpartition(":")
     if not colon or server.endswith("]"):
         return server.strip("[]"), 443

@@ -12,9 +12,14 @@ class PushProvider(Protocol):
 
     name: str
     "``apns``, ``fcm`` or ``webhook``: for logs and metrics."
+    max_in_flight: int
+    "How many sends may be busy at once."
+    retry_delays: tuple[float, ...]
+    """Seconds before each further try of a push that failed for the moment: as many tries as the
+    service and the device can bear, the first not counted."""
 
     async def send(self, request: PushRequest) -> PushOutcome:
-        """Deliver one push. Never raises but CancelledError, never outlives the deadline."""
+        """Deliver one push, trying once. May be cancelled at any time."""
 
     async def close(self) -> None:
         """Close connections. May be called twice."""

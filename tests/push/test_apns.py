@@ -11,7 +11,7 @@ from sipush.core.bindings import Platform
 from sipush.core.push_request import PushResult
 from sipush.demo.push_service import DEFAULT_APP, PushService
 from sipush.push.apns import ApnsProvider
-from sipush.push.tls import client_context
+from sipush.push.http_client import client_context
 
 from .conftest import VOIP_TOKEN, call
 

@@ -1,0 +1,159 @@
+"""From ``[apps]`` to push services: every credential is read and checked here."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, assert_never
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig
+from sipush.core.bindings import Platform
+from sipush.core.push_payload import Profile, template_problems
+from sipush.errors import ConfigError
+from sipush.push.apns import ApnsProvider, host_and_port
+from sipush.push.fcm import FcmProvider
+from sipush.push.http_client import client_context
+from sipush.push.provider import PushProvider
+from sipush.push.webhook import WebhookProvider
+
+App = Mapping[Platform, PushProvider]
+"""The services of one app; a platform without one goes to the webhook, if there is one."""
+
+
+class _Invalid(Exception):
+    """One key of a section cannot be used."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+
+
+def build_apps(configs: Mapping[str, AppConfig]) -> dict[str, App]:
+    """The services of every app-id, without connecting. Raises ConfigError with all problems."""
+    problems: list[str] = []
+    apps: dict[str, dict[Platform, PushProvider]] = {}
+    for app_id, config in configs.items():
+        where = f'apps."{app_id}"'
+        problems += [f"{where}.payload{problem}" for problem in _payload_problems(config.payload)]
+        apps[app_id] = {}
+        for platform in Platform:
+            try:
+                provider = _provider(platform, app_id, config)
+            except _Invalid as error:
+                problems.append(f"{where}.{platform.value}.{error}")
+                continue
+            if provider is not None:
+                apps[app_id][platform] = provider
+    if problems:
+        raise ConfigError(problems)
+    return dict(apps)
+
+
+def _payload_problems(profile: Profile) -> list[str]:
+    if isinstance(profile, str):
+        return []
+    if not profile:
+        return [": is empty; name at least one key"]
+    return [f".{problem}" for problem in template_problems(profile)]
+
+
+def _provider(platform: Platform, app_id: str, config: AppConfig) -> PushProvider | None:
+    match platform:
+        case Platform.APNS:
+            return _apns(config.apns, app_id, config.payload) if config.apns else None
+        case Platform.FCM:
+            return _fcm(config.fcm, config.payload) if config.fcm else None
+        case Platform.WEBHOOK:
+            return _webhook(config.webhook) if config.webhook else None
+        case _:
+            assert_never(platform)
+
+
+def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
+    key = _read(config.key_file, "key_file").decode(errors="replace")
+    try:
+        private_key = load_pem_private_key(key.encode(), None)
+    except (ValueError, TypeError):
+        private_key = None
+    if not isinstance(private_key, ec.EllipticCurvePrivateKey) or private_key.key_size != 256:
+        raise _Invalid("key_file", f"{config.key_file} is not an EC P-256 key as Apple issues it")
+    for name in ("key_id", "team_id"):
+        if not getattr(config, name):
+            raise _Invalid(name, "is empty; Apple's are 10 letters and digits")
+    try:
+        host_and_port(config.server or "")
+    except ValueError:
+        raise _Invalid("server", "must be host:port") from None
+    return ApnsProvider(
+        config,
+        bundle_id=config.bundle_id or app_id,
+        key=key,
+        profile=profile,
+        tls=_context(config.ca_file, "h2"),
+    )
+
+
+def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
+    where = config.service_account_file
+    try:
+        account: Any = json.loads(_read(where, "service_account_file"))
+    except ValueError:
+        account = None
+    if not isinstance(account, dict) or account.get("type") != "service_account":
+        raise _Invalid("service_account_file", f"{where} is not a service account's JSON key")
+    missing = [k for k in _ACCOUNT_KEYS if not isinstance(account.get(k), str)]
+    if missing:
+        raise _Invalid("service_account_file", f"{where} lacks {', '.join(missing)}")
+    if config.server is not None and not _is_https(config.server):
+        raise _Invalid("server", "must be https://host:port")
+    _context(config.ca_file)
+    try:
+        return FcmProvider(config, account=account, profile=profile)
+    except ValueError:
+        raise _Invalid("service_account_file", f"{where} holds no usable private key") from None
+
+
+_ACCOUNT_KEYS = ("project_id", "client_email", "private_key", "token_uri")
+
+
+def _webhook(config: WebhookConfig) -> WebhookProvider:
+    if not _is_https(config.url) and not _is_local(config.url):
+        raise _Invalid("url", "must be https:// (http:// only to this machine)")
+    secret = _read(config.secret_file, "secret_file").splitlines()
+    if not secret or len(secret[0].strip()) < 16:
+        raise _Invalid("secret_file", f"{config.secret_file}: the first line needs 16 characters")
+    return WebhookProvider(config, secret=secret[0].strip(), tls=_context(config.ca_file))
+
+
+def _read(path: Path, key: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _Invalid(key, f"cannot read {path}: {error.strerror}") from None
+
+
+def _context(ca_file: Path | None, *alpn: str) -> ssl.SSLContext:
+    try:
+        return client_context(ca_file, *alpn)
+    except OSError as error:  # SSLError is one
+        raise _Invalid("ca_file", f"cannot use {ca_file}: {error.strerror or error}") from None
+
+
+def _is_https(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" and bool(parts.hostname)
+
+
+def _is_local(url: str) -> bool:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        return parts.scheme == "http" and (host == "localhost" or ip_address(host).is_loopback)
+    except ValueError:
+        return False

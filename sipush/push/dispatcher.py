@@ -1,0 +1,172 @@
+"""Takes every push to the service of its app and platform, within the time the call has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from sipush.core.bindings import Platform, PushRecord
+from sipush.core.push_request import PushOutcome, PushRequest, PushResult
+from sipush.logs import fingerprint
+from sipush.push.apps import App, build_apps
+from sipush.push.provider import PushProvider
+
+__all__ = ["App", "Dispatcher", "build_apps"]
+
+MAX_WAIT = 30.0
+"Seconds one push may take, however late its deadline is."
+SLOW = 1.0
+"Seconds after which a send no longer counts as in flight: it waits, and costs nothing."
+SLOW_FACTOR = 10
+"How many slow sends a service may have, in multiples of ``max_in_flight``."
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """The one way out for pushes."""
+
+    def __init__(self, apps: Mapping[str, App], *, clock: Callable[[], float] = time.time) -> None:
+        self._lanes = _lanes(apps)
+        self._clock = clock
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: PushRequest) -> PushOutcome:
+        """Deliver one push, repeated where its service allows it, never past its deadline."""
+        started = self._clock()
+        lane = self._lane(request.record)
+        if lane is None:
+            outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
+        else:
+            outcome = await self._send(lane, request)
+        _log(request, outcome, self._clock() - started)
+        return outcome
+
+    def replace(self, apps: Mapping[str, App]) -> None:
+        """New apps from now on; the old ones' connections close once their sends have ended."""
+        old, self._lanes = self._lanes, _lanes(apps)
+        for lane in _each(old):
+            task = asyncio.ensure_future(lane.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def close(self) -> None:
+        """Close all connections now. May be called twice."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for lane in _each(self._lanes):
+            await lane.provider.close()
+
+    def _lane(self, record: PushRecord) -> _Lane | None:
+        lanes = self._lanes.get(record.app_id, {})
+        return lanes.get(record.platform) or lanes.get(Platform.WEBHOOK)
+
+    async def _send(self, lane: _Lane, request: PushRequest) -> PushOutcome:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(MAX_WAIT, request.deadline_epoch - self._clock())
+        try:
+            async with asyncio.timeout_at(deadline):
+                for delay in lane.provider.retry_delays:
+                    outcome = await lane.send(request)
+                    pause = max(delay, outcome.retry_after)
+                    if not _worth_another_try(outcome) or loop.time() + pause >= deadline:
+                        return outcome
+                    await asyncio.sleep(pause)
+                return await lane.send(request)
+        except TimeoutError:
+            return PushOutcome(PushResult.TIMED_OUT, "no answer in time")
+
+
+class _Lane:
+    """One service of one app, with room for so many sends at once."""
+
+    def __init__(self, provider: PushProvider) -> None:
+        self.provider = provider
+        self._room = asyncio.Semaphore(provider.max_in_flight)
+        self._slow_room = asyncio.Semaphore(SLOW_FACTOR * provider.max_in_flight)
+        self._active = 0
+        self._idle = asyncio.Event()
+
+    async def send(self, request: PushRequest) -> PushOutcome:
+        self._active += 1
+        try:
+            async with self._slow_room, self._place():
+                return await self.provider.send(request)
+        except Exception as error:  # a bug must cost one push, not the call
+            # Its text may hold a token, so only its type is told.
+            log.error("push_failed", service=self.provider.name, error=type(error).__name__)
+            return PushOutcome(PushResult.BAD_REQUEST, "internal error")
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    async def retire(self) -> None:
+        """Close once nothing is being sent."""
+        while self._active:
+            self._idle.clear()
+            await self._idle.wait()
+        await self.provider.close()
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """A place among the busy sends, given up when the service is slow to answer."""
+        await self._room.acquire()
+        held = True
+
+        def give_up() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._room.release()
+
+        slow = asyncio.get_running_loop().call_later(SLOW, give_up)
+        try:
+            yield
+        finally:
+            slow.cancel()
+            give_up()
+
+
+def _worth_another_try(outcome: PushOutcome) -> bool:
+    """Failed for the moment; a throttling service must also have said until when."""
+    if outcome.result is PushResult.THROTTLED:
+        return outcome.retry_after > 0
+    return outcome.result is PushResult.RETRYABLE
+
+
+def _lanes(apps: Mapping[str, App]) -> dict[str, dict[Platform, _Lane]]:
+    return {
+        app_id: {platform: _Lane(provider) for platform, provider in app.items()}
+        for app_id, app in apps.items()
+    }
+
+
+def _each(lanes: Mapping[str, Mapping[Platform, _Lane]]) -> list[_Lane]:
+    return [lane for app in lanes.values() for lane in app.values()]
+
+
+def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
+    facts = {
+        "push_id": request.push_id,
+        "kind": request.kind.value,
+        "app_id": request.record.app_id,
+        "platform": request.record.platform.value,
+        "device": fingerprint(request.record.device),
+        "result": outcome.result.value,
+        "reason": outcome.reason,
+        "status": outcome.status,
+        "duration": round(seconds, 3),
+    }
+    match outcome.result:
+        case PushResult.ACCEPTED:
+            log.info("push_finished", **facts)
+        case PushResult.CONFIG:
+            log.error("push_finished", **facts)
+        case _:
+            log.warning("push_finished", **facts)
