@@ -41,11 +41,9 @@ class _Queued:
     args: tuple[bytes, ...]
     future: asyncio.Future[Any]
 
-    def packed(self, with_text: bool = False) -> bytes:
+    def packed(self) -> bytes:
         if self.script is None:
             return _pack(self.args)
-        if with_text:
-            return _pack((b"EVAL", self.script.text, *self.args))
         return _pack((b"EVALSHA", self.script.sha, *self.args))
 
 
@@ -57,7 +55,7 @@ class RedisPipeline:
     """
 
     def __init__(self, config: RedisConfig) -> None:
-        self._pool = _pool(config.url)
+        self._pool = _pool(config)
         self._connection = _connection(self._pool)
         self._timeout = config.timeout
         self._queue: list[_Queued] = []
@@ -113,10 +111,12 @@ class RedisPipeline:
 
     async def _exchange(self, batch: list[_Queued]) -> list[Any]:
         replies = await self._pipeline([queued.packed() for queued in batch])
-        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:
-            again = await self._pipeline([batch[n].packed(with_text=True) for n in unknown])
-            for n, reply in zip(unknown, again, strict=True):
+        again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if again:
+            scripts = {batch[n].script for n in again}
+            loads = [_pack((b"SCRIPT", b"LOAD", script.text)) for script in scripts if script]
+            repeated = await self._pipeline([*loads, *(batch[n].packed() for n in again)])
+            for n, reply in zip(again, repeated[len(loads) :], strict=True):
                 replies[n] = reply
         return replies
 
@@ -187,16 +187,21 @@ class RedisSubscription:
             asked = reply is None
 
 
-def _pool(url: str) -> ConnectionPool:
+def _pool(config: RedisConfig) -> ConnectionPool:
     try:
+        file = config.password_file
         # RESP2: nothing but replies comes between the replies. The time limit is a pipeline's.
         return ConnectionPool.from_url(
-            url, protocol=2, socket_timeout=None, socket_connect_timeout=None
+            config.url,
+            password=file.read_text().partition("\n")[0].strip() if file else None,
+            protocol=2,
+            socket_timeout=None,
+            socket_connect_timeout=None,
         )
-    except (ValueError, TypeError):
-        # Not their text: it may quote the password.
-        problem = "store.redis.url: must be redis://, rediss:// or unix:// with host, port and db"
-    raise ConfigError([problem])
+    except ValueError as error:
+        raise ConfigError([f"store.redis.url: {error}"]) from None
+    except OSError as error:
+        raise ConfigError([f"store.redis.password_file: {error.strerror}"]) from None
 
 
 def _connection(pool: ConnectionPool) -> AbstractConnection:

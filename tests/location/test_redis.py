@@ -1,0 +1,268 @@
+"""What is special about Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from sipush.config import RedisConfig, StoreConfig
+from sipush.core.bindings import Location, Subscriber
+from sipush.errors import ConfigError, LocationError
+from sipush.location import make_store, redis_connection
+from sipush.location.redis import RedisStore
+from tests.location.rows import AOR, NOW, PHONE, binding, record, registration
+from tests.servers.redis_server import RedisServer
+
+TIMEOUT = 0.5
+
+
+@pytest.fixture
+async def client(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """What an operator with redis-cli sees."""
+    client = Redis.from_url(own_redis_server.url, decode_responses=True)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def store(own_redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = RedisStore(RedisConfig(url=own_redis_server.url, timeout=TIMEOUT))
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def other_node(own_redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = RedisStore(RedisConfig(url=own_redis_server.url))
+    yield store
+    await store.close()
+
+
+async def test_the_keys_can_be_read_by_a_person(store: RedisStore, client: Redis):
+    await store.bind(registration(binding(user_agent="Phöne"), push=(record(),)))
+    await store.put_subscriber(Subscriber(AOR, "a" * 32, hold=False))
+    keys = set(await client.keys())
+    assert keys == {f"sipush:{{{AOR}}}:{kind}" for kind in ("bindings", "push", "subscriber")}
+    row = json.loads(await client.hget(f"sipush:{{{AOR}}}:bindings", PHONE))
+    assert row["contact"] == "sip:101@192.0.2.1:5060"
+    assert "Phöne" in await client.hget(f"sipush:{{{AOR}}}:bindings", PHONE)
+    assert json.loads(await client.hget(f"sipush:{{{AOR}}}:push", PHONE))["platform"] == "apns"
+    assert (await client.hgetall(f"sipush:{{{AOR}}}:subscriber"))["hold"] == "0"
+
+
+async def test_all_keys_of_an_aor_share_a_cluster_slot(store: RedisStore, client: Redis):
+    await store.bind(registration(binding(), push=(record(),)))
+    await store.put_subscriber(Subscriber(AOR))
+    assert len({key_slot(key.encode()) for key in await client.keys()}) == 1
+
+
+async def test_keys_live_as_long_as_their_last_row(store: RedisStore, client: Redis):
+    longer = binding("contact:other", "sip:101@192.0.2.2", expires_epoch=NOW + 900)
+    await store.bind(registration(binding(), longer, push=(record(),)))
+    assert 890_000 < await client.pttl(f"sipush:{{{AOR}}}:bindings") <= 900_000
+    assert 604_790_000 < await client.pttl(f"sipush:{{{AOR}}}:push") <= 604_800_000
+    await store.bind(registration(unbind=(("contact:other", ""),), cseq=2))
+    assert 590_000 < await client.pttl(f"sipush:{{{AOR}}}:bindings") <= 600_000
+
+
+async def test_flushed_scripts_are_sent_again(store: RedisStore, client: Redis):
+    await store.bind(registration(binding()))
+    await client.script_flush()
+    many = [binding(aor=f"{n}@example.com") for n in range(20)]
+    outcomes = await asyncio.gather(*(store.bind(registration(row)) for row in many))
+    assert outcomes == [Location((row,)) for row in many]
+
+
+async def test_what_is_asked_at_once_travels_together(store: RedisStore, client: Redis):
+    await client.config_resetstat()
+    rows = [binding(aor=f"{n}@example.com") for n in range(64)]
+    await asyncio.gather(*(store.bind(registration(row)) for row in rows))
+    assert (await client.info("commandstats"))["cmdstat_hset"]["calls"] == 64
+    assert (await client.info("stats"))["total_reads_processed"] < 20
+
+
+async def test_a_killed_redis_is_an_error_and_a_restarted_one_is_used(
+    store: RedisStore, own_redis_server: RedisServer
+):
+    await store.bind(registration(binding()))
+    own_redis_server.kill()
+    with pytest.raises(LocationError, match=r"Redis at 127\.0\.0\.1:"):
+        await store.bind(registration(binding(cseq=2)))
+    own_redis_server.start()
+    assert await store.lookup(AOR, NOW) == Location()
+    assert await store.bind(registration(binding(cseq=3))) == Location((binding(cseq=3),))
+
+
+async def test_a_restart_between_two_requests_is_not_noticed(
+    store: RedisStore, own_redis_server: RedisServer
+):
+    await store.bind(registration(binding()))
+    own_redis_server.kill()
+    own_redis_server.start()
+    assert await store.bind(registration(binding())) == Location((binding(),))
+
+
+async def test_a_connection_that_redis_closed_is_not_noticed(store: RedisStore, client: Redis):
+    before = await store.bind(registration(binding()))
+    await client.client_kill_filter(_type="normal", skipme=True)
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_a_stalled_redis_fails_everybody_in_time_and_is_used_again(
+    store: RedisStore, own_redis_server: RedisServer
+):
+    own_redis_server.pause()
+    first = asyncio.create_task(store.bind(registration(binding())))
+    await asyncio.sleep(0)
+    later = [store.lookup(AOR, NOW) for _ in range(500)]
+    async with asyncio.timeout(10 * TIMEOUT):
+        outcomes = await asyncio.gather(first, *later, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LocationError}
+    own_redis_server.resume()
+    fresh = binding(cseq=2)
+    assert await store.bind(registration(fresh)) == Location((fresh,))
+
+
+async def test_a_stalled_redis_never_piles_up_work(
+    store: RedisStore, own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redis_connection, "MAX_QUEUED", 100)
+    own_redis_server.pause()
+    lookups = [asyncio.create_task(store.lookup(AOR, NOW)) for _ in range(500)]
+    done, _ = await asyncio.wait(lookups, return_when=asyncio.FIRST_COMPLETED)
+    refused = [task for task in done if "too slow" in str(task.exception())]
+    assert len(refused) == 400
+    outcomes = await asyncio.gather(*lookups, return_exceptions=True)
+    own_redis_server.resume()
+    assert {type(outcome) for outcome in outcomes} == {LocationError}
+
+
+async def test_a_redis_that_is_not_there_is_named(own_redis_server: RedisServer):
+    own_redis_server.kill()
+    store = RedisStore(RedisConfig(url=own_redis_server.url))
+    with pytest.raises(LocationError, match=f"127.0.0.1:{own_redis_server.port}"):
+        await store.open()
+    await store.close()
+
+
+async def test_the_password_is_the_first_line_of_its_file(
+    own_redis_server: RedisServer, client: Redis, tmp_path: Path
+):
+    file = tmp_path / "password"
+    file.write_text("open sesame\n# of the test\n")
+    await client.config_set("requirepass", "open sesame")
+    store = RedisStore(RedisConfig(url=own_redis_server.url, password_file=file))
+    await store.open()
+    assert await store.lookup(AOR, NOW) == Location()
+    await store.close()
+
+
+async def test_a_wrong_password_is_an_error_that_does_not_show_it(
+    own_redis_server: RedisServer, client: Redis, tmp_path: Path
+):
+    file = tmp_path / "password"
+    file.write_text("open sesame")
+    await client.config_set("requirepass", "another")
+    store = RedisStore(RedisConfig(url=own_redis_server.url, password_file=file))
+    with pytest.raises(LocationError, match="password") as caught:
+        await store.open()
+    assert "sesame" not in str(caught.value)
+    await store.close()
+
+
+def test_an_option_of_the_url_that_is_wrong_is_a_config_error():
+    config = RedisConfig(url="redis://localhost/0?health_check_interval=often")
+    with pytest.raises(ConfigError, match=r"store\.redis\.url"):
+        make_store(StoreConfig(type="redis", redis=config))
+
+
+async def test_a_key_of_another_kind_is_an_error_and_stays(store: RedisStore, client: Redis):
+    await client.set(f"sipush:{{{AOR}}}:bindings", "mine")
+    with pytest.raises(LocationError, match="WRONGTYPE"):
+        await store.bind(registration(binding()))
+    assert await client.get(f"sipush:{{{AOR}}}:bindings") == "mine"
+
+
+async def test_when_memory_is_out_nothing_is_half_done(store: RedisStore, client: Redis):
+    before = await store.bind(registration(binding(), push=(record(),)))
+    await client.config_set("maxmemory", "1")
+    replace = registration(binding("token:t", cseq=2), push=(record("token:t", "new"),))
+    with pytest.raises(LocationError, match="maxmemory"):
+        await store.bind(replace)
+    await client.config_set("maxmemory", "0")
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_another_node_hears_of_a_registration(store: RedisStore, other_node: RedisStore):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    other_node.listen(heard.put_nowait)
+    await other_node.open()
+    odd = "mit leer}zeichen\udce9@example.com"
+    await store.bind(registration(binding(aor=odd)))
+    async with asyncio.timeout(5):
+        assert await heard.get() == odd
+
+
+async def test_a_node_does_not_hear_itself(store: RedisStore, other_node: RedisStore):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    other_node.listen(heard.put_nowait)
+    await other_node.open()
+    await other_node.bind(registration(binding(aor="own@example.com")))
+    await store.bind(registration(binding()))
+    async with asyncio.timeout(5):
+        assert await heard.get() == AOR
+    assert heard.empty()
+
+
+async def test_a_refused_register_wakes_nobody(store: RedisStore, other_node: RedisStore):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    other_node.listen(heard.put_nowait)
+    await other_node.open()
+    await store.bind(registration(binding(aor="full@example.com"), max_contacts=0))
+    await store.bind(registration(binding()))
+    async with asyncio.timeout(5):
+        assert await heard.get() == AOR
+
+
+async def test_a_node_hears_again_after_redis_restarted(
+    store: RedisStore, other_node: RedisStore, own_redis_server: RedisServer
+):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    other_node.listen(heard.put_nowait)
+    await other_node.open()
+    own_redis_server.kill()
+    own_redis_server.start()
+    async with asyncio.timeout(10):
+        while heard.empty():
+            await store.bind(registration(binding()))
+            await asyncio.sleep(0.01)
+    assert await heard.get() == AOR
+
+
+async def test_all_nodes_share_the_secret(store: RedisStore, other_node: RedisStore):
+    await other_node.open()
+    assert await store.secret() == await other_node.secret()
+
+
+async def test_a_prefix_may_hold_any_character(own_redis_server: RedisServer):
+    config = RedisConfig(url=own_redis_server.url, prefix="s[i]p*?\\{x}:y")
+    store = RedisStore(config)
+    await store.open()
+    await store.bind(registration(binding()))
+    await store.put_subscriber(Subscriber(AOR))
+    assert [aor async for aor in store.aors()] == [AOR]
+    assert [s.aor async for s in store.subscribers()] == [AOR]
+    await store.close()
+
+
+async def test_a_closed_store_says_so(store: RedisStore):
+    await store.close()
+    with pytest.raises(LocationError, match="closed"):
+        await store.lookup(AOR, NOW)

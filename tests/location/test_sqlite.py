@@ -1,0 +1,227 @@
+"""What is special about the SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sipush.config import SqliteConfig
+from sipush.core.bindings import Location, Subscriber
+from sipush.errors import LocationError
+from sipush.location import sqlite, sqlite_file
+from sipush.location.sqlite import SqliteStore
+from tests.location.rows import AOR, NOW, binding, record, registration
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "var" / "lib" / "sipush.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(SqliteConfig(path=path))
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def reopened(path: Path) -> SqliteStore:
+    store = SqliteStore(SqliteConfig(path=path))
+    await store.open()
+    return store
+
+
+async def test_a_restart_finds_everything_again(store: SqliteStore, path: Path):
+    bound = await store.bind(registration(binding(), push=(record(),)))
+    await store.put_subscriber(Subscriber(AOR, "a" * 32))
+    secret = await store.secret()
+    await store.close()
+    again = await reopened(path)
+    assert await again.lookup(AOR, NOW) == bound
+    assert await again.subscriber(AOR) == Subscriber(AOR, "a" * 32)
+    assert await again.secret() == secret
+    await again.close()
+
+
+async def test_what_was_acknowledged_survives_kill_9(path: Path):
+    command = [sys.executable, "-m", "tests.location.sqlite_writer", str(path)]
+    writer = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    acknowledged = [await writer.stdout.readline() for _ in range(50)]
+    writer.kill()
+    acknowledged += (await writer.stdout.read()).splitlines()
+    await writer.wait()
+    store = await reopened(path)
+    found = await store.lookup(AOR, NOW)
+    assert found.bindings[0].cseq >= int(acknowledged[-1])
+    assert [r.call_token for r in found.push_records] == [f"token-{found.bindings[0].cseq}"]
+    await store.close()
+
+
+async def test_another_process_may_use_the_file_at_the_same_time(store: SqliteStore, path: Path):
+    await store.bind(registration(binding()))
+    command = [
+        sys.executable,
+        "-c",
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
+        "print(c.execute('SELECT contact FROM bindings').fetchone()[0]);"
+        "c.execute(\"INSERT INTO subscribers VALUES ('200@example.com', '', 'x', 1, NULL, '')\");"
+        "c.commit()",
+        str(path),
+    ]
+    other = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    output, _ = await other.communicate()
+    assert output.decode().strip() == binding().contact
+    assert await store.subscriber("200@example.com") == Subscriber("200@example.com", "", "x")
+
+
+async def test_two_stores_on_one_file_agree_on_the_secret(path: Path):
+    first, second = await asyncio.gather(reopened(path), reopened(path))
+    assert await first.secret() == await second.secret()
+    await asyncio.gather(first.close(), second.close())
+
+
+async def test_only_the_owner_may_read_the_files(store: SqliteStore, path: Path):
+    await store.put_subscriber(Subscriber(AOR))
+    files = list(path.parent.iterdir())
+    assert path in files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+async def test_the_tables_can_be_read_by_a_person(store: SqliteStore, path: Path):
+    await store.bind(registration(binding(user_agent="Phone 1.0"), push=(record(),)))
+    with sqlite3.connect(path) as reader:
+        row = reader.execute("SELECT aor, contact, user_agent, cseq FROM bindings").fetchone()
+        push = reader.execute("SELECT aor, platform, app_id FROM push_records").fetchone()
+    assert row == (AOR, "sip:101@192.0.2.1:5060", "Phone 1.0", 1)
+    assert push == (AOR, "apns", "com.example.phone")
+
+
+async def test_expired_rows_of_users_who_never_come_back_are_removed(
+    store: SqliteStore, path: Path
+):
+    await store.bind(registration(binding(aor="gone@example.com")))
+    await store.bind(registration(binding(expires_epoch=NOW + 9999), now_epoch=NOW + 700))
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT aor FROM bindings").fetchall() == [(AOR,)]
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    path = tmp_path / "diary"
+    path.write_text("dear diary, " * 1000)
+    return path
+
+
+async def test_a_file_that_is_something_else_is_left_alone(diary: Path):
+    with pytest.raises(LocationError, match="not an SQLite database"):
+        await reopened(diary)
+    with diary.open() as file:
+        assert file.read() == "dear diary, " * 1000
+
+
+async def test_a_file_of_a_newer_version_is_left_alone(store: SqliteStore, path: Path):
+    await store.close()
+    with sqlite3.connect(path) as writer:
+        writer.execute("PRAGMA user_version = 99")
+    with pytest.raises(LocationError, match="newer sipush"):
+        await reopened(path)
+
+
+async def test_an_old_file_is_migrated(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bound = await store.bind(registration(binding()))
+    await store.close()
+    more = (*sqlite_file.MIGRATIONS, ("ALTER TABLE bindings ADD COLUMN note TEXT DEFAULT ''",))
+    monkeypatch.setattr(sqlite_file, "MIGRATIONS", more)
+    again = await reopened(path)
+    assert await again.lookup(AOR, NOW) == bound
+    await again.close()
+
+
+async def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(LocationError, match=r"file.*Not a directory|file.*exists"):
+        await reopened(tmp_path / "file" / "sipush.db")
+
+
+async def test_a_lock_held_by_another_process_is_an_error_that_passes(
+    store: SqliteStore, path: Path
+):
+    known = await store.bind(registration(binding()))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LocationError, match="locked"):
+        await store.bind(registration(binding(cseq=2)))
+    assert await store.lookup(AOR, NOW) == known
+    other.execute("ROLLBACK")
+    other.close()
+    assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
+
+
+async def test_a_disk_that_takes_nothing_is_an_error_that_passes(store: SqliteStore):
+    known = await store.bind(registration(binding()))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(LocationError, match="disk"):
+            await store.bind(registration(binding(cseq=2)))
+        assert await store.lookup(AOR, NOW) == known
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
+
+
+def test_a_full_disk_is_named():
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE t (x)")
+    connection.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+    connection.close()
+    text = sqlite_file.explain(Path("/x.db"), caught.value)
+    assert text.startswith("/x.db: the disk is full; free some space")
+
+
+async def test_one_bad_request_does_not_spoil_the_others(store: SqliteStore):
+    huge = store.bind(registration(binding(cseq=2**70)))
+    good = store.bind(registration(binding(aor="102@example.com")))
+    outcomes = await asyncio.gather(huge, good, return_exceptions=True)
+    assert isinstance(outcomes[0], OverflowError)
+    assert isinstance(outcomes[1], Location)
+
+
+async def test_a_closed_store_says_so(store: SqliteStore):
+    await store.close()
+    with pytest.raises(LocationError, match="closed"):
+        await store.lookup(AOR, NOW)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        sqlite._SELECT_BINDINGS,
+        sqlite._SELECT_RECORDS,
+        sqlite._SELECT_SUBSCRIBER,
+        sqlite._DELETE_BINDING,
+        sqlite._DELETE_RECORD,
+        *sqlite._PURGE,
+        sqlite._AORS_AFTER,
+        sqlite._SUBSCRIBERS_AFTER,
+    ],
+)
+async def test_no_statement_reads_a_whole_table(store: SqliteStore, path: Path, statement: str):
+    arguments = ("x",) * max(statement.count("?") - statement.count("?1") // 2, 1)
+    with sqlite3.connect(path) as reader:
+        plan = reader.execute(f"EXPLAIN QUERY PLAN {statement}", arguments).fetchall()
+    assert not [step for *_, step in plan if step.startswith("SCAN") and "LIST" not in step]
