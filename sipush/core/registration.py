@@ -22,6 +22,7 @@ from sipush.sip.fields import NameAddr, format_params, parse_name_addr
 from sipush.sip.grammar import quote_string, unquote_string
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.push_params import (
+    HEADERS,
     LINPHONE,
     RFC8599,
     PushFault,
@@ -98,14 +99,14 @@ def register(
 ) -> Decision:
     """Steps 2, 6 and 7 of §10.3 for an authenticated REGISTER that came over ``flow``.
 
-    ``location`` is what is stored now. Only ``Contact: *`` can make use of it, to know which
-    device speaks; None is always allowed.
+    ``location`` is what is stored now, for a request that ``wants_location``: it does not say
+    which device speaks. With None such a phone counts as a new device.
     """
     if "require" in request.headers and (missing := _missing(request)):
         headers = (("Unsupported", ", ".join(missing)),)
         return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
     try:
-        return _Register(request, aor, flow, policy, now_epoch).decide(location)
+        return _Register(request, aor, flow, policy, now_epoch, location=location).decide()
     except MessageError as error:
         return Rejection(Status.BAD_REQUEST, error.reason)
     except _TooBriefError:
@@ -120,6 +121,20 @@ def _missing(request: Request) -> list[str]:
     return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
+_TELLTALES = ("+sip.instance", "pn-prid", "pn-tok", "device-uid")
+
+
+def wants_location(request: Request) -> bool:
+    """Whether ``register`` needs the stored location to know which device speaks."""
+    if request.headers.get("contact") == "*":
+        return True
+    lines = [line.lower() for name, line in request.headers if name in _SPEAKING]
+    return not any(telltale in line for line in lines for telltale in _TELLTALES)
+
+
+_SPEAKING = frozenset({"contact", *HEADERS})
+
+
 class _TooBriefError(Exception):
     pass
 
@@ -128,17 +143,24 @@ class _Register:
     """One REGISTER while it is being decided on."""
 
     def __init__(
-        self, request: Request, aor: Aor, flow: str, policy: RegistrationPolicy, now: float
+        self,
+        request: Request,
+        aor: Aor,
+        flow: str,
+        policy: RegistrationPolicy,
+        now: float,
+        *,
+        location: Location | None,
     ) -> None:
         self.request = request
         self.aor = aor
         self.flow = flow
         self.policy = policy
         self.now = now
+        self.location = location or Location()
         self.call_id = request.call_id
         self.cseq = request.cseq.number
         self.path = tuple(request.headers.values("path"))
-        self.supported = request.headers.values("supported")
         self.header_push = parse_push_headers(request.headers)
         self.bind: dict[str, Binding] = {}
         self.unbind: list[tuple[str, str]] = []
@@ -148,14 +170,14 @@ class _Register:
         "A set in order."
         self.fault = ""
 
-    def decide(self, location: Location | None) -> Decision:
+    def decide(self) -> Decision:
         contacts = self.request.headers.values("contact")
-        if self.path and "path" in self.supported:
+        if self.path and self._supports("path"):
             self._answer("Path", ", ".join(self.path))
         if not contacts:
             return Fetch(tuple(self.headers))
         if "*" in contacts:
-            self._unbind_all(contacts, location)
+            self._unbind_all(contacts)
         else:
             self._apply([parse_name_addr(contact) for contact in contacts])
         return Update(self._registration("*" in contacts), tuple(self.headers), self.fault)
@@ -174,12 +196,12 @@ class _Register:
             push_off=tuple(self.push_off),
         )
 
-    def _unbind_all(self, contacts: list[str], location: Location | None) -> None:
+    def _unbind_all(self, contacts: list[str]) -> None:
         if len(contacts) > 1 or self.request.headers.get("expires") != "0":
             raise MessageError("Contact: * Needs Expires: 0 and No Other Contact")
         push = self.header_push
         if isinstance(push, PushParams):
-            self._wake_by(push, _device_of(push, location))
+            self._wake_by(push, self._device_with(push.token))
         elif push is not None:
             self._warn(push.text)
 
@@ -240,12 +262,21 @@ class _Register:
             return f"instance:{instance}{flow}"
         if isinstance(push, PushParams) and push.token:
             return f"token:{push.token}"
-        return f"contact:{key}"
+        # A phone that sent its token once stays that device when it refreshes without.
+        known = (b.device for b in self.location.bindings if b.contact_key == key)
+        return next(known, f"contact:{key}")
+
+    def _device_with(self, token: str) -> str:
+        """The device that has this token; ``Contact: *`` does not say which it is."""
+        for record in self.location.push_records:
+            if token and token in (record.call_token, record.message_token):
+                return record.device
+        return f"token:{token}"
 
     def _outbound(self, contact: NameAddr) -> bool:
         """Whether this is a flow of several (RFC 5626 §6); else ``reg-id`` is ignored."""
         reg_id = contact.params.get("reg-id") or ""
-        if not (reg_id.isascii() and reg_id.isdigit() and "outbound" in self.supported):
+        if not (reg_id.isascii() and reg_id.isdigit() and self._supports("outbound")):
             return False
         if self.path:
             edge = parse_name_addr(self.path[-1])
@@ -318,6 +349,9 @@ class _Register:
                 provider = push.extra["pn-provider"] or platform.value
                 self._answer("Feature-Caps", f'*;+sip.pns="{provider}"')
 
+    def _supports(self, option: str) -> bool:
+        return option in self.request.headers.values("supported")
+
     def _warn(self, text: str) -> None:
         self.fault = text
         host = self.aor.rpartition("@")[2]
@@ -325,14 +359,6 @@ class _Register:
 
     def _answer(self, name: str, value: str) -> None:
         self.headers[name, value] = None
-
-
-def _device_of(push: PushParams, location: Location | None) -> str:
-    """The device that has these tokens; ``Contact: *`` does not say which it is."""
-    for record in location.push_records if location else ():
-        if push.token and push.token in (record.call_token, record.message_token):
-            return record.device
-    return f"token:{push.token}"
 
 
 def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | None:

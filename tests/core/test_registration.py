@@ -15,6 +15,7 @@ from sipush.core.registration import (
     refuse,
     register,
     rejection_response,
+    wants_location,
 )
 from sipush.sip.message import Request, parse_head
 
@@ -215,6 +216,32 @@ def test_a_device_is_its_instance_else_its_token_else_its_contact(
     lines: list[str], device: str
 ) -> None:
     assert bound(*lines).device == device
+
+
+def test_a_refresh_without_the_token_is_still_the_same_device() -> None:
+    first = accept(CONTACT, PUSH).registration
+    refresh = register(
+        request(CONTACT), AOR, FLOW, POLICY, NOW, location=Location(first.bind, first.push)
+    )
+    assert isinstance(refresh, Update)
+    assert [binding.device for binding in refresh.registration.bind] == ["token:aa11"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        ([CONTACT], True),
+        ([CONTACT, "x-p-push: device-os=android"], True),
+        (["Contact: *", "Expires: 0", PUSH], True),
+        ([CONTACT, PUSH], False),
+        ([f"{CONTACT};{INSTANCE}"], False),
+        (["m: <sip:101@h;PN-PRID=x>"], False),
+    ],
+)
+def test_the_store_is_asked_only_when_the_phone_does_not_say_which_it_is(
+    lines: list[str], wanted: bool
+) -> None:
+    assert wants_location(request(*lines)) is wanted
 
 
 def test_outbound_is_granted_on_a_direct_flow_and_behind_an_edge_that_knows_it() -> None:
