@@ -118,6 +118,20 @@ class RemovePushRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelPush:
+    """Tell the device, if its PNS can carry that, that the call it was pushed for is over."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """ACK and BYE an answer that nobody waits for any more."""
+
+    branch: int
+
+
+@dataclass(frozen=True, slots=True)
 class FallBack:
     """Nobody answered: find the fallback's targets and hand them to ``fall_back``."""
 
@@ -134,7 +148,16 @@ class Respond:
 
 
 Action = (
-    Forward | Retransmit | RequestPush | Cancel | Abandon | RemovePushRecord | FallBack | Respond
+    Forward
+    | Retransmit
+    | RequestPush
+    | Cancel
+    | Abandon
+    | RemovePushRecord
+    | CancelPush
+    | HangUp
+    | FallBack
+    | Respond
 )
 
 
@@ -162,6 +185,9 @@ FALLS_BACK = UNREACHABLE | {
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
 RINGBACK_INTERVAL = 60.0
 
+#: Seconds after the end of a call in which a device pushed for it may still register to see it end.
+TOMBSTONE = 60.0
+
 _SUPERSEDED = 0
 
 
@@ -176,11 +202,19 @@ class Branch:
     "Final status when COMPLETED; 0 when another branch took the device over."
     pushed: bool = False
     "The device was pushed for this request; never twice."
+    awaited: bool = False
+    "It was pushed, and has neither registered nor answered since."
     heard: bool = False
     "The device itself, or a proxy before it, answered something."
     probe_at: float | None = None
     bucket_at: float | None = None
     timer_c_at: float | None = None
+    tombstone_at: float | None = None
+    "Until when the device, pushed for a call that is over, gets the INVITE and its CANCEL."
+    cause: CancelCause = CancelCause.NO_ANSWER
+    "Of the tombstone."
+    late: bool = False
+    "Forwarded under a tombstone, only to be cancelled."
 
 
 @dataclass(slots=True)
@@ -201,6 +235,8 @@ class ResponseContext:
     "No branch may be added: answered, cancelled or declined everywhere."
     answered: bool = False
     "A final response went upstream."
+    successful: bool = False
+    "It was a 2xx."
     falling_back: bool = False
     "FallBack was asked for and ``fall_back`` has not been called yet."
     cancelled_by_caller: bool = False
@@ -215,7 +251,7 @@ class ResponseContext:
         actions: list[Action] = []
         for target in targets:
             actions += self._open(target, now)
-        return actions + self._settle()
+        return actions + self._settle(now)
 
     def binding_refreshed(self, target: Target, now: float) -> list[Action]:
         """The registrar accepted a REGISTER of the target's device (RFC 8599 §5.6.2).
@@ -223,34 +259,46 @@ class ResponseContext:
         A device already ringing is left alone: a routine refresh must not ring it twice. One new to
         the AOR joins while the context is open, and one that was given up comes back.
         """
+        branch = self._latest(target.device)
+        if branch is not None and branch.tombstone_at is not None and target.live:
+            return self._ring_late(branch, target)
         if self.closed or not target.live:
             return []
-        branch = self._latest(target.device)
-        if branch is None or (branch.state is BranchState.COMPLETED and not branch.heard):
-            return self._open(target, now, pushed=branch is not None and branch.pushed)
+        if branch is None:
+            return self._open(target, now)
+        if branch.state is BranchState.COMPLETED and not branch.heard:
+            branch.awaited = False
+            return self._open(target, now, pushed=branch.pushed)
         match branch.state:
             case BranchState.WAKING:
                 return self._forward(branch, target, now)
             case BranchState.CALLING | BranchState.PROBING if _same_flow(branch.target, target):
-                branch.state, branch.bucket_at = BranchState.CALLING, None
+                branch.state, branch.bucket_at, branch.awaited = BranchState.CALLING, None, False
                 return [Retransmit(branch.id)]
             case BranchState.CALLING | BranchState.PROBING:
                 _finish(branch, _SUPERSEDED)
+                branch.awaited = False
                 return [Abandon(branch.id), *self._open(target, now, pushed=branch.pushed)]
             case _:
                 return []
+
+    def flow_active(self, flow: str) -> list[Action]:
+        """Something arrived on a flow: a device we wait for there is awake (RFC 5626 §4.4)."""
+        waiting = (b for b in self._in(BranchState.PROBING) if b.target.flow == flow)
+        return [Retransmit(branch.id) for branch in waiting]
 
     def push_finished(self, branch_id: int, result: PushResult, now: float) -> list[Action]:
         """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2)."""
         branch = self.branches[branch_id]
         if result is PushResult.ACCEPTED:
             return []
+        branch.awaited = False
         disowned = result is PushResult.TOKEN_DEAD
         actions: list[Action] = [RemovePushRecord(branch_id)] if disowned else []
         if branch.state is BranchState.PROBING:
             branch.state, branch.bucket_at = BranchState.CALLING, None
         elif branch.state is BranchState.WAKING:
-            actions += self._complete(branch, Status.TEMPORARILY_UNAVAILABLE)
+            actions += self._complete(branch, Status.TEMPORARILY_UNAVAILABLE, now)
         return actions
 
     def flow_failed(self, branch_id: int, now: float) -> list[Action]:
@@ -260,7 +308,7 @@ class ResponseContext:
             return []
         if branch.target.wakeable and not self.closed:
             return self._wake(branch, now)
-        return self._complete(branch, Status.FLOW_FAILED)
+        return self._complete(branch, Status.FLOW_FAILED, now)
 
     def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
         """A response arrived on a branch; a client transaction that timed out gives 408 (§16.7)."""
@@ -268,21 +316,24 @@ class ResponseContext:
         if status < 200:
             return self._provisional(branch, status, now)
         if status < 300:  # forwarded at once, however many there are (step 5)
-            branch.state, branch.status, branch.heard = BranchState.COMPLETED, status, True
-            self.answered = True
-            return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE)]
+            _finish(branch, status)
+            branch.heard, branch.awaited = True, False
+            if branch.late or (self.answered and not self.successful):
+                return [HangUp(branch_id)]
+            self.answered = self.successful = True
+            return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE, now)]
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
         if status in UNREACHABLE and branch.state is not BranchState.PROCEEDING:
             if branch.target.wakeable and not self.closed:
                 return self._wake(branch, now)
-            return self._complete(branch, status)
-        branch.heard = True
+            return self._complete(branch, status, now)
+        branch.heard, branch.awaited = True, False
         closing: list[Action] = []
         if status >= 600:  # not forwarded before the others settle, but ends the search (step 5)
-            branch.state = BranchState.COMPLETED
-            closing = self._close(CancelCause.DECLINED_ELSEWHERE)
-        return closing + self._complete(branch, status)
+            _finish(branch, status)
+            closing = self._close(CancelCause.DECLINED_ELSEWHERE, now)
+        return closing + self._complete(branch, status, now)
 
     def fall_back(self, targets: Sequence[Target], now: float) -> list[Action]:
         """The targets FallBack asked for; none: the caller gets the best response so far."""
@@ -293,12 +344,12 @@ class ResponseContext:
 
     def cancelled(self, now: float) -> list[Action]:
         """The caller gave up (§16.10): ringing devices are cancelled, nobody else is woken."""
-        actions = self._close(CancelCause.CALLER)
+        actions = self._close(CancelCause.CALLER, now)
         self.fallback = self.falling_back = False
         self.cancelled_by_caller = True
         for branch in self._in(BranchState.CALLING, BranchState.PROBING):
             _finish(branch, Status.REQUEST_TERMINATED)
-        return actions + self._settle()
+        return actions + self._settle(now)
 
     def timer_fired(self, now: float) -> list[Action]:
         """Do what has become due: probe, Bucket Timer, Timer C, the caller's ringback."""
@@ -311,16 +362,23 @@ class ResponseContext:
                 actions += self._push(branch, now)
             if _due(branch.bucket_at, now):
                 actions += self._bucket_expired(branch)
+            if _due(branch.tombstone_at, now):
+                branch.tombstone_at = None
             if _due(branch.timer_c_at, now):
                 actions += self._timer_c_expired(branch)
-        return actions + self._settle()
+        return actions + self._settle(now)
 
     def next_timer(self) -> float | None:
         """When to call ``timer_fired`` next, or None."""
         times = [
             at
             for branch in self.branches
-            for at in (branch.probe_at, branch.bucket_at, branch.timer_c_at)
+            for at in (
+                branch.probe_at,
+                branch.bucket_at,
+                branch.timer_c_at,
+                branch.tombstone_at,
+            )
             if at is not None
         ]
         if self._ringback_at is not None:
@@ -330,7 +388,9 @@ class ResponseContext:
     @property
     def done(self) -> bool:
         """Whether nothing but late 2xx can still come."""
-        return self.answered and all(b.state is BranchState.COMPLETED for b in self.branches)
+        return self.answered and all(
+            b.state is BranchState.COMPLETED and b.tombstone_at is None for b in self.branches
+        )
 
     # -- transitions --
 
@@ -346,6 +406,7 @@ class ResponseContext:
 
     def _forward(self, branch: Branch, target: Target, now: float) -> list[Action]:
         branch.target, branch.state, branch.bucket_at = target, BranchState.CALLING, None
+        branch.awaited = False
         actions: list[Action] = [Forward(branch.id)]
         if self.invite:
             branch.timer_c_at = now + self.timer_c
@@ -358,7 +419,8 @@ class ResponseContext:
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""
-        branch.pushed, branch.state = True, BranchState.PROBING
+        branch.pushed = branch.awaited = True
+        branch.state = BranchState.PROBING
         branch.bucket_at = now + branch.target.hold
         return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
 
@@ -368,14 +430,14 @@ class ResponseContext:
             if branch.bucket_at is None:
                 branch.bucket_at = now + branch.target.hold
             return []
-        branch.pushed = True
+        branch.pushed = branch.awaited = True
         branch.bucket_at = now + branch.target.hold
         return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
 
     def _provisional(self, branch: Branch, status: int, now: float) -> list[Action]:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
-        branch.heard, branch.probe_at = True, None
+        branch.heard, branch.awaited, branch.probe_at = True, False, None
         if branch.state is BranchState.PROBING:
             branch.state, branch.bucket_at = BranchState.CALLING, None
         if status == Status.TRYING:
@@ -386,9 +448,9 @@ class ResponseContext:
         return [] if self.answered else [Respond(status, branch.id)]
 
     def _bucket_expired(self, branch: Branch) -> list[Action]:
-        forwarded = branch.state is BranchState.PROBING
+        actions: list[Action] = [Abandon(branch.id)] if branch.state is BranchState.PROBING else []
         _finish(branch, Status.TEMPORARILY_UNAVAILABLE)
-        return [Abandon(branch.id)] if forwarded else []
+        return actions
 
     def _timer_c_expired(self, branch: Branch) -> list[Action]:
         _finish(branch, Status.REQUEST_TIMEOUT)
@@ -405,11 +467,26 @@ class ResponseContext:
         self._ringback_at = now + RINGBACK_INTERVAL
         return [Respond(self.ringback)]
 
-    def _complete(self, branch: Branch, status: int) -> list[Action]:
+    def _complete(self, branch: Branch, status: int, now: float) -> list[Action]:
         _finish(branch, status)
-        return self._settle()
+        return self._settle(now)
 
-    def _close(self, cause: CancelCause) -> list[Action]:
+    def _bury_awaited(self, cause: CancelCause, now: float) -> list[Action]:
+        """Devices may still wake for a call that is over: let them see it begin and end."""
+        actions: list[Action] = []
+        for branch in self.branches:
+            if branch.awaited:
+                branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
+                actions.append(CancelPush(branch.id))
+        return actions
+
+    def _ring_late(self, dead: Branch, target: Target) -> list[Action]:
+        dead.tombstone_at = None
+        branch = Branch(len(self.branches), target, BranchState.COMPLETED, late=True, heard=True)
+        self.branches.append(branch)
+        return [Forward(branch.id), Cancel(branch.id, dead.cause)]
+
+    def _close(self, cause: CancelCause, now: float) -> list[Action]:
         """Admit no more branches: CANCEL what is out, forget what sleeps."""
         if self.closed:
             return []
@@ -421,9 +498,9 @@ class ResponseContext:
         for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
             branch.probe_at = branch.bucket_at = None
             actions.append(Cancel(branch.id, cause))
-        return actions
+        return actions + self._bury_awaited(cause, now)
 
-    def _settle(self) -> list[Action]:
+    def _settle(self, now: float) -> list[Action]:
         """Forward the best response once no branch can still answer (§16.7 step 6)."""
         waiting = any(b.state is not BranchState.COMPLETED for b in self.branches)
         if self.answered or self.falling_back or waiting:
@@ -437,7 +514,9 @@ class ResponseContext:
             return [FallBack(status)]
         self.answered = self.closed = True
         self._ringback_at = None
-        return [Respond(_REWRITTEN.get(status, status), best.id if best else None)]
+        # Buried by now are those of a caller who gave up; the rest were not reached in time.
+        buried = self._bury_awaited(CancelCause.NO_ANSWER, now)
+        return [Respond(_REWRITTEN.get(status, status), best.id if best else None), *buried]
 
     def _in(self, *states: BranchState) -> Iterator[Branch]:
         return (b for b in self.branches if b.state in states)

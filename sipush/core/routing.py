@@ -11,8 +11,9 @@ from sipush.core.bindings import Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest
 from sipush.core.response_context import Target
 from sipush.errors import MessageError
-from sipush.sip.fields import parse_name_addr, parse_via
-from sipush.sip.message import Message, Request
+from sipush.sip.fields import CSeq, parse_name_addr, parse_via
+from sipush.sip.headers import Headers
+from sipush.sip.message import Message, Request, Response
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, contact_key, parse_sip_uri
 
@@ -295,6 +296,39 @@ def _without_push_params(contact: str) -> str:
         part for part in address.uri.split(";") if not part.lower().startswith("pn-")
     )
     return contact.replace(address.uri, stripped, 1)
+
+
+def hang_up_requests(sent: Request, answer: Response, realm: Realm) -> tuple[Request, Request]:
+    """ACK and BYE for an answer to ``sent`` that nobody waits for (§13.2.2.4, §15.1.1).
+
+    Without Via; both go over the flow that ``sent`` went over. Raises MessageError.
+    """
+    contacts = answer.headers.values("contact")
+    if not contacts:
+        raise MessageError("Missing Contact")
+    contact = parse_name_addr(contacts[0]).uri
+    route: list[str] = []
+    for value in answer.headers.values("record-route"):
+        if realm.is_us(parse_sip_uri(parse_name_addr(value).uri)):
+            break
+        route.insert(0, value)
+    number = sent.cseq.number
+    return (
+        _in_dialog(CSeq(number, "ACK"), contact, route, sent, answer),
+        _in_dialog(CSeq(number + 1, "BYE"), contact, route, sent, answer),
+    )
+
+
+def _in_dialog(cseq: CSeq, uri: str, route: list[str], sent: Request, answer: Response) -> Request:
+    headers = Headers(
+        sent.headers.lines("from") + answer.headers.lines("to") + sent.headers.lines("call-id")
+    )
+    for value in route:
+        headers.append("Route", value)
+    headers.append("CSeq", f"{cseq.number} {cseq.method}")
+    headers.append("Max-Forwards", str(_DEFAULT_MAX_FORWARDS))
+    headers.append("Content-Length", "0")
+    return Request(cseq.method, uri, headers)
 
 
 # --- What a push says about a request ------------------------------------------------------------

@@ -9,13 +9,16 @@ import pytest
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushResult
 from sipush.core.response_context import (
+    TOMBSTONE,
     Abandon,
     Action,
     BranchState,
     Cancel,
     CancelCause,
+    CancelPush,
     FallBack,
     Forward,
+    HangUp,
     RemovePushRecord,
     RequestPush,
     Respond,
@@ -91,6 +94,10 @@ def feed(context: ResponseContext, text: str) -> list[Action]:
             return context.timer_fired(NOW + TIMER_C)
         case "caller cancels":
             return context.cancelled(NOW)
+        case "traffic on the flow":
+            return context.flow_active("tcp/1")
+        case "declined elsewhere":
+            return context.response_received(1, 603, NOW)
         case "answered elsewhere":
             return context.response_received(1, 200, NOW)
     raise ValueError(text)
@@ -154,9 +161,7 @@ def test_the_caller_gets_480_when_the_hold_ends() -> None:
     context = make()
     assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD), Respond(180)]
     assert context.next_timer() == NOW + HOLD
-    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0)]
-    assert context.next_timer() is None
-    assert context.done
+    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0), CancelPush(0)]
 
 
 def test_nobody_to_call_is_480() -> None:
@@ -218,17 +223,83 @@ def test_a_device_that_appears_during_the_hold_joins() -> None:
     assert context.binding_refreshed(target("mobile"), NOW) == [Forward(0)]
 
 
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        ("caller cancels", CancelCause.CALLER),
+        ("answered elsewhere", CancelCause.ANSWERED_ELSEWHERE),
+        ("declined elsewhere", CancelCause.DECLINED_ELSEWHERE),
+    ],
+)
+def test_a_device_that_wakes_too_late_sees_the_call_begin_and_end(
+    end: str, cause: CancelCause
+) -> None:
+    context = bring_to("waking", "sleeping")
+    feed(context, end)
+    assert context.binding_refreshed(target("mobile"), NOW + 59) == [Forward(2), Cancel(2, cause)]
+    assert context.binding_refreshed(target("mobile"), NOW + 59) == []
+    assert context.response_received(2, 180, NOW + 59) == []
+    assert context.response_received(2, 487, NOW + 59) == []
+
+
+def test_a_device_that_wakes_after_the_hold_sees_the_call_begin_and_end() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.timer_fired(NOW + HOLD)
+    assert context.binding_refreshed(target("mobile"), NOW + HOLD + 1) == [
+        Forward(1),
+        Cancel(1, CancelCause.NO_ANSWER),
+    ]
+    assert context.done
+
+
+def test_an_answer_under_a_tombstone_is_hung_up() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.cancelled(NOW)
+    context.binding_refreshed(target("mobile"), NOW + 1)
+    assert context.response_received(1, 200, NOW + 1) == [HangUp(1)]
+
+
+def test_an_answer_after_487_went_upstream_is_hung_up() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    assert context.cancelled(NOW) == [Cancel(0, CancelCause.CALLER), Respond(487, 0)]
+    assert context.response_received(0, 200, NOW) == [HangUp(0)]
+
+
+def test_a_tombstone_crumbles() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.cancelled(NOW)
+    assert not context.done
+    assert context.next_timer() == NOW + TOMBSTONE
+    assert context.timer_fired(NOW + TOMBSTONE) == []
+    assert context.binding_refreshed(target("mobile"), NOW + TOMBSTONE) == []
+    assert context.done
+    assert context.next_timer() is None
+
+
+@pytest.mark.parametrize("result", [PushResult.TOKEN_DEAD, PushResult.CONFIG])
+def test_a_device_whose_push_failed_leaves_no_tombstone(result: PushResult) -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.push_finished(0, result, NOW)
+    assert context.binding_refreshed(target("mobile"), NOW) == []
+    assert context.done
+
+
 def test_nothing_joins_after_the_call_is_over() -> None:
     context = make()
     context.start([target("sleeping")], NOW)
     context.cancelled(NOW)
-    assert context.binding_refreshed(target("mobile"), NOW) == []
+    assert context.binding_refreshed(target("desk", "new"), NOW) == []
 
 
 def test_a_caller_who_gives_up_on_sleeping_devices_gets_487_at_once() -> None:
     context = make()
     context.start([target("sleeping", "a"), target("sleeping", "b")], NOW)
-    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.cancelled(NOW) == [CancelPush(0), CancelPush(1), Respond(487, 0)]
 
 
 def test_a_caller_who_gives_up_before_anything_was_looked_up_gets_487() -> None:
@@ -256,8 +327,7 @@ def test_an_answer_that_crosses_the_cancel_wins() -> None:
 def test_a_6xx_ends_the_search_and_wins() -> None:
     context = make()
     context.start([target("desk", "a", "tcp/1"), target("sleeping", "b")], NOW)
-    assert context.response_received(0, 603, NOW) == [Respond(603, 0)]
-    assert context.binding_refreshed(target("mobile", "b"), NOW) == []
+    assert context.response_received(0, 603, NOW) == [CancelPush(1), Respond(603, 0)]
 
 
 def test_a_6xx_waits_for_the_finals_of_the_others() -> None:
@@ -322,7 +392,7 @@ def test_a_failed_fallback_is_the_end() -> None:
     context = make(fallback=True)
     context.start([target("sleeping")], NOW)
     assert context.timer_fired(NOW + HOLD) == [FallBack(480)]
-    assert context.fall_back([], NOW) == [Respond(480, 0)]
+    assert context.fall_back([], NOW) == [Respond(480, 0), CancelPush(0)]
 
 
 def test_a_fallback_to_a_sleeping_user_waits_again() -> None:
@@ -337,7 +407,7 @@ def test_a_fallback_to_a_sleeping_user_waits_again() -> None:
 def test_a_caller_who_gave_up_is_not_sent_to_the_fallback() -> None:
     context = make(fallback=True)
     context.start([target("sleeping")], NOW)
-    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.cancelled(NOW) == [CancelPush(0), Respond(487, 0)]
     assert context.fall_back([target("desk", "vm")], NOW) == []
 
 

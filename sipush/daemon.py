@@ -1,0 +1,291 @@
+"""The daemon: builds the server from its configuration, runs it, reloads it, drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import secrets
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from sipush import logs, systemd
+from sipush.config import AppConfig, Config, UserConfig, load
+from sipush.core.authentication import Authenticator
+from sipush.core.bindings import Aor, Platform, Subscriber
+from sipush.core.registration import RegistrationPolicy
+from sipush.core.routing import AppPolicy, Realm
+from sipush.errors import ConfigError, LocationError, TransportError
+from sipush.location import make_store
+from sipush.location.store import LocationStore
+from sipush.push.dispatcher import Dispatcher, build_apps
+from sipush.server.endpoint import Endpoint
+from sipush.server.proxy import Proxy, ProxyPolicy
+from sipush.server.push_bucket import PushBucket
+from sipush.server.registrar import Registrar
+from sipush.server.subscribers import Subscribers
+from sipush.server.tasks import Tasks
+from sipush.server.transactions import TransactionLayer
+from sipush.sip.timers import Timers
+from sipush.transport.address import format_address
+from sipush.transport.connection import Limits
+from sipush.transport.listeners import Listeners
+from sipush.transport.resolver import Resolver
+
+log = structlog.get_logger()
+
+
+def run(path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises ConfigError before it starts."""
+    config = load(path)
+    logs.configure(config.log)
+    _raise_file_limit()
+    try:
+        asyncio.run(Daemon(path, config).serve())
+    except (TransportError, LocationError) as error:
+        log.error("cannot_start", reason=str(error))
+        return 1
+    return 0
+
+
+def check(config: Config) -> None:
+    """Build everything that can be built without serving. Raises ConfigError."""
+    build_apps(config.apps)
+    Listeners(config.listen)
+
+
+class Daemon:
+    """One running server."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._store: LocationStore = make_store(config.store)
+        limits = Limits(message_size=config.sip.max_message_size)
+        self._listeners = Listeners(config.listen, limits)
+        self._dispatcher = Dispatcher(build_apps(config.apps))
+        self._bucket = PushBucket()
+        self._tasks = Tasks()
+        self._stopping = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Open, tell, serve, drain, close. Raises LocationError and TransportError."""
+        await self._store.open()
+        try:
+            self._build(await self._store.secret())
+            await self._listeners.open(self._layer)
+            self._install_signals()
+            await self._tell()
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            await self._close()
+
+    def _build(self, key: bytes) -> None:
+        clock = asyncio.get_running_loop().time
+        config = self._config
+        realm = self._realm()
+        authenticator = Authenticator(secrets.token_bytes(32), config.registration.nonce_lifetime)
+        self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
+        self._registrar = Registrar(
+            realm,
+            registration_policy(config),
+            authenticator,
+            self._store,
+            self._subscribers,
+            self._bucket,
+            new_id,
+            clock,
+        )
+        self._proxy = Proxy(
+            realm=realm,
+            policy=proxy_policy(config),
+            key=key,
+            authenticator=authenticator,
+            store=self._store,
+            subscribers=self._subscribers,
+            bucket=self._bucket,
+            dispatcher=self._dispatcher,
+            transports=self._listeners,
+            resolver=Resolver(),
+            new_id=new_id,
+            clock=clock,
+        )
+        self._endpoint = Endpoint(self._registrar, self._proxy)
+        loop = asyncio.get_running_loop()
+        self._layer = TransactionLayer(self._endpoint, Timers(), new_id, clock, loop.call_later)
+        self._proxy.layer = self._layer
+        self._store.listen(self._registered_elsewhere)
+
+    def _realm(self) -> Realm:
+        listeners, sip = self._listeners, self._config.sip
+        return Realm(
+            tuple(domain.lower() for domain in sip.domains),
+            frozenset(alias.lower() for alias in sip.aliases),
+            listeners.is_ours,
+            lambda host: any(a.is_reached_at(host, a.bound[1]) for a in listeners.addresses),
+        )
+
+    # -- several processes on one store --
+
+    def _registered_elsewhere(self, aor: Aor) -> None:
+        if self._bucket.is_watched(aor):
+            self._tasks.spawn(self._look_again(aor))
+
+    async def _look_again(self, aor: Aor) -> None:
+        try:
+            location = await self._store.lookup(aor, time.time())
+        except LocationError as error:
+            log.warning("wake_event_lost", aor=aor, reason=str(error))
+            return
+        self._bucket.refreshed(aor, location, {b.device for b in location.bindings})
+
+    # -- signals --
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+
+    def _stop(self) -> None:
+        """The first signal drains, the second ends at once."""
+        if self._stopping.is_set():
+            self._drained.set()
+        self._stopping.set()
+
+    def _reload(self) -> None:
+        """Take over users, apps, peers and timings; a broken file changes nothing."""
+        try:
+            config = load(self._path)
+            apps = build_apps(config.apps)
+            self._listeners.reload_certificates()
+        except ConfigError as error:
+            log.error("reload_failed", problems=error.problems, kept="the running configuration")
+            return
+        for section in ("sip", "listen", "store"):
+            if getattr(config, section) != getattr(self._config, section):
+                log.warning("restart_needed", section=section)
+        self._config = config
+        self._dispatcher.replace(apps)
+        self._subscribers.replace(subscribers(config.users))
+        self._registrar.policy = registration_policy(config)
+        self._proxy.policy = proxy_policy(config)
+        logs.configure(config.log)
+        log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
+
+    async def _drain(self) -> None:
+        """Accept no new calls, finish those that are being set up, for a while."""
+        log.info("draining", requests=self._proxy.active)
+        systemd.notify("STOPPING=1")
+        self._proxy.draining = True
+        self._listeners.stop_accepting()
+        idle = asyncio.ensure_future(self._layer.drain())
+        hurried = asyncio.ensure_future(self._drained.wait())
+        await asyncio.wait(
+            (idle, hurried),
+            timeout=self._config.sip.drain,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        idle.cancel()
+        hurried.cancel()
+
+    async def _close(self) -> None:
+        for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):
+            await part.close()
+        await self._listeners.close()
+        await self._store.close()
+        log.info("stopped")
+
+    # -- telling --
+
+    async def _tell(self) -> None:
+        """What an operator wants to see first."""
+        config = self._config
+        listen = [
+            f"{address.transport.lower()}/{format_address(address.bound)}"
+            for address in self._listeners.addresses
+        ]
+        log.info(
+            "ready",
+            listen=listen,
+            domains=config.sip.domains,
+            store=store_name(config),
+            users=await self._some_users(),
+            apps=sorted(config.apps),
+        )
+        systemd.notify("READY=1")
+
+    async def _some_users(self) -> list[str]:
+        """The first few users: a store may hold a million."""
+        users = list(self._config.users)
+        async for subscriber in self._store.subscribers():
+            if len(users) >= _SHOWN_USERS:
+                return [*users[:_SHOWN_USERS], "…"]
+            users.append(subscriber.aor)
+        return users
+
+
+_SHOWN_USERS = 10
+
+
+def new_id() -> str:
+    """A tag or branch part that nobody can guess (RFC 3261 §19.3)."""
+    return secrets.token_hex(8)
+
+
+def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
+    """The users of the configuration as the server wants them."""
+    return {aor: Subscriber(aor, **user.model_dump()) for aor, user in users.items()}
+
+
+def registration_policy(config: Config) -> RegistrationPolicy:
+    """The ``[registration]`` section and what the apps can be pushed with."""
+    values = config.registration.model_dump(exclude={"nonce_lifetime"})
+    return RegistrationPolicy(
+        **values, apps={app_id: services(app) for app_id, app in config.apps.items()}
+    )
+
+
+def services(app: AppConfig) -> frozenset[Platform]:
+    """The services an app is configured for."""
+    return frozenset(platform for platform in Platform if getattr(app, platform.value) is not None)
+
+
+def proxy_policy(config: Config) -> ProxyPolicy:
+    """The ``[wake]`` section, the apps' own and the peers."""
+    wake = config.wake
+    return ProxyPolicy(
+        apps={
+            app_id: AppPolicy(
+                hold=wake.hold if app.hold is None else app.hold,
+                push_always=(app.push or wake.push) == "always",
+            )
+            for app_id, app in config.apps.items()
+        },
+        peers=tuple(peer.address for peer in config.peers),
+        probe=wake.probe,
+        no_answer=wake.no_answer,
+        ringback=None if wake.ringback == "none" else int(wake.ringback),
+    )
+
+
+def store_name(config: Config) -> str:
+    """Where things are stored, without the password of a URL."""
+    match config.store.type:
+        case "sqlite":
+            return f"sqlite {config.store.sqlite.path}"
+        case "redis":
+            return logs.redact_text(f"redis {config.store.redis.url}")
+        case "memory":
+            return "memory (everything is forgotten at exit)"
+
+
+def _raise_file_limit() -> None:
+    """One descriptor for each phone on TCP, TLS or WebSocket: take all we are allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

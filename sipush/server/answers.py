@@ -1,0 +1,47 @@
+"""Responses that sipush makes itself."""
+
+from __future__ import annotations
+
+from sipush.core.routing import Rejection
+from sipush.server.transactions import ServerTransactionHandle
+from sipush.sip.message import Response, make_response
+from sipush.sip.status import Status
+
+ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, MESSAGE, INFO, UPDATE, PRACK, REFER"
+RETRY_AFTER = "5"
+"Seconds after which a client may try again when the store or the server is not ready."
+
+DRAINING = Rejection(
+    Status.SERVICE_UNAVAILABLE, "Server Is Going Down", (("Retry-After", RETRY_AFTER),)
+)
+STORE_DOWN = Rejection(
+    Status.SERVICE_UNAVAILABLE, "Location Store Not Reachable", (("Retry-After", RETRY_AFTER),)
+)
+INTERNAL_ERROR = Rejection(Status.SERVER_INTERNAL_ERROR)
+
+
+def respond(transaction: ServerTransactionHandle, response: Response) -> None:
+    """Send a final response, unless a CANCEL has already had the request answered."""
+    if not transaction.completed:
+        transaction.respond(response)
+
+
+def reject(transaction: ServerTransactionHandle, rejection: Rejection, tag: str) -> None:
+    """Answer instead of forwarding."""
+    response = make_response(
+        transaction.request, rejection.status, rejection.reason or None, to_tag=tag
+    )
+    for name, value in rejection.headers:
+        response.headers.append(name, value)
+    respond(transaction, response)
+
+
+def answer_for_server(transaction: ServerTransactionHandle, tag: str) -> None:
+    """A request for sipush itself: OPTIONS says what it can do (§11.2), nothing else is done."""
+    if transaction.request.method != "OPTIONS":
+        reject(transaction, Rejection(Status.METHOD_NOT_ALLOWED, headers=(("Allow", ALLOW),)), tag)
+        return
+    response = make_response(transaction.request, Status.OK, to_tag=tag)
+    response.headers.append("Allow", ALLOW)
+    response.headers.append("Supported", "path, outbound")
+    respond(transaction, response)

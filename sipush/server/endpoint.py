@@ -1,0 +1,79 @@
+"""Hands every request to the part of the server that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+from sipush.core.routing import Rejection
+from sipush.errors import LocationError, MessageError, TransportError
+from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject
+from sipush.server.proxy import Proxy
+from sipush.server.registrar import Registrar
+from sipush.server.tasks import Tasks
+from sipush.server.transactions import ServerTransactionHandle
+from sipush.sip.message import Request, Response
+from sipush.sip.status import Status
+from sipush.transport.flow import Flow
+
+log = structlog.get_logger()
+
+
+class Endpoint:
+    """The transaction user (RFC 3261 §5, §17): a registrar and a proxy behind one door."""
+
+    def __init__(self, registrar: Registrar, proxy: Proxy) -> None:
+        self._registrar = registrar
+        self._proxy = proxy
+        self._tasks = Tasks()
+
+    def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
+        """Answer or forward a new request."""
+        handler = self._registrar if request.method == "REGISTER" else self._proxy
+        self._tasks.spawn(self._guard(transaction, handler.handle(transaction, request)))
+
+    async def _guard(
+        self, transaction: ServerTransactionHandle, work: Coroutine[Any, Any, None]
+    ) -> None:
+        """Nothing goes unanswered: every error becomes a final response."""
+        tag = self._proxy.new_id()
+        try:
+            await work
+        except MessageError as error:
+            reject(transaction, Rejection(Status(error.status), error.reason), tag)
+        except LocationError as error:
+            log.error("store_unavailable", reason=str(error))
+            reject(transaction, STORE_DOWN, tag)
+        except Exception:
+            reject(transaction, INTERNAL_ERROR, tag)
+            raise
+
+    def ack_received(self, flow: Flow, ack: Request) -> None:
+        """The ACK of a 2xx."""
+        self._tasks.spawn(self._forward_ack(ack))
+
+    async def _forward_ack(self, ack: Request) -> None:
+        try:
+            await self._proxy.forward_ack(ack)
+        except (MessageError, LocationError, TransportError) as error:
+            log.info("ack_lost", reason=str(error))
+
+    def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
+        """The layer has answered the CANCEL; the request it cancels is the proxy's."""
+        self._proxy.cancelled(transaction, cancel)
+
+    def stray_response_received(self, flow: Flow, response: Response) -> None:
+        """RFC 6026 §8.9: a response that matches no client transaction is not forwarded."""
+        log.debug("stray_response", status=response.status, flow=flow.name)
+
+    def flow_closed(self, flow: Flow) -> None:
+        """Its bindings are found dead by the next request: nothing to do."""
+
+    def flow_unreachable(self, flow: Flow) -> None:
+        """The layer has failed the transactions that waited for it."""
+
+    async def close(self) -> None:
+        """Cancel what is still being answered."""
+        await self._tasks.close()

@@ -1,0 +1,415 @@
+"""One forwarded request: performs what its response context decides (RFC 3261 §16.6-§16.10)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+import structlog
+
+from sipush.core.bindings import Aor, Location, Platform, PushRecord, Subscriber
+from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.push_request import PushKind, PushRequest
+from sipush.core.response_context import (
+    Abandon,
+    Action,
+    BranchState,
+    Cancel,
+    CancelCause,
+    CancelPush,
+    FallBack,
+    Forward,
+    HangUp,
+    RemovePushRecord,
+    RequestPush,
+    Respond,
+    ResponseContext,
+    Retransmit,
+    Target,
+)
+from sipush.core.routing import (
+    DIALOG_FORMING,
+    Diversion,
+    TargetPolicy,
+    caller,
+    forward_request,
+    hang_up_requests,
+    has_video,
+    strip_push_params,
+)
+from sipush.errors import LocationError, MessageError, TransportError
+from sipush.logs import fingerprint
+from sipush.server.transactions import (
+    ClientTransactionHandle,
+    Failure,
+    ServerTransactionHandle,
+)
+from sipush.sip.message import Request, Response, make_response
+from sipush.sip.status import Status
+from sipush.transport.flow import Flow
+
+if TYPE_CHECKING:
+    from sipush.server.proxy import Proxy
+
+_REASONS = {
+    CancelCause.ANSWERED_ELSEWHERE: 'SIP;cause=200;text="Call completed elsewhere"',
+    CancelCause.DECLINED_ELSEWHERE: 'SIP;cause=603;text="Declined elsewhere"',
+}
+
+_CHALLENGES = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
+
+#: A call that has been sent on this often goes nowhere else.
+MAX_FALLBACKS = 5
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is out on one branch, and what came back."""
+
+    handle: ClientTransactionHandle | None = None
+    response: Response | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Forwarding:
+    """Drives one ResponseContext with real time, flows, the store and the push services."""
+
+    proxy: Proxy
+    transaction: ServerTransactionHandle
+    request: Request
+    context: ResponseContext
+    push_id: str
+    tag: str
+    "To tag of the responses that we make ourselves."
+    caller_aor: Aor = ""
+    "The authenticated caller, or empty for a peer."
+    fallbacks: list[str] = field(default_factory=list)
+    "URIs the call falls back to, in order, the tried ones first."
+    fallbacks_tried: int = 0
+    diversion: Diversion | None = None
+    watched: dict[Aor, Subscriber] = field(default_factory=dict)
+    policy: TargetPolicy | None = None
+    attempts: dict[int, _Attempt] = field(default_factory=dict)
+    created_epoch: float = field(default_factory=time.time)
+    _queue: deque[Action] = field(default_factory=deque)
+    _performing: bool = False
+    _timer: asyncio.TimerHandle | None = None
+    _cancel_reason: str | None = None
+    started: bool = False
+    "The target set was opened."
+    _early: list[tuple[Aor, Location, Collection[str]]] = field(default_factory=list)
+
+    # -- inputs --
+
+    def watch(self, subscriber: Subscriber) -> None:
+        """Hear of registrations of this user. Watch before looking the user up."""
+        self.watched[subscriber.aor] = subscriber
+        self.proxy.bucket.watch(subscriber.aor, self.registered)
+
+    def start(self, targets: list[Target]) -> None:
+        """Open the target set; registrations that came during the look-up count now."""
+        self.started = True
+        self.tell("routed", uri=self.request.uri, targets=len(targets))
+        known = {(target.device, target.uri, target.flow) for target in targets}
+        self._perform(self.context.start(targets, self._now))
+        for aor, location, devices in self._early:
+            self.registered(aor, location, devices, known)
+        self._early.clear()
+
+    def registered(
+        self,
+        aor: Aor,
+        location: Location,
+        devices: Collection[str],
+        known: Collection[tuple[str, str, str]] = (),
+    ) -> None:
+        """Devices of a watched user have registered; ``known`` ones were looked up just now."""
+        if not self.started:
+            self._early.append((aor, location, devices))
+            return
+        assert self.policy is not None
+        for binding in location.bindings:
+            if binding.device in devices:
+                record = location.push_record(binding.device)
+                target = self.policy.target(binding.device, binding, record, self.watched[aor])
+                if (target.device, target.uri, target.flow) not in known:
+                    self.tell("device_registered", device=fingerprint(target.device))
+                    self._perform(self.context.binding_refreshed(target, self._now))
+
+    def cancel(self, cancel: Request) -> None:
+        """The caller's CANCEL came (§16.10)."""
+        self._cancel_reason = cancel.headers.get("reason")
+        self._perform(self.context.cancelled(self._now))
+
+    # -- performing --
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _perform(self, actions: list[Action]) -> None:
+        """Perform in order, also when performing one causes more."""
+        self._queue.extend(actions)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._queue:
+                self._perform_one(self._queue.popleft())
+        finally:
+            self._performing = False
+        self._arm_timer()
+        if self.context.done:
+            self.finish()
+
+    def _perform_one(self, action: Action) -> None:
+        match action:
+            case Forward(branch):
+                self._forward(branch)
+            case Retransmit(branch):
+                if (handle := self.attempts[branch].handle) is not None:
+                    handle.retransmit()
+            case RequestPush(branch, deadline):
+                self.proxy.tasks.spawn(self._push(branch, deadline))
+            case Cancel(branch, cause):
+                self._cancel(branch, cause)
+            case Abandon(branch):
+                if (handle := self.attempts[branch].handle) is not None:
+                    handle.abandon()
+            case RemovePushRecord(branch):
+                self.proxy.tasks.spawn(self._remove_push_record(branch))
+            case CancelPush(branch):
+                self.proxy.tasks.spawn(self._cancel_push(branch))
+            case HangUp(branch):
+                self._hang_up(branch)
+            case FallBack(status):
+                self.proxy.tasks.spawn(self._fall_back(status))
+            case Respond(status, branch):
+                self._respond(status, branch)
+            case _:
+                assert_never(action)
+
+    def _arm_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (at := self.context.next_timer()) is not None:
+            self._timer = asyncio.get_running_loop().call_at(at, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        # call_at may be early by the clock's resolution; a timer must never be missed for that.
+        due = self.context.next_timer()
+        self._perform(self.context.timer_fired(max(self._now, due or 0.0)))
+
+    def finish(self) -> None:
+        """Nothing but a late 2xx can come any more."""
+        for aor in self.watched:
+            self.proxy.bucket.unwatch(aor, self.registered)
+        self.proxy.finished(self)
+
+    # -- downstream --
+
+    def _forward(self, branch: int) -> None:
+        target = self.context.branches[branch].target
+        self.attempts[branch] = _Attempt()
+        if not target.flow:
+            self.proxy.tasks.spawn(self._connect(branch, target))
+        elif (flow := self.proxy.transports.flow(target.flow)) is not None and not flow.closed:
+            self._send(branch, flow)
+        else:
+            self._perform(self.context.flow_failed(branch, self._now))
+
+    async def _connect(self, branch: int, target: Target) -> None:
+        """Reach a server by URI: a fallback, or the first hop of a Path."""
+        try:
+            flow = await self.proxy.connect(target.route[0] if target.route else target.uri)
+        except (TransportError, MessageError) as error:
+            self.log.warning("next_hop_unreachable", target=target.device, reason=str(error))
+            self._perform(self.context.flow_failed(branch, self._now))
+            return
+        if self.context.branches[branch].state is not BranchState.COMPLETED:
+            self._send(branch, flow)
+
+    def _send(self, branch: int, flow: Flow) -> None:
+        target = self.context.branches[branch].target
+        forwarded = forward_request(
+            self.request,
+            target,
+            self._record_routes(target, flow),
+            self.push_id if target.push is not None else "",
+            self.diversion,
+        )
+        attempt = self.attempts[branch]
+        self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
+        attempt.handle = self.proxy.layer.send_request(
+            forwarded,
+            flow,
+            self.proxy.new_branch(self.request),
+            partial(self._response_received, branch),
+            partial(self._failed, branch),
+        )
+
+    def _record_routes(self, target: Target, flow: Flow) -> list[str]:
+        """Two Record-Routes, one for each side (RFC 5626 §5.2): transports may differ."""
+        if self.request.method not in DIALOG_FORMING or self.request.to.tag:
+            return []
+        came_over = self.transaction.flow
+        aor, _, device = target.device.partition(" ")
+        registered = bool(target.flow) and bool(device)
+        upstream = RouteToken(came_over.name, self.caller_aor)
+        downstream = RouteToken(
+            flow.name, aor if registered else "", device_digest(device) if registered else ""
+        )
+        return [
+            self._route_uri(upstream, came_over),
+            self._route_uri(downstream, flow),
+        ]
+
+    def _route_uri(self, token: RouteToken, flow: Flow) -> str:
+        user = encode_route_token(token, self.proxy.key)
+        return f"sip:{user}@{flow.sent_by};transport={flow.transport.lower()};lr"
+
+    def _response_received(self, branch: int, response: Response) -> None:
+        self.attempts[branch].response = response
+        if response.status > Status.TRYING:
+            self.tell("response", branch=branch, status=response.status)
+        self._perform(self.context.response_received(branch, response.status, self._now))
+
+    def _failed(self, branch: int, failure: Failure) -> None:
+        self.tell("contact_failed", branch=branch, failure=failure.value)
+        if failure is Failure.TIMEOUT:
+            actions = self.context.response_received(branch, Status.REQUEST_TIMEOUT, self._now)
+        else:
+            actions = self.context.flow_failed(branch, self._now)
+        self._perform(actions)
+
+    def _cancel(self, branch: int, cause: CancelCause) -> None:
+        if (handle := self.attempts[branch].handle) is not None:
+            reason = self._cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
+            handle.cancel(reason)
+
+    def _hang_up(self, branch: int) -> None:
+        attempt = self.attempts[branch]
+        assert attempt.handle is not None
+        assert attempt.response is not None
+        sent, flow = attempt.handle.request, attempt.handle.flow
+        try:
+            ack, bye = hang_up_requests(sent, attempt.response, self.proxy.realm)
+        except MessageError as error:
+            self.log.warning("not_hung_up", branch=branch, reason=error.reason)
+            return
+        self.tell("hung_up", branch=branch)
+        self.proxy.send_ack(ack, flow)
+        self.proxy.layer.send_request(
+            bye, flow, self.proxy.new_branch(bye), lambda _: None, lambda _: None
+        )
+
+    # -- push --
+
+    async def _push(self, branch: int, deadline: float) -> None:
+        record = self.context.branches[branch].target.push
+        assert record is not None
+        request = self._push_request(PushKind.CALL, record, deadline)
+        outcome = await self.proxy.dispatcher.send(request)
+        self._perform(self.context.push_finished(branch, outcome.result, self._now))
+
+    async def _cancel_push(self, branch: int) -> None:
+        """APNs cannot carry it: the app would have to report a second call."""
+        record = self.context.branches[branch].target.push
+        deadline = self.context.branches[branch].tombstone_at
+        if record is not None and record.platform is not Platform.APNS and deadline is not None:
+            request = self._push_request(PushKind.CANCEL, record, deadline)
+            await self.proxy.dispatcher.send(request)
+
+    def _push_request(self, kind: PushKind, record: PushRecord, deadline: float) -> PushRequest:
+        user, name = caller(self.request)
+        return PushRequest(
+            kind=kind,
+            push_id=self.push_id,
+            record=record,
+            deadline_epoch=time.time() + deadline - self._now,
+            created_epoch=self.created_epoch,
+            call_id=self.request.call_id,
+            from_user=user,
+            from_name=name,
+            to_user=record.aor.rpartition("@")[0],
+            to_uri=f"sip:{record.aor}",
+            video=has_video(self.request),
+        )
+
+    async def _remove_push_record(self, branch: int) -> None:
+        record = self.context.branches[branch].target.push
+        assert record is not None
+        try:
+            removed = await self.proxy.store.remove_push_record(record)
+        except LocationError as error:
+            self.log.warning("push_record_not_removed", aor=record.aor, reason=str(error))
+            return
+        self.log.info("push_record_removed", aor=record.aor, removed=removed)
+
+    # -- fallback --
+
+    async def _fall_back(self, status: int) -> None:
+        """Find where the call goes now: a URI of another server, or another user of ours."""
+        uri = self.fallbacks[self.fallbacks_tried]
+        self.fallbacks_tried += 1
+        self.diversion = Diversion(self.request.uri, status)
+        self.tell("falling_back", to=uri, status=status)
+        try:
+            targets = await self.proxy.fallback_targets(self, uri)
+        except (LocationError, MessageError) as error:
+            self.log.warning("fallback_failed", to=uri, reason=str(error))
+            targets = []
+        self._perform(self.context.fall_back(targets, self._now))
+
+    def add_fallback(self, uri: str) -> None:
+        """Where the call goes next when nobody answers, unless it has been there."""
+        if uri not in self.fallbacks and len(self.fallbacks) < MAX_FALLBACKS:
+            self.fallbacks.append(uri)
+            self.context.fallback = True
+
+    # -- upstream --
+
+    def _respond(self, status: int, branch: int | None) -> None:
+        response = self._response(status, branch)
+        if status in _CHALLENGES:
+            self._add_challenges(response, branch)
+        strip_push_params(response)
+        if status >= Status.OK:
+            after = round(time.time() - self.created_epoch, 3)
+            self.tell("answered" if status < 300 else "failed", status=status, after=after)
+        self.transaction.respond(response)
+
+    def _response(self, status: int, branch: int | None) -> Response:
+        attempt = self.attempts.get(branch) if branch is not None else None
+        response = attempt.response if attempt is not None else None
+        if response is not None and response.status == status:
+            return response
+        return make_response(self.request, status, to_tag=self.tag)
+
+    def _add_challenges(self, best: Response, branch: int | None) -> None:
+        """§16.7 step 7: the caller sees every challenge that any branch got."""
+        for number, attempt in self.attempts.items():
+            other = attempt.response
+            if number != branch and other is not None and other.status in _CHALLENGES:
+                best.headers.fields += other.headers.lines("www-authenticate")
+                best.headers.fields += other.headers.lines("proxy-authenticate")
+
+    def tell(self, event: str, **facts: object) -> None:
+        """What happens to a call is worth a line; the rest is for debugging."""
+        log = self.log
+        (log.info if self.context.invite else log.debug)(event, **facts)
+
+    @property
+    def log(self) -> structlog.typing.FilteringBoundLogger:
+        """Every line of a call carries its Call-ID."""
+        bound: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
+            call_id=self.request.call_id, method=self.request.method
+        )
+        return bound

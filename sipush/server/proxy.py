@@ -1,0 +1,287 @@
+"""The proxy: decides where requests go and forwards them (RFC 3261 §16)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import assert_never
+
+import structlog
+
+from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
+from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
+from sipush.core.outbound import RouteToken
+from sipush.core.response_context import ResponseContext, Target
+from sipush.core.routing import (
+    AppPolicy,
+    Realm,
+    Rejection,
+    TargetPolicy,
+    ToAor,
+    ToDialog,
+    ToServer,
+    destination,
+    forward_request,
+    is_anonymous,
+    is_side,
+    loop_digest,
+    validate,
+)
+from sipush.errors import MessageError
+from sipush.location.store import LocationStore
+from sipush.push.dispatcher import Dispatcher
+from sipush.server.answers import DRAINING, answer_for_server, reject, respond
+from sipush.server.forwarding import Forwarding
+from sipush.server.push_bucket import PushBucket
+from sipush.server.subscribers import Subscribers
+from sipush.server.tasks import Tasks
+from sipush.server.transactions import ServerTransactionHandle, TransactionLayer
+from sipush.sip.digest import find_credentials
+from sipush.sip.fields import parse_name_addr
+from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response
+from sipush.sip.status import Status
+from sipush.sip.uri import parse_sip_uri
+from sipush.transport.address import is_ip
+from sipush.transport.flow import Address, Flow, Transports
+from sipush.transport.resolver import Resolver
+
+log = structlog.get_logger()
+
+
+def _consents_to_calls(record: PushRecord) -> bool:
+    return record.allow_call
+
+
+def _never(record: PushRecord) -> bool:
+    """Only calls wait."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPolicy:
+    """What the configuration says about forwarding; replaced as a whole on reload."""
+
+    apps: Mapping[str, AppPolicy]
+    peers: tuple[IPv4Network | IPv6Network, ...]
+    probe: float
+    no_answer: float
+    ringback: int | None
+
+
+@dataclass(slots=True, eq=False)
+class Proxy:
+    """Everything a forwarded request needs, and the requests under way."""
+
+    realm: Realm
+    policy: ProxyPolicy
+    key: bytes
+    "Signs Record-Routes; the same in every process on one store."
+    authenticator: Authenticator
+    store: LocationStore
+    subscribers: Subscribers
+    bucket: PushBucket
+    dispatcher: Dispatcher
+    transports: Transports
+    resolver: Resolver
+    new_id: Callable[[], str]
+    clock: Callable[[], float]
+    layer: TransactionLayer = field(init=False)
+    "Set once, when the layer has been built around us."
+    tasks: Tasks = field(default_factory=Tasks)
+    draining: bool = False
+    _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
+
+    @property
+    def active(self) -> int:
+        """Requests that have been accepted and not been finished."""
+        return len(self._forwardings)
+
+    # -- requests --
+
+    async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
+        """Forward a request, or say why not. Raises MessageError and LocationError."""
+        rejection = validate(request, self.realm)
+        if rejection is not None:
+            reject(transaction, rejection, self.new_id())
+            return
+        match destination(request, self.realm, self.key):
+            case Rejection() as rejection:
+                reject(transaction, rejection, self.new_id())
+            case ToServer():
+                answer_for_server(transaction, self.new_id())
+            case ToDialog(token):
+                with self._opened(transaction, request, None) as forwarding:
+                    forwarding.start([await self._dialog_target(token, request)])
+            case ToAor(aor):
+                with self._opened(transaction, request, self.policy.ringback) as forwarding:
+                    await self._forward_to_user(forwarding, aor)
+            case other:
+                assert_never(other)
+
+    @contextmanager
+    def _opened(
+        self, transaction: ServerTransactionHandle, request: Request, ringback: int | None
+    ) -> Iterator[Forwarding]:
+        """A forwarding that a CANCEL finds from now on, given up unless it gets started."""
+        context = ResponseContext(
+            probe=self.policy.probe,
+            timer_c=self.policy.no_answer,
+            ringback=ringback,
+            invite=request.method == "INVITE",
+        )
+        forwarding = Forwarding(
+            self, transaction, request, context, str(uuid.uuid4()), self.new_id()
+        )
+        self._forwardings[transaction] = forwarding
+        try:
+            yield forwarding
+        finally:
+            if not forwarding.started:
+                forwarding.finish()
+
+    def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
+        """A CANCEL for a request under way."""
+        if (forwarding := self._forwardings.get(transaction)) is not None:
+            forwarding.cancel(cancel)
+
+    async def forward_ack(self, ack: Request) -> None:
+        """The ACK of a 2xx goes its own way (§16.7 step 10, §17.1.1.3), without a transaction."""
+        where = destination(ack, self.realm, self.key)
+        if not isinstance(where, ToDialog):
+            log.debug("stray_ack", call_id=ack.call_id)
+            return
+        target = await self._dialog_target(where.token, ack)
+        flow = self.transports.flow(target.flow) if target.flow else None
+        if flow is None and target.live:
+            flow = await self.connect(target.uri)
+        if flow is None:
+            log.info("ack_lost", call_id=ack.call_id, reason="the flow is gone")
+            return
+        self.send_ack(forward_request(ack, target, ()), flow)
+
+    def send_ack(self, ack: Request, flow: Flow) -> None:
+        """Send the ACK of a 2xx, which has no transaction, with our Via."""
+        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={self.new_branch(ack)}"
+        ack.headers.prepend("Via", via)
+        self.layer.send_stateless(ack, flow)
+
+    def finished(self, forwarding: Forwarding) -> None:
+        """A request got its final response and nothing is out any more."""
+        self._forwardings.pop(forwarding.transaction, None)
+
+    def new_branch(self, request: Request) -> str:
+        """A branch unique in space and time that shows when the request comes back (§16.6, 8)."""
+        return f"{BRANCH_COOKIE}{self.new_id()}-{loop_digest(request)}"
+
+    # -- inside a dialog --
+
+    async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
+        """The device's newest flow, else the one of the token, else a peer by its URI."""
+        flow = self.transports.flow(token.flow) if token.flow else None
+        if token.aor and (flow is None or flow.transport == "UDP"):
+            location = await self.store.lookup(token.aor, time.time())
+            for binding in location.bindings:
+                if is_side(token, binding, request.uri):
+                    newest = self.transports.flow(binding.flow)
+                    flow = newest if newest is not None else flow
+                    break
+        if flow is not None:
+            return Target("dialog", request.uri, flow.name, live=not flow.closed)
+        remote = parse_sip_uri(request.uri)
+        is_peer = is_ip(remote.address) and self._is_peer((remote.address, 0))
+        return Target("dialog", request.uri, live=is_peer)
+
+    # -- to a user --
+
+    async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
+        transaction, request = forwarding.transaction, forwarding.request
+        if not self._is_peer(transaction.flow.remote):
+            refusal = await self._authenticate(forwarding)
+            if refusal is not None:
+                respond(transaction, refusal)
+                return
+        if self.draining:
+            reject(transaction, DRAINING, forwarding.tag)
+            return
+        subscriber = await self.subscribers.get(aor)
+        if subscriber is None:
+            reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
+            return
+        consents = _consents_to_calls if request.method == "INVITE" else _never
+        forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, consents)
+        forwarding.start(await self._user_targets(forwarding, subscriber))
+
+    async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
+        """Watch first, look up second: no registration is lost in between."""
+        forwarding.watch(subscriber)
+        if subscriber.fallback:
+            forwarding.add_fallback(subscriber.fallback)
+        location = await self.store.lookup(subscriber.aor, time.time())
+        assert forwarding.policy is not None
+        return forwarding.policy.target_set(location, subscriber)
+
+    async def fallback_targets(self, forwarding: Forwarding, uri: str) -> list[Target]:
+        """What a fallback URI leads to. Raises MessageError and LocationError."""
+        aor = self.realm.aor(parse_sip_uri(uri))
+        if aor is None:
+            return [Target(device=uri, uri=uri, live=True)]
+        subscriber = await self.subscribers.get(aor)
+        if subscriber is None:
+            return []
+        return await self._user_targets(forwarding, subscriber)
+
+    def _is_live(self, binding: Binding) -> bool:
+        if binding.path:
+            return True
+        flow = self.transports.flow(binding.flow)
+        return flow is not None and not flow.closed
+
+    # -- who may --
+
+    async def _authenticate(self, forwarding: Forwarding) -> Response | None:
+        """Find the caller, or the response that refuses it (§22.3)."""
+        request = forwarding.request
+        claimed = self._claimed_aor(request)
+        domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
+        credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
+        user = subscriber_aor(credentials.username, domain) if credentials else None
+        subscriber = await self.subscribers.get(user) if user else None
+        verdict = self.authenticator.verify(credentials, request, subscriber, self.clock())
+        if isinstance(verdict, Challenge):
+            return self.authenticator.challenge(
+                request,
+                domain,
+                self.clock(),
+                forwarding.tag,
+                stale=verdict.stale,
+                status=Status.PROXY_AUTHENTICATION_REQUIRED,
+            )
+        assert subscriber is not None
+        if claimed != subscriber.aor and not is_anonymous(request):
+            reason = "From Does Not Match Credentials"
+            return make_response(request, Status.FORBIDDEN, reason, forwarding.tag)
+        forwarding.caller_aor = subscriber.aor
+        return None
+
+    def _claimed_aor(self, request: Request) -> Aor | None:
+        """The user of ours that From names, or None."""
+        try:
+            return self.realm.aor(parse_sip_uri(request.from_.uri))
+        except MessageError:  # a tel: URI
+            return None
+
+    def _is_peer(self, address: Address) -> bool:
+        return any(ip_address(address[0]) in network for network in self.policy.peers)
+
+    # -- servers --
+
+    async def connect(self, route: str) -> Flow:
+        """A flow to a server named by a URI or a Route value. Raises Transport-, MessageError."""
+        uri = parse_sip_uri(parse_name_addr(route).uri if "<" in route else route)
+        transport = (uri.transport or ("tls" if uri.scheme == "sips" else "udp")).upper()
+        address = await self.resolver.resolve(uri.address, uri.port, transport)
+        return await self.transports.connect(transport, address, uri.host)

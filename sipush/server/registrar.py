@@ -1,0 +1,116 @@
+"""The registrar: REGISTER in, binding stored, waiting calls released (RFC 3261 §10.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from sipush.core.authentication import Authenticator, Challenge, authorised, subscriber_aor
+from sipush.core.bindings import Aor, Location, Refusal
+from sipush.core.registration import (
+    Fetch,
+    RegistrationPolicy,
+    Rejection,
+    Update,
+    ok_response,
+    refuse,
+    register,
+    rejection_response,
+)
+from sipush.core.routing import Realm
+from sipush.location.store import LocationStore
+from sipush.server.push_bucket import PushBucket
+from sipush.server.subscribers import Subscribers
+from sipush.server.transactions import ServerTransactionHandle
+from sipush.sip.digest import find_credentials
+from sipush.sip.message import Request
+from sipush.sip.status import Status
+from sipush.sip.uri import parse_sip_uri
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Registrar:
+    """Answers REGISTER. A 200 means that the binding is stored."""
+
+    realm: Realm
+    policy: RegistrationPolicy
+    authenticator: Authenticator
+    store: LocationStore
+    subscribers: Subscribers
+    bucket: PushBucket
+    new_id: Callable[[], str]
+    clock: Callable[[], float]
+
+    async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
+        """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""
+        tag = self.new_id()
+        aor = self.realm.aor(parse_sip_uri(request.to.uri))
+        if aor is None or self.realm.aor(parse_sip_uri(request.uri)) is None:
+            rejection = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
+            transaction.respond(rejection_response(request, rejection, tag))
+            return
+        domain = aor.rpartition("@")[2]
+        credentials = find_credentials(request.headers.get_all("authorization"), domain)
+        username = credentials.username if credentials else ""
+        user = subscriber_aor(username, domain)
+        subscriber = await self.subscribers.get(user) if credentials else None
+        verdict = self.authenticator.verify(credentials, request, subscriber, self.clock())
+        if isinstance(verdict, Challenge):
+            if credentials is not None and not verdict.stale:
+                log.info("authentication_failed", aor=aor, remote=transaction.flow.remote[0])
+            transaction.respond(
+                self.authenticator.challenge(
+                    request, domain, self.clock(), tag, stale=verdict.stale
+                )
+            )
+            return
+        if not authorised(username, aor):
+            log.warning("registration_for_another_user", user=user, aor=aor)
+            rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")
+            transaction.respond(rejection_response(request, rejection, tag))
+            return
+        await self._register(transaction, request, aor, tag)
+
+    async def _register(
+        self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
+    ) -> None:
+        now = time.time()
+        star = request.headers.get("contact") == "*"
+        stored = await self.store.lookup(aor, now) if star else None
+        decision = register(request, aor, transaction.flow.name, self.policy, now, location=stored)
+        location: Location | Refusal
+        match decision:
+            case Rejection():
+                transaction.respond(rejection_response(request, decision, tag))
+                return
+            case Fetch():
+                location = await self.store.lookup(aor, now)
+            case Update():
+                location = await self.store.bind(decision.registration)
+        if isinstance(location, Refusal):
+            log.info("registration_refused", aor=aor, reason=location.value)
+            transaction.respond(rejection_response(request, refuse(location), tag))
+            return
+        transaction.respond(ok_response(request, decision, location, now, tag))
+        if isinstance(decision, Update):
+            # After the 200: the phone must know that it is registered before it is called.
+            self.bucket.refreshed(aor, location, decision.devices)
+            self._log(decision, transaction)
+
+    def _log(self, update: Update, transaction: ServerTransactionHandle) -> None:
+        registration = update.registration
+        log.info(
+            "registered" if registration.bind else "unregistered",
+            aor=registration.aor,
+            flow=transaction.flow.name,
+            call_id=registration.call_id,
+            contacts=[binding.contact for binding in registration.bind],
+            push=[record.app_id for record in registration.push],
+        )
+        if update.push_fault:
+            log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
