@@ -29,6 +29,7 @@ from sipush.server.registrar import Registrar
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
+from sipush.sip.digest import Algorithm
 from sipush.sip.timers import Timers
 from sipush.transport.address import format_address
 from sipush.transport.connection import Limits
@@ -89,7 +90,11 @@ class Daemon:
         clock = asyncio.get_running_loop().time
         config = self._config
         realm = self._realm()
-        authenticator = Authenticator(secrets.token_bytes(32), config.registration.nonce_lifetime)
+        authenticator = Authenticator(
+            secrets.token_bytes(32),
+            config.registration.nonce_lifetime,
+            tuple(Algorithm(name) for name in config.registration.algorithms),
+        )
         self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
         self._registrar = Registrar(
             realm,
@@ -245,7 +250,7 @@ def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
 
 def registration_policy(config: Config) -> RegistrationPolicy:
     """The ``[registration]`` section and what the apps can be pushed with."""
-    values = config.registration.model_dump(exclude={"nonce_lifetime"})
+    values = config.registration.model_dump(exclude={"nonce_lifetime", "algorithms"})
     return RegistrationPolicy(
         **values, apps={app_id: services(app) for app_id, app in config.apps.items()}
     )
