@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from sipush.config import ListenConfig
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
+from tests.transport.authority import Authority
 from tests.transport.support import Recorder
 
 Open = Callable[..., Awaitable[Listeners]]
@@ -16,6 +18,11 @@ Open = Callable[..., Awaitable[Listeners]]
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
 
 
 @pytest.fixture

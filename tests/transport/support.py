@@ -86,4 +86,28 @@ class DatagramPhone(asyncio.DatagramProtocol):
 
     @property
     def address(self) -> tuple[str, int]:
-        return self.transport.get_extra_info("sockname")[:2]
+        host, port = self.transport.get_extra_info("sockname")[:2]
+        return host, port
+
+
+class TcpPhone:
+    """A TCP peer on asyncio's streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, address: tuple[str, int], **options: Any) -> TcpPhone:
+        return cls(*await asyncio.open_connection(*address, **options))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.writer.get_extra_info("sockname")[:2]
+        return host, port
+
+
+def send_for_ever(flow: Flow) -> None:
+    """Until the flow raises."""
+    while True:
+        flow.send(bytes(50_000))

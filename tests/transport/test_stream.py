@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Any
 
 import pytest
 
@@ -12,23 +11,7 @@ from sipush.sip.message import Message
 from sipush.transport.connection import Limits
 from sipush.transport.flow import Flow
 from tests.transport.conftest import Open
-from tests.transport.support import Recorder, register, soon
-
-
-class TcpPhone:
-    """A TCP peer on asyncio's streams."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @classmethod
-    async def open(cls, address: tuple[str, int], **options: Any) -> TcpPhone:
-        return cls(*await asyncio.open_connection(*address, **options))
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self.writer.get_extra_info("sockname")[:2]
+from tests.transport.support import Recorder, TcpPhone, register, send_for_ever, soon
 
 
 @pytest.mark.parametrize(
@@ -133,14 +116,9 @@ async def test_a_peer_that_does_not_read_is_dropped(listen: Open, recorder: Reco
         phone.sendall(register())
         flow, _ = await recorder.request()
         with pytest.raises(TransportError, match="does not read"):
-            _send_for_ever(flow)
+            send_for_ever(flow)
         assert flow.closed
         assert await soon(recorder.closed.get()) is flow
-
-
-def _send_for_ever(flow: Flow) -> None:
-    while True:
-        flow.send(bytes(50_000))
 
 
 async def test_a_peer_that_does_not_take_what_is_queued_is_cut_off(
@@ -190,7 +168,7 @@ async def test_a_message_that_never_ends_ends_the_connection(
 
 
 async def test_a_connection_is_not_ended_between_messages(listen: Open, recorder: Recorder) -> None:
-    listeners = await listen("tcp", limits=Limits(message_timeout=0.05))
+    listeners = await listen("tcp", limits=Limits(message_timeout=0.3))
     idle = await TcpPhone.open(listeners.addresses[0].bound)
     idle.writer.write(register() + b"\r\n")
     await recorder.request()

@@ -19,7 +19,8 @@ def closed_port(ip: str) -> tuple[str, int]:
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.bind((ip, 0))
-        return sock.getsockname()[:2]
+        host, port = sock.getsockname()[:2]
+        return host, port
 
 
 @pytest.mark.parametrize(("bound", "reached"), LOOPBACKS)
