@@ -103,12 +103,12 @@ def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
     uid, app_id = values.pop("device-uid", ""), values.pop("app-id", "")
     system = values.pop("device-os", "").lower()
     provider = {"ios": "apns", "android": "fcm"}.get(system, system)
+    call, message = _pair(uid) if provider == "apns" else (uid, uid)
     if allow_call or allow_message:  # switching push off needs no more than the flags
         _require(provider, "device-os is missing")
-        _require(app_id or not uid.strip("|"), "app-id is missing")
-    call, message = _pair(uid) if provider == "apns" else (uid, uid)
-    _check_token(call, "device-uid")
-    _check_token(message, "device-uid")
+        _require(app_id or not (call or message), "app-id is missing")
+        _check_token(call, "device-uid")
+        _check_token(message, "device-uid")
     return PushParams(
         provider, app_id, call, message, allow_call, allow_message, dialect, extra=values
     )

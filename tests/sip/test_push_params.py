@@ -87,6 +87,13 @@ def test_push_is_off_only_when_both_consents_are_withdrawn() -> None:
     assert (both.off, one.off) == (True, False)
 
 
+def test_nothing_that_is_wrong_besides_keeps_push_on() -> None:
+    flags = "allow-call-push=false;allow-message-push=false"
+    params = parse(f"`X-Push: device-os=ios;device-uid=a b;{flags}`")
+    assert isinstance(params, PushParams)
+    assert params.off
+
+
 def test_tokens_stay_out_of_tracebacks() -> None:
     params = parse("`X-Push: device-os=ios;device-uid=secret11;app-id=com.example.app`")
     fault = parse("`X-Push: device-os=ios;device-uid=sec ret11;app-id=com.example.app`")
