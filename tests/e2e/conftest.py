@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import statistics
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -48,12 +49,21 @@ def store_type(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for all tests; each has its own prefix in it."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-async def store(store_type: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """``[store]`` of a daemon: an empty SQLite file or an empty database of a real Redis."""
+def store(store_type: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """``[store]`` of a daemon: an empty SQLite file or an empty corner of a real Redis."""
     if store_type == "redis":
         redis: RedisServer = request.getfixturevalue("redis_server")
-        return {"type": "redis", "redis": {"url": redis.url}}
+        prefix = f"test-{secrets.token_hex(4)}"
+        return {"type": "redis", "redis": {"url": redis.url, "prefix": prefix}}
     return {"type": "sqlite", "sqlite": {"path": str(tmp_path / "sipush.db")}}
 
 

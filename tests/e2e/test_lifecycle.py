@@ -59,7 +59,7 @@ async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: Wo
     call = await alice.call("bob")
     await world.pushes.next()
 
-    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_md5": ha1("dave")}
+    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_sha256": ha1("dave", "sha256")}
     daemon.settings["apps"][OTHER_APP] = world.pushes.app_settings(OTHER_APP)
     daemon.reload()
     await daemon.log_event("reloaded")
@@ -78,7 +78,7 @@ async def test_a_broken_reload_changes_nothing(world: World) -> None:
     daemon = await world.start()
     daemon.settings["wakes"] = {}
     daemon.reload()
-    await daemon.log_event("reload failed")
+    await daemon.log_event("reload_failed")
     bob = await world.phone(daemon, "bob")
     assert (await bob.register()).response.status == 200
 
@@ -119,9 +119,11 @@ async def test_while_redis_is_away_registrations_are_refused_and_then_recover(
     daemon = await world.start()
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", transport, push)
-    await redis_server.stop()
-    refused = (await bob.register(push)).response
+    redis_server.kill()
+    try:
+        refused = (await bob.register(push)).response
+    finally:
+        redis_server.start()
     assert refused.status == 503
     assert int(refused["retry-after"]) > 0
-    await redis_server.start()
     assert (await bob.register(push)).response.status == 200

@@ -56,7 +56,10 @@ class World:
             "wake": {"hold": 8.0, "probe": 0.25},
             "store": self.store,
             "apps": {APP: self.pushes.app_settings(APP)},
-            "users": {f"{user}@{DOMAIN}": {"ha1_md5": ha1(user)} for user in USERS},
+            "users": {
+                f"{user}@{DOMAIN}": {"ha1_md5": ha1(user), "ha1_sha256": ha1(user, "sha256")}
+                for user in USERS
+            },
             "log": {"format": "json", "level": "debug"},
         }
         return merged(usual, changes)
