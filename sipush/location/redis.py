@@ -46,11 +46,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Finish what was accepted, then disconnect."""
-        if self._hearing is not None:
-            self._hearing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._hearing
-            self._hearing = None
+        await self._stop_hearing()
         await self._redis.close()
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
@@ -169,7 +165,15 @@ class RedisStore:
             async with asyncio.timeout(self._timeout):
                 await self._subscribe().wait()
         except TimeoutError:
+            await self._stop_hearing()
             raise LocationError("Redis: cannot subscribe; may this user use channels?") from None
+
+    async def _stop_hearing(self) -> None:
+        if self._hearing is not None:
+            self._hearing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._hearing
+            self._hearing = None
 
     def _subscribe(self) -> asyncio.Event:
         subscription = self._redis.subscription(self._channel)

@@ -12,7 +12,11 @@ WakeListener = Callable[[Aor], None]
 
 
 class LocationStore(Protocol):
-    """Every method raises LocationError when the store cannot answer; then nothing was changed."""
+    """Every method raises LocationError when the store cannot answer; then nothing was changed.
+
+    Only when a store over the network falls silent in the middle is that not known; whatever was
+    asked may be asked again.
+    """
 
     async def open(self) -> None:
         """Connect, create or migrate what is needed. Raises LocationError with a usable reason."""
