@@ -59,7 +59,8 @@ class TimerWheel:
         if tick != self._armed:
             return  # an earlier timer came after this wake-up was ordered, and re-arms
         self._armed = None
-        due = int(self._clock() / self._resolution)
+        # At least our own tick: the loop may wake us a rounding error early.
+        due = max(tick, int(self._clock() / self._resolution))
         while self._ticks and self._ticks[0] <= due:
             for owner, timer in self._buckets.pop(heappop(self._ticks)):
                 owner.timer_fired(timer)

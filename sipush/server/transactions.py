@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import Protocol, assert_never
@@ -427,10 +428,10 @@ class TransactionLayer:
         request = error.message
         if not isinstance(request, Request) or request.method == "ACK":
             return
-        try:
-            stamp_received(request, flow.remote)
-        except MessageError:
+        if "via" not in request.headers:
             return
+        with suppress(MessageError):  # the answer takes the request's flow in any case
+            stamp_received(request, flow.remote)
         self.send_stateless(
             make_response(request, error.status, error.reason, to_tag=self._new_id()), flow
         )

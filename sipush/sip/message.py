@@ -52,6 +52,13 @@ class Message:
             raise MessageError(f"Missing {written}", message=self)
         return value
 
+    def _address(self, name: str, written: str) -> NameAddr:
+        value = self._need(name, written)
+        try:
+            return parse_name_addr(value)
+        except MessageError as error:
+            raise MessageError(f"{error.reason} in {written}", message=self) from None
+
     @property
     def top_via(self) -> Via:
         """The first Via (§20.42). Raises MessageError when missing or malformed."""
@@ -61,12 +68,12 @@ class Message:
     @property
     def from_(self) -> NameAddr:
         """From (§20.20). Raises MessageError when missing or malformed."""
-        return parse_name_addr(self._need("from", "From"))
+        return self._address("from", "From")
 
     @property
     def to(self) -> NameAddr:
         """To (§20.39). Raises MessageError when missing or malformed."""
-        return parse_name_addr(self._need("to", "To"))
+        return self._address("to", "To")
 
     @property
     def call_id(self) -> str:

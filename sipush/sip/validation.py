@@ -28,6 +28,8 @@ _SINGLE = {
     "expires": "Expires",
 }
 
+_EMPTY_ELEMENT = re.compile(r"[;,]\s*[;,]|,\s*$")
+
 #: Schemes a Request-URI may have; what to do with each is routing's business.
 _REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
 
@@ -60,11 +62,13 @@ def _check_header_lines(message: Message) -> None:
     if len(fields) > MAX_HEADER_LINES:
         raise MessageError("Too Many Header Fields")
     seen: set[str] = set()
-    for name, _ in fields:
+    for name, line in fields:
         if name in _SINGLE:
             if name in seen and len(set(message.headers.get_all(name))) > 1:
                 raise MessageError(f"Conflicting {_SINGLE[name]}")
             seen.add(name)
+        elif name == "via" and _EMPTY_ELEMENT.search(line):
+            raise MessageError("Malformed Via")
 
 
 def _check_address(address: NameAddr, where: str) -> None:

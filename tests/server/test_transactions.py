@@ -1,0 +1,438 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sipush.errors import MessageError
+from sipush.server.transactions import ClientTransactionHandle, Failure
+from sipush.sip.message import Request, Response, make_response, parse_datagram
+from tests.server.wire import Wire, WireFlow
+from tests.sip.messages import TOP_VIA, request, request_bytes
+
+INVITE = request_bytes("INVITE")
+TRYING = "SIP/2.0 100 Trying"
+
+
+def call(transport: str = "UDP") -> Wire:
+    """A wire on which an INVITE has just arrived and been answered 100."""
+    wire = Wire(transport)
+    wire.receive(INVITE)
+    assert wire.flow.take_lines() == [TRYING]
+    return wire
+
+
+def answer(wire: Wire, status: int) -> None:
+    wire.handles[0].respond(make_response(wire.handles[0].request, status, to_tag="b1"))
+
+
+def send(wire: Wire, method: str = "INVITE") -> ClientTransactionHandle:
+    return wire.layer.send_request(
+        request(method), wire.flow, "z9hG4bKout", wire.responses.append, wire.failures.append
+    )
+
+
+def reply(wire: Wire, handle: ClientTransactionHandle, status: int) -> None:
+    wire.receive(make_response(handle.request, status, to_tag="b1").to_bytes())
+
+
+def statuses(wire: Wire) -> list[int]:
+    return [response.status for response in wire.responses]
+
+
+# Server transactions
+
+
+def test_an_invite_is_answered_100_at_once_and_handed_up_stamped() -> None:
+    wire = call()
+    assert wire.events == ["request INVITE"]
+    assert wire.handles[0].request.top_via.params["rport"] == "5060"
+
+
+def test_a_repeated_invite_gets_the_last_response_again_and_is_not_handed_up() -> None:
+    wire = call()
+    answer(wire, 180)
+    wire.receive(INVITE)
+    assert wire.flow.take_lines() == ["SIP/2.0 180 Ringing"] * 2
+    assert wire.events == ["request INVITE"]
+
+
+def test_a_refusal_on_udp_is_repeated_until_its_ack_comes() -> None:
+    wire = call()
+    answer(wire, 486)
+    wire.clock.advance(8)
+    assert wire.flow.times() == [0, 0.5, 1.5, 3.5, 7.5]
+    wire.receive(request_bytes("ACK", to="<sip:bob@example.com>;tag=b1"))
+    wire.flow.take()
+    wire.clock.advance(32)
+    assert wire.flow.take() == []
+    assert wire.layer.server_transactions == 0
+    assert wire.events == ["request INVITE"]
+
+
+def test_a_refusal_on_a_stream_is_sent_once() -> None:
+    wire = call("TCP")
+    answer(wire, 486)
+    wire.clock.advance(40)
+    assert wire.flow.take_lines() == ["SIP/2.0 486 Busy Here"]
+    assert wire.layer.server_transactions == 0
+
+
+def test_every_2xx_is_sent_and_a_repeated_invite_is_absorbed_after_the_first() -> None:
+    wire = call()
+    answer(wire, 200)
+    answer(wire, 200)
+    wire.receive(INVITE)
+    answer(wire, 486)
+    assert wire.flow.take_lines() == ["SIP/2.0 200 OK"] * 2
+
+
+def test_the_ack_of_a_2xx_is_handed_up() -> None:
+    wire = call()
+    answer(wire, 200)
+    other_branch = TOP_VIA.replace("z9hG4bK-1", "z9hG4bK-2")
+    wire.receive(request_bytes("ACK", via=other_branch))
+    wire.receive(request_bytes("ACK"))
+    assert wire.events == ["request INVITE", "ack", "ack"]
+
+
+def test_a_cancel_is_answered_200_and_handed_up_until_there_is_a_final_response() -> None:
+    wire = call()
+    wire.receive(request_bytes("CANCEL"))
+    assert wire.flow.take_lines() == ["SIP/2.0 200 OK"]
+    assert wire.events == ["request INVITE", "cancelled"]
+    answer(wire, 487)
+    assert wire.handles[0].completed
+    wire.receive(request_bytes("CANCEL", via=TOP_VIA, cseq="1 CANCEL"))
+    assert wire.events == ["request INVITE", "cancelled"]
+
+
+def test_a_cancel_after_the_final_response_changes_nothing_and_is_answered_200() -> None:
+    wire = call()
+    answer(wire, 200)
+    wire.flow.take()
+    wire.receive(request_bytes("CANCEL"))
+    assert wire.flow.take_lines() == ["SIP/2.0 200 OK"]
+    assert wire.events == ["request INVITE"]
+
+
+def test_a_cancel_of_nothing_is_answered_481() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("CANCEL"))
+    assert wire.flow.take_lines() == ["SIP/2.0 481 Call/Transaction Does Not Exist"]
+    assert wire.events == []
+
+
+def test_an_rfc_2543_invite_and_its_ack_are_one_transaction() -> None:
+    wire = Wire()
+    old_via = "SIP/2.0/UDP 192.0.2.1:5060"
+    wire.receive(request_bytes("INVITE", via=old_via))
+    wire.receive(request_bytes("INVITE", via=old_via))
+    answer(wire, 486)
+    wire.flow.take()
+    wire.receive(request_bytes("ACK", via=old_via, to="<sip:bob@example.com>;tag=b1"))
+    wire.clock.advance(10)
+    assert wire.flow.take() == []
+    assert wire.events == ["request INVITE"]
+
+
+def test_equal_branches_of_two_hosts_are_two_transactions() -> None:
+    wire = Wire()
+    wire.receive(request_bytes())
+    wire.receive(request_bytes(via=TOP_VIA.replace("192.0.2.1", "192.0.2.2")))
+    assert wire.events == ["request OPTIONS"] * 2
+
+
+def test_a_repeated_register_on_udp_gets_the_same_answer_for_timer_j() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("REGISTER"))
+    wire.receive(request_bytes("REGISTER"))
+    assert wire.flow.take() == []
+    answer(wire, 200)
+    wire.receive(request_bytes("REGISTER"))
+    first, second = wire.flow.take()
+    assert first.to_bytes() == second.to_bytes()
+    assert wire.events == ["request REGISTER"]
+    wire.clock.advance(33)
+    assert wire.layer.server_transactions == 0
+
+
+@pytest.mark.parametrize("status", [180, 183, 408])
+def test_what_rfc_4320_forbids_is_not_sent_for_a_non_invite_request(status: int) -> None:
+    wire = Wire()
+    wire.receive(request_bytes("MESSAGE"))
+    answer(wire, status)
+    assert wire.flow.take() == []
+    assert wire.layer.pending == (0 if status == 408 else 1)
+
+
+def test_a_response_for_a_closed_stream_is_dropped() -> None:
+    wire = call("TCP")
+    wire.flow.close()
+    answer(wire, 200)
+    assert wire.flow.take() == []
+    assert wire.handles[0].completed
+
+
+@given(st.lists(st.sampled_from([100, 180, 200, 202, 404, 487, 600, "again", "wait"])))
+def test_no_request_ever_gets_two_different_finals(steps: list[int | str]) -> None:
+    wire = Wire()
+    wire.receive(request_bytes("MESSAGE"))
+    for step in steps:
+        match step:
+            case "again":
+                wire.receive(request_bytes("MESSAGE"))
+            case "wait":
+                wire.clock.advance(3)
+            case int():
+                answer(wire, step)
+    finals = {m.to_bytes() for m in wire.flow.take() if isinstance(m, Response) and m.status >= 200}
+    assert len(finals) <= 1
+
+
+@given(st.lists(st.sampled_from([180, 200, 486, 600, "again", "ack", "wait"])))
+def test_an_invite_gets_one_refusal_or_2xx_only(steps: list[int | str]) -> None:
+    wire = Wire()
+    wire.receive(INVITE)
+    for step in steps:
+        match step:
+            case "again":
+                wire.receive(INVITE)
+            case "ack":
+                wire.receive(request_bytes("ACK"))
+            case "wait":
+                wire.clock.advance(2)
+            case int():
+                answer(wire, step)
+    finals = [m.status for m in wire.flow.take() if isinstance(m, Response) and m.status >= 200]
+    assert len(set(finals)) <= 1
+
+
+# Client transactions
+
+
+def test_a_request_leaves_with_our_via_and_its_response_comes_up_without_it() -> None:
+    wire = Wire()
+    handle = send(wire)
+    (sent,) = wire.flow.take()
+    vias = sent.headers.values("via")
+    assert vias == ["SIP/2.0/UDP 198.51.100.1:5060;branch=z9hG4bKout;rport", TOP_VIA]
+    reply(wire, handle, 180)
+    assert statuses(wire) == [180]
+    assert wire.responses[0].headers.values("via") == [TOP_VIA]
+
+
+def test_an_invite_on_udp_is_repeated_until_something_comes() -> None:
+    wire = Wire()
+    handle = send(wire)
+    wire.clock.advance(4)
+    assert wire.flow.times() == [0, 0.5, 1.5, 3.5]
+    reply(wire, handle, 100)
+    wire.flow.take()
+    wire.clock.advance(100)
+    assert wire.flow.take() == []
+    assert wire.failures == []
+
+
+def test_a_request_on_a_stream_is_sent_once_and_times_out() -> None:
+    wire = Wire("TCP")
+    send(wire)
+    wire.clock.advance(31.9)
+    assert wire.failures == []
+    wire.clock.advance(0.2)
+    assert wire.failures == [Failure.TIMEOUT]
+    assert len(wire.flow.sent) == 1
+    assert wire.layer.client_transactions == 0
+
+
+def test_a_non_invite_request_is_repeated_every_t2_and_times_out() -> None:
+    wire = Wire()
+    handle = send(wire, "MESSAGE")
+    wire.clock.advance(10)
+    assert wire.flow.times() == [0, 0.5, 1.5, 3.5, 7.5]
+    reply(wire, handle, 100)
+    wire.flow.take()
+    wire.clock.advance(10)
+    assert wire.flow.times() == [11.5, 15.5, 19.5]
+    wire.clock.advance(20)
+    assert wire.failures == [Failure.TIMEOUT]
+
+
+def test_a_refused_invite_is_acked_each_time_and_handed_up_once() -> None:
+    wire = Wire()
+    handle = send(wire)
+    wire.flow.take()
+    reply(wire, handle, 486)
+    reply(wire, handle, 486)
+    first, second = wire.flow.take()
+    assert isinstance(first, Request)
+    assert first.to_bytes() == second.to_bytes()
+    assert (first.method, first.cseq.number, first.to.tag) == ("ACK", 1, "b1")
+    assert first.headers.values("via") == [handle.request.headers.values("via")[0]]
+    assert statuses(wire) == [486]
+
+
+def test_every_2xx_is_handed_up_for_timer_m_and_is_a_stray_afterwards() -> None:
+    wire = Wire()
+    handle = send(wire)
+    wire.flow.take()
+    reply(wire, handle, 200)
+    reply(wire, handle, 200)
+    assert statuses(wire) == [200, 200]
+    wire.clock.advance(33)
+    reply(wire, handle, 200)
+    assert wire.events == ["stray 200"]
+    assert wire.flow.take() == []
+
+
+def test_a_cancel_waits_for_a_provisional_response_and_is_sent_once() -> None:
+    wire = Wire()
+    handle = send(wire)
+    handle.cancel("SIP;cause=200")
+    assert len(wire.flow.take()) == 1
+    reply(wire, handle, 180)
+    handle.cancel()
+    (cancel,) = wire.flow.take()
+    assert isinstance(cancel, Request)
+    assert (cancel.method, cancel.cseq.method) == ("CANCEL", "CANCEL")
+    assert cancel.headers.get("reason") == "SIP;cause=200"
+    assert cancel.headers.values("via") == [handle.request.headers.values("via")[0]]
+    reply(wire, handle, 487)
+    assert statuses(wire) == [180, 487]
+
+
+def test_a_cancelled_invite_that_is_never_answered_times_out() -> None:
+    wire = Wire()
+    handle = send(wire)
+    reply(wire, handle, 180)
+    handle.cancel()
+    wire.clock.advance(33)
+    assert wire.failures == [Failure.TIMEOUT]
+    assert wire.layer.client_transactions == 0
+
+
+def test_an_abandoned_invite_falls_silent_and_is_cancelled_when_the_device_wakes_after_all() -> (
+    None
+):
+    wire = Wire()
+    handle = send(wire)
+    handle.abandon()
+    wire.flow.take()
+    wire.clock.advance(5)
+    assert wire.flow.take() == []
+    reply(wire, handle, 180)
+    reply(wire, handle, 180)
+    assert [line.split()[0] for line in wire.flow.take_lines()] == ["CANCEL"]
+    reply(wire, handle, 200)
+    assert statuses(wire) == [200]
+
+
+def test_an_abandoned_request_reports_no_failure() -> None:
+    wire = Wire()
+    send(wire).abandon()
+    assert wire.layer.pending == 0
+    wire.clock.advance(33)
+    assert wire.failures == []
+    assert wire.layer.client_transactions == 0
+
+
+def test_retransmit_sends_again_until_something_came() -> None:
+    wire = Wire("TCP")
+    handle = send(wire)
+    handle.retransmit()
+    assert len(wire.flow.take()) == 2
+    reply(wire, handle, 100)
+    handle.retransmit()
+    assert wire.flow.take() == []
+
+
+def test_a_closed_stream_fails_what_is_unanswered_on_it_at_once() -> None:
+    wire = Wire("TCP")
+    handle = send(wire)
+    reply(wire, handle, 180)
+    wire.layer.flow_closed(WireFlow("TCP", ("192.0.2.77", 1)))
+    assert wire.failures == []
+    wire.layer.flow_closed(wire.flow)
+    assert wire.failures == [Failure.TRANSPORT]
+    assert wire.events == ["closed", "closed"]
+
+
+def test_icmp_fails_only_what_had_no_response() -> None:
+    wire = Wire()
+    handle = send(wire)
+    reply(wire, handle, 100)
+    send(wire, "MESSAGE")
+    wire.layer.flow_unreachable(wire.flow)
+    assert wire.failures == [Failure.TRANSPORT]
+    assert wire.layer.pending == 1
+
+
+def test_a_request_that_cannot_be_sent_fails_after_send_request_has_returned() -> None:
+    wire = Wire("TCP")
+    wire.flow.close()
+    send(wire)
+    assert wire.failures == []
+    wire.clock.advance(0)
+    assert wire.failures == [Failure.TRANSPORT]
+
+
+# Bad input
+
+
+def test_a_malformed_request_is_answered_statelessly_and_counted() -> None:
+    wire = Wire()
+    wire.receive(request_bytes(without="Call-ID"))
+    (response,) = wire.flow.take()
+    assert response.start_line == "SIP/2.0 400 Missing Call-ID"
+    assert response.top_via.params["rport"] == "5060"
+    assert wire.layer.malformed == 1
+    assert wire.layer.server_transactions == 0
+    assert wire.events == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [request_bytes("ACK", without="Call-ID"), request_bytes(without="Via")],
+    ids=["ACK", "no Via"],
+)
+def test_what_cannot_be_answered_is_dropped(data: bytes) -> None:
+    wire = Wire()
+    wire.receive(data)
+    assert wire.flow.take() == []
+    assert wire.events == []
+    assert wire.layer.malformed == 1
+
+
+def test_a_malformed_response_and_noise_are_dropped() -> None:
+    wire = Wire()
+    response = make_response(request(), 200)
+    response.headers.remove("call-id")
+    wire.receive(response.to_bytes())
+    wire.layer.malformed_received(wire.flow, MessageError("Malformed Request Line"))
+    assert wire.flow.take() == []
+    assert wire.layer.malformed == 2
+
+
+def test_nobody_gets_more_from_a_malformed_request_than_was_sent() -> None:
+    wire = Wire()
+    data = request_bytes(extra=("Contact: <sip:alice@192.0.2.1>",), content_length="7")
+    with pytest.raises(MessageError) as caught:
+        parse_datagram(data)
+    wire.layer.malformed_received(wire.flow, caught.value)
+    ((_, sent),) = wire.flow.sent
+    assert len(sent) <= len(data) + len(";received=192.0.2.1;tag=id0")
+
+
+# Draining
+
+
+async def test_drain_waits_for_the_last_final_response() -> None:
+    wire = call()
+    handle = send(wire, "MESSAGE")
+    drained = asyncio.ensure_future(wire.layer.drain())
+    answer(wire, 200)
+    await asyncio.sleep(0)
+    assert not drained.done()
+    reply(wire, handle, 200)
+    await asyncio.wait_for(drained, 1)
+    assert wire.layer.pending == 0
