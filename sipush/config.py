@@ -88,9 +88,9 @@ class RegistrationConfig(Section):
     push_record_lifetime: Seconds = 7 * 86400
     "How long a push record outlives the last REGISTER."
     nonce_lifetime: Seconds = 300
-    algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Field(min_length=1)] = ["SHA-256", "MD5"]
-    """Digest algorithms of the challenges, in this order. ``["MD5"]`` for clients that give up on
-    one they do not know, such as SIPp 3.6 and baresip 1.0."""
+    algorithms: Annotated[list[Literal["SHA-256", "MD5"]], Field(min_length=1)] = ["MD5"]
+    """Digest algorithms of the challenges, in this order. ``["SHA-256", "MD5"]`` is stronger
+    (RFC 8760), but many phones give up on a challenge they do not know."""
 
 
 class WakeConfig(Section):

@@ -75,6 +75,7 @@ class Daemon:
 
     async def serve(self) -> None:
         """Open, tell, serve, drain, close. Raises LocationError and TransportError."""
+        self._store.listen(self._registered_elsewhere)
         await self._store.open()
         try:
             self._build(await self._store.secret())
@@ -124,7 +125,6 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._layer = TransactionLayer(self._endpoint, Timers(), new_id, clock, loop.call_later)
         self._proxy.layer = self._layer
-        self._store.listen(self._registered_elsewhere)
 
     def _realm(self) -> Realm:
         listeners, sip = self._listeners, self._config.sip

@@ -19,6 +19,7 @@ from sipush.core.registration import (
     refuse,
     register,
     rejection_response,
+    wants_location,
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
@@ -80,8 +81,7 @@ class Registrar:
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
     ) -> None:
         now = time.time()
-        star = request.headers.get("contact") == "*"
-        stored = await self.store.lookup(aor, now) if star else None
+        stored = await self.store.lookup(aor, now) if wants_location(request) else None
         decision = register(request, aor, transaction.flow.name, self.policy, now, location=stored)
         location: Location | Refusal
         match decision:
