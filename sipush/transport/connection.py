@@ -44,9 +44,10 @@ class Limits:
 class ConnectionTable:
     """The open connections of one server. Tells the receiver once when one of them ends."""
 
-    def __init__(self, receiver: Receiver, limits: Limits) -> None:
-        self.receiver = receiver
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.receiver: Receiver
+        "To be set before the first connection."
         self._open: dict[str, Connection] = {}
         self._incoming: Counter[str] = Counter()
         self._process = secrets.token_hex(8)
@@ -54,9 +55,6 @@ class ConnectionTable:
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
-
-    def __len__(self) -> int:
-        return len(self._open)
 
     def flow(self, name: str) -> Connection | None:
         """The open connection of that name."""

@@ -44,17 +44,16 @@ class Listeners:
 
         Raises ConfigError when a certificate cannot be used.
         """
-        self._limits = limits or Limits()
         self._client_tls = client_tls
         self._configs = [(c, None if c.tls is None else ServerTls([c.tls])) for c in configs]
         self._udp: dict[ListenAddress, UdpListener] = {}
         self._servers: dict[ListenAddress, asyncio.Server] = {}
-        self._table: ConnectionTable
+        self._table = ConnectionTable(limits or Limits())
         self._connects: dict[tuple[str, Address, str], asyncio.Task[Connection]] = {}
 
     async def open(self, receiver: Receiver) -> None:
         """Open every listener, or none. Raises TransportError naming the one that cannot be."""
-        self._table = ConnectionTable(receiver, self._limits)
+        self._table.receiver = receiver
         for config, tls in self._configs:
             try:
                 await self._open_one(config, tls, receiver)
@@ -95,7 +94,7 @@ class Listeners:
             server.close()
 
     async def close(self) -> None:
-        """Close everything, and wait until it is. May be called twice."""
+        """Close everything, and wait until it is. May be called twice, and before ``open``."""
         self.stop_accepting()
         for task in self._connects.values():
             task.cancel()
@@ -110,8 +109,8 @@ class Listeners:
 
     @property
     def families(self) -> set[socket.AddressFamily]:
-        """The address families we listen on."""
-        return {family_of(address.bound[0]) for address in self.addresses}
+        """The address families we listen on, known before ``open``."""
+        return {family_of(config.address) for config, _ in self._configs}
 
     def is_ours(self, host: str, port: int | None) -> bool:
         """Whether host (lower-case, no brackets) and port of a URI name one of our listeners."""
@@ -155,7 +154,7 @@ class Listeners:
             return self._udp_flow(remote)
         if transport not in ("TCP", "TLS"):
             raise TransportError(f"{transport} {format_address(remote)}: not for outgoing flows")
-        key = (transport, remote, server_name)
+        key = (transport, remote, server_name.strip("[]") if transport == "TLS" else "")
         task = self._connects.get(key)
         if task is None or _is_over(task):
             task = asyncio.create_task(self._connect(*key))

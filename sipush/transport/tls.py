@@ -45,8 +45,13 @@ class _Certificate:
     """One certificate, ready to be shown."""
 
     def __init__(self, config: TlsConfig) -> None:
-        self.context = _server_context(config)
-        leaf = x509.load_pem_x509_certificate(config.certificate.read_bytes())
+        try:
+            self.context = _server_context(config)
+            leaf = x509.load_pem_x509_certificate(config.certificate.read_bytes())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            files = f"certificate {config.certificate}, private_key {config.private_key}"
+            raise ConfigError([f"tls: {files}: {reason}"]) from error
         self.expires = leaf.not_valid_after_utc
         try:
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -63,13 +68,8 @@ class _Certificate:
 def _server_context(config: TlsConfig) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        # The empty password keeps OpenSSL from asking for one on the terminal.
-        context.load_cert_chain(config.certificate, config.private_key, password=lambda: "")
-    except OSError as error:
-        reason = error.strerror or error
-        files = f"certificate {config.certificate}, private_key {config.private_key}"
-        raise ConfigError([f"tls: {files}: {reason}"]) from error
+    # The empty password keeps OpenSSL from asking for one on the terminal.
+    context.load_cert_chain(config.certificate, config.private_key, password=lambda: "")
     return context
 
 

@@ -137,7 +137,10 @@ async def test_a_server_we_have_no_way_to_is_an_error(
         await listeners.connect(transport, remote)
 
 
-async def test_closing_twice_is_harmless(listen: Open) -> None:
+async def test_closing_before_opening_or_twice_is_harmless(listen: Open) -> None:
+    unopened = Listeners([ListenConfig(transport="tcp", address="::1", port=0)])
+    assert unopened.families == {socket.AF_INET6}
+    await unopened.close()
     listeners = await listen("udp", "tcp", "ws")
     await listeners.close()
     await listeners.close()
