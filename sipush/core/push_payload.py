@@ -170,6 +170,8 @@ def clean(text: str, keep: str = "") -> str:
     Control characters (but those in ``keep``), line separators, lone surrogates and
     bidirectional overrides go.
     """
+    if text.isprintable():
+        return text
     return "".join(
         c
         for c in text
@@ -194,7 +196,6 @@ def _template(profile: Profile, kind: PushKind) -> Mapping[str, str]:
 
 
 def _fields(request: PushRequest, text: str) -> dict[str, str]:
-    text = clean(text, "\n\t")
     caller = _caller(request)
     return {
         "from_user": clean(request.from_user),
@@ -232,12 +233,13 @@ def _caller(request: PushRequest) -> str:
 
 
 def _aps(request: PushRequest, text: str) -> dict[str, Any]:
-    body = clean(text, "\n\t") if request.kind is PushKind.MESSAGE else _title(request)
+    body = text if request.kind is PushKind.MESSAGE else _title(request)
     return {"alert": {"title": _caller(request), "body": body}, "sound": "default"}
 
 
 def _fitted(build: Callable[[str], Mapping[str, Any]], text: str, limit: int) -> bytes:
-    """The encoded payload with as many characters of the text as the limit allows."""
+    """The encoded payload with as much of the text, cleaned, as the limit allows."""
+    text = clean(text[:limit], "\n\t")
     payload = encode(build(text))
     if len(payload) <= limit:
         return payload

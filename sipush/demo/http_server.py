@@ -72,6 +72,8 @@ class HttpServerOptions:
 
     tls_delay: float = 0.0
     "Seconds between TCP and TLS."
+    slow_handshakes: int | None = None
+    "How many connections ``tls_delay`` holds up; None: all."
     first_stream_limit: int | None = 1
     "MAX_CONCURRENT_STREAMS before the first valid token; None: no limit."
     stream_limit: int = 1000
@@ -123,7 +125,7 @@ class HttpServer:
     async def _accepted(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with connection:
-            await asyncio.sleep(self._options.tls_delay)
+            await asyncio.sleep(self._tls_delay())
             reader = asyncio.StreamReader()
             protocol = asyncio.StreamReaderProtocol(reader)
             with suppress(OSError):  # the client left, or does not trust us
@@ -135,6 +137,14 @@ class HttpServer:
                     await self._serve(reader, writer)
                 finally:
                     transport.abort()
+
+    def _tls_delay(self) -> float:
+        if self._options.slow_handshakes is None:
+            return self._options.tls_delay
+        if self._options.slow_handshakes == 0:
+            return 0.0
+        self._options.slow_handshakes -= 1
+        return self._options.tls_delay
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tls = writer.get_extra_info("ssl_object")

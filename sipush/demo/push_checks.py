@@ -8,6 +8,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -107,14 +108,15 @@ def _check_apns_headers(headers: dict[str, str]) -> list[Violation]:
 
 
 def _check_apns_payload(request: HttpRequest) -> list[Violation]:
-    voip = request.headers.get("apns-push-type") == "voip"
+    push_type = request.headers.get("apns-push-type")
+    voip = push_type == "voip"
     limit = 5120 if voip else 4096
     if len(request.body) > limit:
         return [Violation(413, "PayloadTooLarge", f"{len(request.body)} bytes of {limit}")]
     payload = read_json(request.body)
     if not payload:
         return [Violation(400, "PayloadEmpty", "no JSON object")]
-    if not voip and "alert" not in payload.get("aps", {}):
+    if push_type == "alert" and "alert" not in payload.get("aps", {}):
         return [Violation(400, "BadRequest", "an alert without aps.alert")]
     return []
 
@@ -123,8 +125,12 @@ class FcmChecks:
     """The rules of the token endpoint and of ``messages:send``."""
 
     def __init__(self, credentials: Credentials, access_token: str) -> None:
-        self._key = _service_account_public_key(credentials)
+        self._credentials = credentials
         self._access_token = access_token
+
+    @cached_property
+    def _key(self) -> rsa.RSAPublicKey:
+        return _service_account_public_key(self._credentials)
 
     def check_assertion(self, request: HttpRequest, token_uri: str) -> list[Violation]:
         """RFC 7523: the assertion that buys an access token."""

@@ -83,9 +83,6 @@ def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
         private_key = None
     if not isinstance(private_key, ec.EllipticCurvePrivateKey) or private_key.key_size != 256:
         raise _Invalid("key_file", f"{config.key_file} is not an EC P-256 key as Apple issues it")
-    for name in ("key_id", "team_id"):
-        if not getattr(config, name):
-            raise _Invalid(name, "is empty; Apple's are 10 letters and digits")
     try:
         host_and_port(config.server or "")
     except ValueError:

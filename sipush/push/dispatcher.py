@@ -33,7 +33,7 @@ class Dispatcher:
     def __init__(self, apps: Mapping[str, App], *, clock: Callable[[], float] = time.time) -> None:
         self._lanes = _lanes(apps)
         self._clock = clock
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Lane] = {}
 
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push, repeated where its service allows it, never past its deadline."""
@@ -51,15 +51,15 @@ class Dispatcher:
         old, self._lanes = self._lanes, _lanes(apps)
         for lane in _each(old):
             task = asyncio.ensure_future(lane.retire())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = lane
+            task.add_done_callback(self._retiring.pop)
 
     async def close(self) -> None:
         """Close all connections now. May be called twice."""
+        lanes = [*_each(self._lanes), *self._retiring.values()]
         for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        for lane in _each(self._lanes):
+        for lane in lanes:
             await lane.provider.close()
 
     def _lane(self, record: PushRecord) -> _Lane | None:

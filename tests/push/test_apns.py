@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from sipush.core.bindings import Platform
-from sipush.core.push_request import PushResult
-from sipush.demo.push_service import DEFAULT_APP, PushService
+from sipush.core.push_request import PushKind, PushResult
+from sipush.demo.http_server import Act
+from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push.apns import ApnsProvider
 from sipush.push.http_client import client_context
 
-from .conftest import VOIP_TOKEN, call
+from .conftest import ALERT_TOKEN, VOIP_TOKEN, call
 
 
-def provider_for(service: PushService, *servers: str) -> ApnsProvider:
+def provider_for(
+    service: PushService, *servers: str, ca_file: Path | None = None, alpn: str = "h2"
+) -> ApnsProvider:
     config = service.apns_config()
     return ApnsProvider(
         config,
         bundle_id=DEFAULT_APP,
         key=config.key_file.read_text(),
         profile="portsip",
-        tls=client_context(config.ca_file, "h2"),
+        tls=client_context(ca_file or config.ca_file, alpn),
         servers=servers,
     )
 
@@ -51,6 +56,54 @@ async def test_a_call_goes_to_the_voip_token_as_apple_documents_it(
     assert push.payload["x-push-id"] == request.push_id
 
 
+async def test_a_call_to_an_app_without_callkit_is_an_alert_to_its_message_token(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    await apns.send(call(Platform.APNS, call_token=""))
+    push = await service.next_push()
+    assert service.violations == []
+    assert push.token == ALERT_TOKEN
+    assert push.headers["apns-topic"] == DEFAULT_APP
+    assert push.payload["aps"]["alert"] == {"title": "Alice", "body": "Incoming call"}
+
+
+async def test_a_message_is_an_alert_with_its_text(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    request = call(Platform.APNS, kind=PushKind.MESSAGE, push_id="17", text="Lunch?")
+    outcome = await apns.send(request)
+    push = await service.next_push()
+    assert outcome.result is PushResult.ACCEPTED
+    assert service.violations == []
+    assert push.headers["apns-push-type"] == "alert"
+    assert push.payload["aps"]["alert"]["body"] == "Lunch?"
+    assert push.payload["x-push-id"] == "17"
+
+
+async def test_the_end_of_a_call_is_never_pushed(apns: ApnsProvider, service: PushService) -> None:
+    outcome = await apns.send(call(Platform.APNS, kind=PushKind.CANCEL))
+    assert outcome.result is PushResult.BAD_REQUEST
+    assert service.pushes == []
+
+
+async def test_a_token_that_would_leave_the_path_is_not_sent(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    outcome = await apns.send(call(Platform.APNS, call_token="../../admin?x="))
+    assert (outcome.result, outcome.reason) == (PushResult.BAD_REQUEST, "BadDeviceToken")
+    assert service.pushes == []
+
+
+async def test_two_devices_of_one_call_are_both_pushed(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    first = call(Platform.APNS, call_token="aa" * 32)
+    second = call(Platform.APNS, call_token="bb" * 32, push_id=first.push_id)
+    outcomes = await asyncio.gather(apns.send(first), apns.send(second))
+    assert [o.result for o in outcomes] == [PushResult.ACCEPTED] * 2
+    assert sorted(p.token for p in service.pushes) == ["aa" * 32, "bb" * 32]
+
+
 async def test_fifty_sends_at_a_cold_start_all_arrive_once(
     apns: ApnsProvider, service: PushService
 ) -> None:
@@ -60,3 +113,96 @@ async def test_fifty_sends_at_a_cold_start_all_arrive_once(
     assert sorted(p.token for p in service.pushes) == [f"{n:064x}" for n in range(50)]
     assert service.violations == []
     assert service.connections_accepted == 1
+
+
+async def test_cancelling_one_of_many_sends_disturbs_no_other(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    await apns.send(call(Platform.APNS))
+    service.misbehave("aa" * 32, Misbehaviour(act=Act.SILENCE))
+    victim = asyncio.ensure_future(apns.send(call(Platform.APNS, call_token="aa" * 32)))
+    others = [call(Platform.APNS, call_token=f"{n:064x}") for n in range(50)]
+    sends = asyncio.gather(*(apns.send(r) for r in others))
+    await service.next_push()
+    await service.next_push()
+    victim.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await victim
+    assert {o.result for o in await sends} == {PushResult.ACCEPTED}
+    assert all(len(service.pushes_to(r.record.call_token)) == 1 for r in others)
+    assert service.connections_accepted == 1
+
+
+async def test_a_connection_outlives_more_error_bodies_than_its_window_holds(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    service.misbehave(VOIP_TOKEN, Misbehaviour(400, "x" * 4000))
+    for _ in range(25):  # 100,000 bytes; the window is 65,535
+        outcome = await apns.send(call(Platform.APNS))
+        assert outcome.status == 400
+    assert service.connections_accepted == 1
+
+
+async def test_a_connection_gone_deaf_is_replaced(apns: ApnsProvider, service: PushService) -> None:
+    service.misbehave(VOIP_TOKEN, Misbehaviour(act=Act.DEAF, times=1))
+    lost = await apns.send(call(Platform.APNS))
+    assert lost.result is PushResult.RETRYABLE
+    found = await apns.send(call(Platform.APNS))
+    assert found.result is PushResult.ACCEPTED
+    assert service.connections_accepted == 2
+
+
+async def test_silence_for_the_only_granted_stream_opens_another_connection(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    service.options.http.stream_limit = 1
+    service.misbehave("aa" * 32, Misbehaviour(act=Act.SILENCE))
+    silent = asyncio.ensure_future(apns.send(call(Platform.APNS, call_token="aa" * 32)))
+    await service.next_push()
+    stalled = await apns.send(call(Platform.APNS))
+    assert (stalled.result, stalled.reason) == (PushResult.RETRYABLE, "no stream granted")
+    served = await apns.send(call(Platform.APNS))
+    assert served.result is PushResult.ACCEPTED
+    assert service.connections_accepted == 2
+    silent.cancel()
+    await asyncio.wait([silent])
+
+
+async def test_all_connections_of_a_team_share_one_token(service: PushService) -> None:
+    first, second = provider_for(service), provider_for(service)
+    await first.send(call(Platform.APNS))
+    await second.send(call(Platform.APNS))
+    await first.close()
+    await second.close()
+    assert service.connections_accepted == 2
+    assert len({push.headers["authorization"] for push in service.pushes}) == 1
+
+
+async def test_a_foreign_ca_is_refused(service: PushService, foreign_ca: Path) -> None:
+    provider = provider_for(service, ca_file=foreign_ca)
+    outcome = await provider.send(call(Platform.APNS))
+    assert (outcome.result, outcome.reason) == (PushResult.CONFIG, "certificate not trusted")
+    assert service.pushes == []
+
+
+async def test_a_certificate_for_another_name_is_refused(service: PushService) -> None:
+    provider = provider_for(service, f"127.0.0.2:{service.port}")
+    outcome = await provider.send(call(Platform.APNS))
+    assert outcome.result is not PushResult.ACCEPTED
+    assert service.pushes == []
+
+
+async def test_a_server_without_http2_gets_nothing(service: PushService) -> None:
+    provider = provider_for(service, alpn="http/1.1")
+    outcome = await provider.send(call(Platform.APNS))
+    assert (outcome.result, outcome.reason) == (
+        PushResult.RETRYABLE,
+        "the server does not speak HTTP/2",
+    )
+    assert service.pushes == []
+
+
+async def test_nobody_listening_can_be_tried_again(service: PushService) -> None:
+    provider = provider_for(service, "127.0.0.1:1")
+    outcome = await provider.send(call(Platform.APNS))
+    assert (outcome.result, outcome.reason) == (PushResult.RETRYABLE, "cannot connect")

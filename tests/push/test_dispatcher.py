@@ -1,0 +1,207 @@
+"""The dispatcher: which service, how often, how long, and what is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from structlog.testing import capture_logs
+
+from sipush.core.bindings import Platform
+from sipush.core.push_request import PushOutcome, PushRequest, PushResult
+from sipush.demo.http_server import Act
+from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
+from sipush.push.dispatcher import Dispatcher, build_apps
+
+from .conftest import ALERT_TOKEN, FCM_TOKEN, VOIP_TOKEN, call
+
+pytestmark = pytest.mark.filterwarnings("ignore:Message.token is deprecated")
+
+
+@pytest.fixture
+async def dispatcher(service: PushService) -> AsyncIterator[Dispatcher]:
+    dispatcher = Dispatcher(build_apps({DEFAULT_APP: service.app_config(webhook=True)}))
+    yield dispatcher
+    await dispatcher.close()
+
+
+@dataclass
+class ScriptedProvider:
+    """A service of our own: another implementation of the port."""
+
+    outcomes: list[PushOutcome] = field(default_factory=list)
+    name: str = "scripted"
+    max_in_flight: int = 2
+    retry_delays: tuple[float, ...] = (0.0,)
+    sent: list[PushRequest] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def send(self, request: PushRequest) -> PushOutcome:
+        self.sent.append(request)
+        self.began.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        if not self.outcomes:
+            raise RuntimeError(f"cannot push {request.record.call_token}")
+        return self.outcomes.pop(0)
+
+    async def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize("platform", list(Platform))
+async def test_a_push_goes_to_the_service_of_its_platform(
+    platform: Platform, dispatcher: Dispatcher, service: PushService
+) -> None:
+    outcome = await dispatcher.send(call(platform))
+    assert outcome.result is PushResult.ACCEPTED
+    assert (await service.next_push()).service == platform.value
+
+
+async def test_a_platform_without_a_service_goes_to_the_webhook(service: PushService) -> None:
+    config = service.app_config(webhook=True).model_copy(update={"apns": None})
+    dispatcher = Dispatcher(build_apps({DEFAULT_APP: config}))
+    await dispatcher.send(call(Platform.APNS))
+    await dispatcher.close()
+    assert (await service.next_push()).service == "webhook"
+
+
+@pytest.mark.parametrize("app_id", ["com.example.unknown", "COM.EXAMPLE.SOFTPHONE"])
+async def test_an_unknown_app_is_an_alarm_and_not_a_lost_token(
+    app_id: str, dispatcher: Dispatcher
+) -> None:
+    outcome = await dispatcher.send(call(Platform.APNS, app_id=app_id))
+    assert outcome.result is PushResult.CONFIG
+
+
+async def test_nothing_is_sent_after_the_deadline(
+    dispatcher: Dispatcher, service: PushService
+) -> None:
+    outcome = await dispatcher.send(call(Platform.APNS, hold=-1))
+    assert outcome.result is PushResult.TIMED_OUT
+    assert service.pushes == []
+
+
+@pytest.mark.parametrize(
+    ("platform", "token"), [(Platform.APNS, VOIP_TOKEN), (Platform.FCM, FCM_TOKEN)]
+)
+async def test_a_retry_that_would_come_too_late_is_not_waited_for(
+    platform: Platform, token: str, dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.misbehave(token, Misbehaviour(503, retry_after="60"))
+    outcome = await dispatcher.send(call(platform))
+    assert outcome.result is PushResult.RETRYABLE
+    assert len(service.pushes_to(token)) == 1
+
+
+@pytest.mark.parametrize(("platform", "silent"), [(Platform.APNS, 60), (Platform.FCM, 20)])
+async def test_more_silent_devices_than_may_be_in_flight_delay_no_other(
+    platform: Platform, silent: int, dispatcher: Dispatcher, service: PushService
+) -> None:
+    tokens = [f"{n:064x}" for n in range(silent)]
+    for token in tokens:
+        service.misbehave(token, Misbehaviour(act=Act.SILENCE))
+    stuck = [
+        asyncio.ensure_future(dispatcher.send(call(platform, call_token=t, hold=20)))
+        for t in tokens
+    ]
+    outcome = await dispatcher.send(call(platform, hold=20))
+    assert outcome.result is PushResult.ACCEPTED
+    assert not any(send.done() for send in stuck)
+    for send in stuck:
+        send.cancel()
+    await asyncio.wait(stuck)
+
+
+@pytest.mark.parametrize("platform", list(Platform))
+async def test_a_stalled_handshake_ends_with_the_hold(
+    platform: Platform, dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.options.http.tls_delay = 60
+    outcome = await dispatcher.send(call(platform, hold=1))
+    assert outcome.result is PushResult.TIMED_OUT
+    assert service.pushes == []
+
+
+async def test_a_handshake_stalled_once_does_not_cost_the_call(
+    dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.options.http.tls_delay = 60
+    service.options.http.slow_handshakes = 1
+    outcome = await dispatcher.send(call(Platform.APNS))
+    assert outcome.result is PushResult.ACCEPTED
+    assert len(service.pushes) == 1
+
+
+async def test_a_bug_in_a_provider_costs_one_push_and_tells_no_token() -> None:
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: ScriptedProvider()}})
+    with capture_logs() as logs:
+        outcome = await dispatcher.send(call(Platform.APNS))
+    assert outcome.result is PushResult.BAD_REQUEST
+    assert [entry["event"] for entry in logs] == ["push_failed", "push_finished"]
+    assert VOIP_TOKEN not in json.dumps(logs)
+
+
+async def test_a_cancelled_send_gives_its_place_back() -> None:
+    provider = ScriptedProvider(hold=asyncio.Event(), max_in_flight=1)
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
+    first = asyncio.ensure_future(dispatcher.send(call(Platform.APNS)))
+    await provider.began.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    provider.outcomes = [PushOutcome(PushResult.ACCEPTED)]
+    assert provider.hold is not None
+    provider.hold.set()
+    assert (await dispatcher.send(call(Platform.APNS))).result is PushResult.ACCEPTED
+
+
+async def test_replaced_services_finish_their_sends_before_they_close() -> None:
+    accepted = PushOutcome(PushResult.ACCEPTED)
+    old = ScriptedProvider([accepted], hold=asyncio.Event())
+    new = ScriptedProvider([accepted])
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: old}})
+    under_way = asyncio.ensure_future(dispatcher.send(call(Platform.APNS)))
+    await old.began.wait()
+    dispatcher.replace({DEFAULT_APP: {Platform.APNS: new}})
+    assert (await dispatcher.send(call(Platform.APNS))).result is PushResult.ACCEPTED
+    assert len(new.sent) == 1
+    assert not old.closed.is_set()
+    assert old.hold is not None
+    old.hold.set()
+    assert (await under_way).result is PushResult.ACCEPTED
+    await asyncio.wait_for(old.closed.wait(), 5)
+    await dispatcher.close()
+    await dispatcher.close()
+    assert new.closed.is_set()
+
+
+async def test_closing_ends_services_that_were_still_to_close() -> None:
+    old = ScriptedProvider(hold=asyncio.Event())
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: old}})
+    under_way = asyncio.ensure_future(dispatcher.send(call(Platform.APNS)))
+    await old.began.wait()
+    dispatcher.replace({})
+    await dispatcher.close()
+    assert old.closed.is_set()
+    under_way.cancel()
+    await asyncio.wait([under_way])
+
+
+@pytest.mark.parametrize("platform", list(Platform))
+async def test_every_outcome_is_one_line_without_tokens(
+    platform: Platform, dispatcher: Dispatcher
+) -> None:
+    request = call(platform)
+    with capture_logs() as logs:
+        await dispatcher.send(request)
+    (line,) = logs
+    assert line["push_id"] == request.push_id
+    assert line["result"] == "accepted"
+    assert line.keys() >= {"app_id", "platform", "device", "reason", "status", "duration"}
+    for token in (VOIP_TOKEN, ALERT_TOKEN, FCM_TOKEN, request.record.device):
+        assert token not in json.dumps(logs)
