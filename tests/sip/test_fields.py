@@ -1,0 +1,60 @@
+import pytest
+
+from sipush.errors import MessageError
+from sipush.sip.fields import CSeq, NameAddr, parse_cseq, parse_name_addr, parse_via
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "display", "tag"),
+    [
+        ("<sip:a@b>;tag=1", "sip:a@b", "", "1"),
+        ('"J, \\"R\\" <x>" <sip:a@b;lr> ;tag=1', "sip:a@b;lr", 'J, "R" <x>', "1"),
+        ("Alice Liddell <sip:a@b>", "sip:a@b", "Alice Liddell", None),
+        ("sip:a@b;tag=1", "sip:a@b", "", "1"),
+        ("tel:+1212", "tel:+1212", "", None),
+    ],
+)
+def test_addresses_are_read_in_every_form(
+    text: str, uri: str, display: str, tag: str | None
+) -> None:
+    address = parse_name_addr(text)
+    assert (address.uri, address.display_name, address.tag) == (uri, display, tag)
+
+
+def test_a_parameter_before_the_bracket_belongs_to_the_uri() -> None:
+    assert parse_name_addr("<sip:a@b;tag=uri>;tag=header").tag == "header"
+
+
+@pytest.mark.parametrize("text", ["", "bob", '"open <sip:a@b>', "<sip:a@b", "<sip:a b>", "<a>"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(MessageError):
+        parse_name_addr(text)
+
+
+def test_an_address_is_written_in_brackets_with_its_name_quoted() -> None:
+    address = NameAddr("sip:a@b", 'Al "x"', {"tag": "1", "lr": None})
+    assert str(address) == '"Al \\"x\\"" <sip:a@b>;tag=1;lr'
+    assert parse_name_addr(str(address)) == address
+
+
+def test_a_via_is_read_whatever_its_spaces() -> None:
+    via = parse_via("SIP / 2.0 / udp [2001:db8::1] : 5060 ;branch=z9hG4bK1;rport")
+    assert str(via) == "SIP/2.0/UDP [2001:db8::1]:5060;branch=z9hG4bK1;rport"
+    assert (via.branch, via.sent_by) == ("z9hG4bK1", "[2001:db8::1]:5060")
+
+
+@pytest.mark.parametrize("text", ["", "SIP/2.0/UDP", "SIP/3.0/UDP a", "SIP/2.0/UDP a:0"])
+def test_what_is_no_via_is_refused(text: str) -> None:
+    with pytest.raises(MessageError):
+        parse_via(text)
+
+
+@pytest.mark.parametrize("text", ["1 INVITE", "0001\tINVITE", "1    INVITE"])
+def test_a_cseq_is_read_whatever_its_spaces(text: str) -> None:
+    assert parse_cseq(text) == CSeq(1, "INVITE")
+
+
+@pytest.mark.parametrize("text", ["", "1", "INVITE", "-1 INVITE", "2147483648 INVITE", "1 IN VITE"])
+def test_what_is_no_cseq_is_refused(text: str) -> None:
+    with pytest.raises(MessageError):
+        parse_cseq(text)

@@ -1,0 +1,56 @@
+from sipush.sip.headers import Headers, canonical_name, field_value
+from sipush.sip.message import parse_datagram
+from tests.sip.messages import request_bytes
+
+
+def headers(*lines: str) -> Headers:
+    return parse_datagram(request_bytes(extra=lines)).headers
+
+
+def test_compact_and_long_names_are_one_name() -> None:
+    assert canonical_name("i") == canonical_name("CALL-id") == "call-id"
+    assert headers("m: <sip:a@b>").get("contact") == "<sip:a@b>"
+
+
+def test_folded_lines_are_one_value() -> None:
+    assert field_value("Subject: a\r\n\tb\r\n  c ") == "a b c"
+
+
+def test_values_are_split_at_commas_over_all_lines() -> None:
+    route = headers("Route: <sip:a;lr>, <sip:b>", "Route: <sip:c>")
+    assert route.values("route") == ["<sip:a;lr>", "<sip:b>", "<sip:c>"]
+
+
+def test_the_first_value_is_taken_off_and_the_others_stay() -> None:
+    route = headers("Route: <sip:a>, <sip:b>", "Route: <sip:c>")
+    taken = [route.pop_first_value("route", "Route") for _ in range(4)]
+    assert taken == ["<sip:a>", "<sip:b>", "<sip:c>", None]
+
+
+def test_the_first_value_is_replaced_and_the_others_stay() -> None:
+    route = headers("Route: <sip:a>, <sip:b>")
+    route.replace_first_value("route", "Route", "<sip:x>")
+    assert route.values("route") == ["<sip:x>", "<sip:b>"]
+
+
+def test_a_prepended_line_stands_before_its_kind() -> None:
+    fields = headers()
+    fields.prepend("Via", "SIP/2.0/TCP x;branch=z9hG4bK9")
+    assert fields.fields[0] == ("via", "Via: SIP/2.0/TCP x;branch=z9hG4bK9")
+    assert len(fields.lines("via")) == 2
+
+
+def test_set_replaces_all_lines_where_the_first_stood() -> None:
+    fields = Headers([("x-a", "X-A: 1"), ("x-b", "X-B: 1"), ("x-a", "X-A: 2")])
+    fields.set("X-A", "3")
+    fields.set("X-C", "4")
+    assert [line for _, line in fields] == ["X-A: 3", "X-B: 1", "X-C: 4"]
+    fields.remove("x-a")
+    assert "x-a" not in fields
+
+
+def test_a_copy_has_lines_of_its_own() -> None:
+    original = Headers([("a", "A: 1")])
+    copied = original.copy()
+    copied.append("B", "2")
+    assert "b" not in original

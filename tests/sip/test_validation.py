@@ -1,0 +1,63 @@
+import pytest
+
+from sipush.errors import MessageError
+from sipush.sip.message import make_response
+from sipush.sip.validation import check, stamp_received
+from tests.sip.messages import request
+
+REMOTE = ("203.0.113.9", 40_000)
+
+
+@pytest.mark.parametrize("uri", ["sip:bob@example.com", "tel:+1212", "urn:service:sos"])
+def test_a_sound_request_passes(uri: str) -> None:
+    check(request(uri=uri))
+
+
+@pytest.mark.parametrize("name", ["via", "from", "to", "call-id", "cseq"])
+def test_a_response_without_what_a_request_gave_it_is_refused(name: str) -> None:
+    response = make_response(request(), 200)
+    response.headers.remove(name)
+    with pytest.raises(MessageError, match="Missing") as caught:
+        check(response)
+    assert caught.value.message is response
+
+
+def test_a_field_repeated_with_the_same_value_is_tolerated() -> None:
+    repeated = request()
+    repeated.headers.append("Max-Forwards", "70")
+    check(repeated)
+
+
+# Bad requests: tests/server/test_bad_input.py has a row for each fault.
+
+
+@pytest.mark.parametrize(
+    ("via", "stamped"),
+    [
+        ("SIP/2.0/UDP 10.0.0.1;branch=b;rport", ";branch=b;rport=40000;received=203.0.113.9"),
+        ("SIP/2.0/UDP 10.0.0.1;rport;branch=b", ";rport=40000;branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP 10.0.0.1;rport=7;branch=b", ";rport=40000;branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP 10.0.0.1;branch=b", ";branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP 10.0.0.1;received=6.6.6.6;branch=b", ";branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP 203.0.113.9;branch=b", ";branch=b"),
+    ],
+)
+def test_the_top_via_says_where_the_request_came_from(via: str, stamped: str) -> None:
+    stamped_request = request(via=via)
+    stamp_received(stamped_request, REMOTE)
+    host = via.partition(";")[0]
+    assert stamped_request.headers.lines("via") == [("via", f"Via: {host}{stamped}")]
+
+
+def test_other_vias_on_the_line_stay_as_they_are() -> None:
+    stamped = request(via="SIP/2.0/UDP 10.0.0.1;rport;branch=b ,  SIP/2.0/TCP x;rport")
+    stamp_received(stamped, REMOTE)
+    assert stamped.headers.get("via") == (
+        "SIP/2.0/UDP 10.0.0.1;rport=40000;branch=b;received=203.0.113.9 ,  SIP/2.0/TCP x;rport"
+    )
+
+
+def test_an_ipv6_source_is_written_without_brackets() -> None:
+    stamped = request(via="SIP/2.0/UDP [2001:db8::1];branch=b;rport")
+    stamp_received(stamped, ("2001:db8::2", 5060))
+    assert stamped.top_via.params["received"] == "2001:db8::2"
