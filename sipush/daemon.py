@@ -172,7 +172,7 @@ class Daemon:
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
             return
-        for section in ("sip", "listen", "store"):
+        for section in ("sip", "listen", "store", "log"):
             if getattr(config, section) != getattr(self._config, section):
                 log.warning("restart_needed", section=section)
         self._config = config
@@ -180,7 +180,6 @@ class Daemon:
         self._subscribers.replace(subscribers(config.users))
         self._registrar.policy = registration_policy(config)
         self._proxy.policy = proxy_policy(config)
-        logs.configure(config.log)
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
 
     async def _drain(self) -> None:
