@@ -59,7 +59,7 @@ async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: Wo
     call = await alice.call("bob")
     await world.pushes.next()
 
-    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_sha256": ha1("dave", "sha256")}
+    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_md5": ha1("dave")}
     daemon.settings["apps"][OTHER_APP] = world.pushes.app_settings(OTHER_APP)
     daemon.reload()
     await daemon.log_event("reloaded")
@@ -96,7 +96,7 @@ async def test_sigterm_lets_a_held_call_end_and_takes_no_new_one(
 
     daemon.terminate()
     await daemon.log_event("draining")
-    refused = await carol.call("bob", challenged=False)
+    refused = await carol.call("bob")
     assert (await refused.final()).status == 503
 
     reborn = await world.phone(daemon, "bob", "UDP")
