@@ -117,7 +117,7 @@ class Daemon:
             bucket=self._bucket,
             dispatcher=self._dispatcher,
             transports=self._listeners,
-            resolver=Resolver(),
+            resolver=Resolver(self._listeners.families),
             new_id=new_id,
             clock=clock,
         )
@@ -132,7 +132,7 @@ class Daemon:
             tuple(domain.lower() for domain in sip.domains),
             frozenset(alias.lower() for alias in sip.aliases),
             listeners.is_ours,
-            lambda host: any(a.is_reached_at(host, a.bound[1]) for a in listeners.addresses),
+            lambda host: any(address.is_host(host) for address in listeners.addresses),
         )
 
     # -- several processes on one store --

@@ -116,6 +116,12 @@ class ListenAddress:
         host, port = split_host_port(self.advertise)
         return format_address((host, self.bound[1] if port is None else port))
 
+    def is_host(self, host: str) -> bool:
+        """Whether a host (lower-case, without brackets) names where this listener is."""
+        if self.advertise is not None and host == split_host_port(self.advertise)[0].lower():
+            return True
+        return is_ip(host) and self.is_bound_to((host, self.bound[1]))
+
     def is_reached_at(self, host: str, port: int | None) -> bool:
         """Whether host (without brackets) and port of a URI name this listener."""
         if port is None:
