@@ -164,9 +164,11 @@ def server_key(request: Request, via: Via, method: str) -> TransactionKey:
     RFC 2543 rules hold, less the To tag: an INVITE has none where its ACK has the response's.
     """
     branch = via.branch
-    if branch.startswith(BRANCH_COOKIE):
-        return method, branch, via.sent_by.lower()
     cseq = str(request.cseq.number)
+    if branch.startswith(BRANCH_COOKIE):
+        # Some phones answer a challenge in the branch of the challenged request. Without the CSeq
+        # that would be its retransmission, and they would never get in.
+        return method, branch, via.sent_by.lower(), cseq
     from_tag = request.from_.tag or ""
     return method, request.uri, request.call_id, from_tag, cseq, via.sent_by.lower(), branch
 
