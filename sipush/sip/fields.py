@@ -66,7 +66,7 @@ class NameAddr:
 
 _SPACE = re.compile(r"\s")
 _NAME_ADDR = re.compile(
-    rf"(?P<display>{QUOTED_STRING}|(?:{TOKEN}[ \t]*)*|[^<>\"]*?)[ \t]*<(?P<uri>[^<>]*)>"
+    rf"(?P<display>{QUOTED_STRING}[ \t]*|[^<>\"]*)<(?P<uri>[^<>]*)>"
     r"[ \t]*(?P<params>;.*)?",
     re.DOTALL,
 )
@@ -125,7 +125,7 @@ class Via:
 
 _VIA = re.compile(
     rf"[Ss][Ii][Pp]\s*/\s*2\.0\s*/\s*(?P<transport>{TOKEN})\s+"
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)\s*(?::\s*(?P<port>[0-9]{1,5}))?\s*"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?:\s*:\s*(?P<port>[0-9]{1,5}))?\s*"
     r"(?P<params>;.*)?",
     re.DOTALL,
 )

@@ -16,6 +16,7 @@ from sipush.sip.status import Status
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
+MAX_HEADER_LINES = 200
 
 
 class Message:
@@ -137,9 +138,12 @@ def parse_head(head: bytes) -> Request | Response:
     Raises MessageError: 505 for another SIP version, else 400; its ``message`` holds what could be
     read of a request, so that it can be answered.
     """
-    lines = head.decode("utf-8", "surrogateescape").split("\r\n")
+    lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
     message, fault = _parse_start_line(lines[0])
     fields = message.headers.fields
+    if len(lines) > MAX_HEADER_LINES + 1:
+        fault = fault or MessageError("Too Many Header Fields")
+        del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
     stray = head.count(b"\r") + head.count(b"\n") != 2 * (len(lines) - 1)
     for line in lines[1:]:

@@ -58,3 +58,20 @@ def test_a_cseq_is_read_whatever_its_spaces(text: str) -> None:
 def test_what_is_no_cseq_is_refused(text: str) -> None:
     with pytest.raises(MessageError):
         parse_cseq(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 60_000 + '" <', " " * 60_000 + '" <', '"' + "\\" * 60_000, "a " * 30_000 + "<"],
+)
+@pytest.mark.timeout(5)
+def test_a_hostile_address_costs_no_more_than_its_length(text: str) -> None:
+    with pytest.raises(MessageError):
+        parse_name_addr(text)
+
+
+@pytest.mark.parametrize("text", ["SIP/2.0/UDP a" + " " * 60_000 + "x", "SIP" + " " * 60_000])
+@pytest.mark.timeout(5)
+def test_a_hostile_via_costs_no_more_than_its_length(text: str) -> None:
+    with pytest.raises(MessageError):
+        parse_via(text)

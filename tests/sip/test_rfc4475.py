@@ -34,7 +34,7 @@ REFUSED = {
     "mcl01": (400, "Conflicting Content-Length"),
     "mismatch01": (400, "CSeq Method Does Not Match Request"),
     "mismatch02": (400, "CSeq Method Does Not Match Request"),
-    "multi01": (400, "Conflicting CSeq"),
+    "multi01": (400, "Conflicting To"),
     "ncl": (400, "Malformed Content-Length"),
     "novelsc": (416, "Unsupported URI Scheme"),
     "quotbal": (400, "Malformed Address in To"),
