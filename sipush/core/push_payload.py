@@ -53,7 +53,6 @@ _PORTSIP = {
 }
 _PORTSIP_MESSAGE = _PORTSIP | {
     "message_id": "{push_id}",
-    "portsip-push-id": "{push_id}",
     "mime_type": "{mime_type}",
 }
 _DIALSTACK = {

@@ -100,6 +100,8 @@ class ServiceOptions:
     token_delay: float = 0.0
     "Seconds the OAuth endpoint thinks."
     token_status: int = 200
+    token_lifetime: int = 3599
+    "Seconds; clients think of a new one 225 s earlier."
 
 
 class PushService:
@@ -311,7 +313,11 @@ class PushService:
                 self.options.token_status, dict(_JSON), body, delay=self.options.token_delay
             )
         self.tokens_issued += 1
-        grant = {"access_token": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 3599}
+        grant = {
+            "access_token": ACCESS_TOKEN,
+            "token_type": "Bearer",
+            "expires_in": self.options.token_lifetime,
+        }
         return HttpReply(
             200, dict(_JSON), json.dumps(grant).encode(), delay=self.options.token_delay
         )

@@ -111,9 +111,13 @@ class ApnsConnection(asyncio.Protocol):
         Raises StreamLostError when the service refused or lost the request.
         """
         await self._stream_granted(len(body))
-        stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
-        self._h2.send_data(stream_id, body, end_stream=True)
+        try:
+            stream_id = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream_id, headers)
+            self._h2.send_data(stream_id, body, end_stream=True)
+        except ProtocolError:  # no stream ids left
+            self._lose("protocol error")
+            raise StreamLostError("protocol error") from None
         stream = self._streams[stream_id] = _Stream(self._loop.create_future())
         self._flush()
         self._watch()
@@ -149,6 +153,7 @@ class ApnsConnection(asyncio.Protocol):
     def _forget(self, stream_id: int) -> None:
         """Free a stream whose answer nobody waits for any more."""
         self._streams.pop(stream_id, None)
+        self._stalled = False
         if not self.closed:
             with suppress(ProtocolError):  # already ended: the usual case
                 self._h2.reset_stream(stream_id, ErrorCodes.CANCEL)
@@ -205,7 +210,6 @@ class ApnsConnection(asyncio.Protocol):
                 if stream is not None and len(stream.body) < BODY_LIMIT:
                     stream.body += event.data
             case StreamEnded():
-                self._stalled = False
                 self._complete(event.stream_id)
             case StreamReset():
                 self._fail(event.stream_id, f"stream reset, error {int(event.error_code)}")

@@ -110,13 +110,18 @@ class FcmProvider:
         )
 
     async def _have_access_token(self) -> None:
-        """One fetch serves everybody who waits, and goes on when one of them is cancelled."""
-        if self._app is not None and self._account.token_state is TokenState.FRESH:
+        """One fetch serves everybody who waits, and goes on when one of them is cancelled.
+
+        A token about to expire is still used, so that a token server in trouble costs no call.
+        """
+        state = self._account.token_state
+        if state is TokenState.FRESH:
             return
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._refresh())
             self._refreshing.add_done_callback(self._refreshed)
-        await asyncio.shield(self._refreshing)
+        if state is TokenState.INVALID:
+            await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> None:
         await _in_thread(self._fetch_access_token)

@@ -8,6 +8,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 
@@ -19,6 +20,8 @@ from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after
 SIGNATURE_HEADER = "X-Sipush-Signature"
 ANSWER_TIMEOUT = 5.0
 "Seconds until a receiver must have answered; the same event is then sent again."
+BODY_LIMIT = 8192
+"Bytes of an answer that are worth reading to keep its connection."
 
 
 class WebhookProvider:
@@ -57,6 +60,9 @@ class WebhookProvider:
         post = self._client.stream("POST", self._config.url, content=body, headers=headers)
         try:
             async with post as response:
+                if int(response.headers.get("content-length", BODY_LIMIT)) < BODY_LIMIT:
+                    with suppress(httpx.HTTPError):  # the status has told all we ask
+                        await response.aread()  # then the connection can serve the next event
                 return _outcome(response)
         except httpx.HTTPError as error:
             if distrusted(error):

@@ -81,7 +81,7 @@ def test_a_portsip_message_is_an_alert_with_its_text_type_and_ids() -> None:
     payload = json.loads(push.payload)
     assert payload["aps"]["alert"] == {"title": "Alice", "body": "Lunch?"}
     assert (payload["msg_type"], payload["msg_content"]) == ("im", "Lunch?")
-    assert payload["message_id"] == payload["x-push-id"] == payload["portsip-push-id"] == "17"
+    assert payload["message_id"] == payload["x-push-id"] == "17"
     assert payload["mime_type"] == "text/plain"
 
 

@@ -106,6 +106,16 @@ async def test_a_refused_access_token_is_an_alarm(fcm: FcmProvider, service: Pus
     assert (await fcm.send(call(Platform.FCM))).result is PushResult.ACCEPTED
 
 
+async def test_a_token_about_to_expire_serves_while_its_server_is_down(
+    fcm: FcmProvider, service: PushService
+) -> None:
+    service.options.token_lifetime = 100
+    assert (await fcm.send(call(Platform.FCM))).result is PushResult.ACCEPTED
+    service.options.token_status = 401
+    assert (await fcm.send(call(Platform.FCM))).result is PushResult.ACCEPTED
+    assert service.tokens_issued == 1
+
+
 async def test_after_a_401_the_access_token_is_fetched_anew(
     fcm: FcmProvider, service: PushService
 ) -> None:
