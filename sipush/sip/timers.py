@@ -9,6 +9,8 @@ from enum import Enum
 class Timer(Enum):
     """The timers of the four transaction machines."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hash is slow for a table's key
+
     A = "A"
     "INVITE request retransmission, unreliable transports."
     B = "B"

@@ -22,6 +22,8 @@ from sipush.sip.timers import Timer
 class State(Enum):
     """Where a transaction stands."""
 
+    __hash__ = object.__hash__  # as in Timer
+
     INITIAL = "initial"
     CALLING = "calling"
     TRYING = "trying"
@@ -36,6 +38,8 @@ class State(Enum):
 
 class Event(Enum):
     """What can happen to a transaction, besides a Timer that fires."""
+
+    __hash__ = object.__hash__  # as in Timer
 
     START = "start"
     REQUEST = "request"
