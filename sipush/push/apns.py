@@ -6,9 +6,7 @@ import asyncio
 import json
 import re
 import ssl
-import time
 import uuid
-from collections.abc import Callable
 from functools import lru_cache
 from typing import cast
 
@@ -58,7 +56,6 @@ class ApnsProvider:
         profile: Profile,
         tls: ssl.SSLContext,
         servers: tuple[str, ...] = (),
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """``key`` is the PEM text. ``servers``: host:port of the environment and of the other one;
         empty for Apple's, or for ``config.server`` alone."""
@@ -67,7 +64,6 @@ class ApnsProvider:
         self._key = key
         self._profile = profile
         self._tls = tls
-        self._clock = clock
         self._servers = servers or _servers(config)
         self._pools: dict[str, APNsKeyConnectionPool] = {}
 
