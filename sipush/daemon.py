@@ -6,6 +6,7 @@ import asyncio
 import resource
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.server.endpoint import Endpoint
+from sipush.server.held_calls import HeldCalls
 from sipush.server.proxy import Proxy, ProxyPolicy
 from sipush.server.push_bucket import PushBucket
 from sipush.server.registrar import Registrar
@@ -69,6 +71,7 @@ class Daemon:
         self._listeners = Listeners(config.listen, limits)
         self._dispatcher = Dispatcher(build_apps(config.apps))
         self._bucket = PushBucket()
+        self._held_calls = HeldCalls(self._store)
         self._tasks = Tasks()
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
@@ -80,7 +83,9 @@ class Daemon:
         try:
             self._build(await self._store.secret())
             await self._listeners.open(self._layer)
+            self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
+            self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
             await self._tell()
             await self._stopping.wait()
             await self._drain()
@@ -118,6 +123,7 @@ class Daemon:
             dispatcher=self._dispatcher,
             transports=self._listeners,
             resolver=Resolver(self._listeners.families),
+            held_calls=self._held_calls,
             new_id=new_id,
             clock=clock,
         )
@@ -201,6 +207,7 @@ class Daemon:
     async def _close(self) -> None:
         for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):
             await part.close()
+        await self._held_calls.close()
         await self._listeners.close()
         await self._store.close()
         log.info("stopped")
@@ -210,19 +217,21 @@ class Daemon:
     async def _tell(self) -> None:
         """What an operator wants to see first."""
         config = self._config
-        listen = [
-            f"{address.transport.lower()}/{format_address(address.bound)}"
-            for address in self._listeners.addresses
-        ]
         log.info(
             "ready",
-            listen=listen,
+            listen=self._doors(),
             domains=config.sip.domains,
             store=store_name(config),
             users=await self._some_users(),
             apps=sorted(config.apps),
         )
         systemd.notify("READY=1")
+
+    def _doors(self) -> list[str]:
+        return [
+            f"{address.transport.lower()}/{format_address(address.bound)}"
+            for address in self._listeners.addresses
+        ]
 
     async def _some_users(self) -> list[str]:
         """The first few users: a store may hold a million."""

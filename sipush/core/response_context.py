@@ -288,9 +288,12 @@ class ResponseContext:
         return [Retransmit(branch.id) for branch in waiting]
 
     def push_finished(self, branch_id: int, result: PushResult, now: float) -> list[Action]:
-        """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2)."""
+        """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2).
+
+        Silence is no failure: the push may have arrived all the same.
+        """
         branch = self.branches[branch_id]
-        if result is PushResult.ACCEPTED:
+        if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
             return []
         branch.awaited = False
         disowned = result is PushResult.TOKEN_DEAD
@@ -350,6 +353,11 @@ class ResponseContext:
         for branch in self._in(BranchState.CALLING, BranchState.PROBING):
             _finish(branch, Status.REQUEST_TERMINATED)
         return actions + self._settle(now)
+
+    def resume_ringback(self, now: float) -> None:
+        """Go on repeating the ringback after the process that began it has died."""
+        if self.ringback is not None and any(self._in(BranchState.WAKING, BranchState.PROBING)):
+            self._ringback_at = now
 
     def timer_fired(self, now: float) -> list[Action]:
         """Do what has become due: probe, Bucket Timer, Timer C, the caller's ringback."""

@@ -16,6 +16,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._locations: dict[Aor, Location] = {}
         self._subscribers: dict[Aor, Subscriber] = {}
+        self._held_calls: dict[tuple[str, str], bytes] = {}
         self._secret = secrets.token_bytes(32)
 
     async def open(self) -> None:
@@ -50,6 +51,18 @@ class MemoryStore:
         """Every AOR with a binding or push record."""
         for aor in list(self._locations):
             yield aor
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        """Store or replace a held call, as far as this store stores anything."""
+        self._held_calls[owner, held_id] = held
+
+    async def remove_held_call(self, owner: str, held_id: str) -> None:
+        """The call is over."""
+        self._held_calls.pop((owner, held_id), None)
+
+    async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
+        """Those of an earlier life, which can only have been in this process."""
+        return [held for (who, _), held in self._held_calls.items() if own and who == owner]
 
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""

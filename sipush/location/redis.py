@@ -14,7 +14,7 @@ from sipush.core.location_update import live
 from sipush.errors import LocationError
 from sipush.location import redis_rows as rows
 from sipush.location.redis_connection import RedisPipeline
-from sipush.location.redis_script import BIND, LOOKUP, REMOVE_PUSH_RECORD
+from sipush.location.redis_script import BIND, CLAIM_HELD_CALLS, LOOKUP, REMOVE_PUSH_RECORD
 from sipush.location.store import WakeListener
 
 _SCAN_COUNT = b"500"
@@ -108,6 +108,30 @@ class RedisStore:
             if aor not in seen:
                 seen.add(aor)
                 yield aor
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        """Store or replace a held call."""
+        await self._redis.call(b"HSET", self._held_calls(owner), rows.encode(held_id), held)
+
+    async def remove_held_call(self, owner: str, held_id: str) -> None:
+        """The call is over."""
+        await self._redis.call(b"HDEL", self._held_calls(owner), rows.encode(held_id))
+
+    async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
+        """Take over the calls of owners whose lease has run out by Redis's clock."""
+        calls: list[bytes] = await self._redis.call(
+            b"1",
+            self._prefix + b":{held}:leases",
+            self._held_calls(""),
+            rows.encode(owner),
+            repr(lease).encode(),
+            b"1" if own else b"0",
+            script=CLAIM_HELD_CALLS,
+        )
+        return calls
+
+    def _held_calls(self, owner: str) -> bytes:
+        return self._prefix + b":{held}:calls:" + rows.encode(owner)
 
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""

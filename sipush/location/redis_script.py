@@ -192,3 +192,25 @@ end
 return redis.call('HDEL', KEYS[1], ARGV[1])
 """
 )
+
+CLAIM_HELD_CALLS = Script(
+    b"""-- KEYS: leases. ARGV: prefix of the owners' call hashes, owner, lease (s), own (1, 0).
+-- Renews the owner's lease and returns the calls that become its own: those of owners whose lease
+-- has run out, with own also what it stored in an earlier life.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local prefix, owner, taken = ARGV[1], ARGV[2], {}
+if ARGV[4] == '1' then taken = redis.call('HVALS', prefix .. owner) end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), owner)
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)) do
+  local flat = redis.call('HGETALL', prefix .. dead)
+  for i = 1, #flat, 2 do
+    redis.call('HSET', prefix .. owner, flat[i], flat[i + 1])
+    taken[#taken + 1] = flat[i + 1]
+  end
+  redis.call('DEL', prefix .. dead)
+  redis.call('ZREM', KEYS[1], dead)
+end
+return taken
+"""
+)

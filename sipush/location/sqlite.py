@@ -29,6 +29,7 @@ _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
 _PUT_BINDING = f"INSERT OR REPLACE INTO bindings ({rows.BINDING}) VALUES {_TWELVE}"
 _PUT_RECORD = f"INSERT OR REPLACE INTO push_records ({rows.PUSH_RECORD}) VALUES {_TWELVE}"
 _PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
+_PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,?,?)"
 _DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
 _DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
 _PURGE = tuple(
@@ -119,6 +120,29 @@ class SqliteStore:
         async for row in self._pages(_AORS_AFTER):
             yield rows.texts(row)[0]
 
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        """Store or replace a held call."""
+        row = (held_id, owner, held.decode("ascii"))
+        await self._write(lambda connection: _run(connection, _PUT_HELD_CALL, row))
+
+    async def remove_held_call(self, owner: str, held_id: str) -> None:
+        """The call is over."""
+        sql, key = "DELETE FROM held_calls WHERE id = ? AND owner = ?", (held_id, owner)
+        await self._write(lambda connection: _run(connection, sql, key))
+
+    async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
+        """All there are, when we start: only one daemon uses a file, so their process is dead."""
+        if not own:
+            return []
+
+        def job(connection: sqlite3.Connection) -> list[bytes]:
+            connection.execute("UPDATE held_calls SET owner = ?", (owner,))
+            return [
+                str(row[0]).encode() for row in connection.execute("SELECT held FROM held_calls")
+            ]
+
+        return await self._write(job)
+
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""
 
@@ -174,6 +198,10 @@ class SqliteStore:
 
     async def _read(self, job: Job[T]) -> T:
         return await _running(self._reader).run(job)
+
+
+def _run(connection: sqlite3.Connection, sql: str, values: tuple[str, ...]) -> None:
+    connection.execute(sql, values)
 
 
 def _running(worker: SqliteWorker | None) -> SqliteWorker:

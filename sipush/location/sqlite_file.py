@@ -56,6 +56,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        """CREATE TABLE held_calls (
+            id TEXT NOT NULL PRIMARY KEY,
+            owner TEXT NOT NULL,       -- the process that holds it
+            held TEXT NOT NULL         -- JSON
+        ) WITHOUT ROWID""",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

@@ -39,6 +39,19 @@ class LocationStore(Protocol):
     def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record, in no order (for the CLI; may be slow)."""
 
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        """Store or replace a held call (ASCII JSON) of the process ``owner``."""
+
+    async def remove_held_call(self, owner: str, held_id: str) -> None:
+        """The call is over."""
+
+    async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
+        """Renew our lease, for ``lease`` seconds; take over the calls of processes without one.
+
+        Returns the calls taken over, which now are ours; with ``own`` also those that ``owner``
+        itself stored in an earlier life. No call is ever given to two processes.
+        """
+
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""
 

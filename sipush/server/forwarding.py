@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 import structlog
 
 from sipush.core.bindings import Aor, Location, Platform, PushRecord, Subscriber
+from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
 from sipush.core.push_request import PushKind, PushRequest
 from sipush.core.response_context import (
@@ -141,6 +142,27 @@ class Forwarding:
                     self.tell("device_registered", device=fingerprint(target.device))
                     self._perform(self.context.binding_refreshed(target, self._now))
 
+    def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
+        """Go on where another process stopped; ``locations`` are those of the watched users."""
+        self.started = True
+        for branch in self.context.branches:
+            if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
+                self._resume_branch(branch.id, held.attempts.get(str(branch.id)))
+        for aor, location in locations.items():
+            new = {b.device for b in location.bindings if b.registered_epoch > held.saved_epoch}
+            self.registered(aor, location, new)
+        self._perform(self.context.timer_fired(self._now))
+
+    def _resume_branch(self, branch: int, attempt: tuple[str, str] | None) -> None:
+        """Send it again in the same client transaction: the phone knows it, or gets it now."""
+        self.attempts[branch] = _Attempt()
+        via_branch, flow_name = attempt or ("", "")
+        flow = self.proxy.transports.flow(flow_name)
+        if flow is None or flow.closed:
+            self._perform(self.context.flow_failed(branch, self._now))
+        else:
+            self._send(branch, flow, via_branch)
+
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""
         self._cancel_reason = cancel.headers.get("reason")
@@ -164,6 +186,7 @@ class Forwarding:
         finally:
             self._performing = False
         self._arm_timer()
+        self.proxy.held_calls.changed(self)
         if self.context.done:
             self.finish()
 
@@ -236,7 +259,7 @@ class Forwarding:
         if self.context.branches[branch].state is not BranchState.COMPLETED:
             self._send(branch, flow)
 
-    def _send(self, branch: int, flow: Flow) -> None:
+    def _send(self, branch: int, flow: Flow, via_branch: str = "") -> None:
         target = self.context.branches[branch].target
         forwarded = forward_request(
             self.request,
@@ -250,7 +273,7 @@ class Forwarding:
         attempt.handle = self.proxy.layer.send_request(
             forwarded,
             flow,
-            self.proxy.new_branch(self.request),
+            via_branch or self.proxy.new_branch(self.request),
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
@@ -315,6 +338,12 @@ class Forwarding:
     async def _push(self, branch: int, deadline: float) -> None:
         record = self.context.branches[branch].target.push
         assert record is not None
+        if not self.context.branches[branch].awaited:
+            return
+        # Stored first: a crash in between may cost the push, but never sends it twice.
+        await self.proxy.held_calls.store(self)
+        if not self.context.branches[branch].awaited:
+            return
         request = self._push_request(PushKind.CALL, record, deadline)
         outcome = await self.proxy.dispatcher.send(request)
         self._perform(self.context.push_finished(branch, outcome.result, self._now))
@@ -358,7 +387,6 @@ class Forwarding:
     async def _fall_back(self, status: int) -> None:
         """Find where the call goes now: a URI of another server, or another user of ours."""
         uri = self.fallbacks[self.fallbacks_tried]
-        self.fallbacks_tried += 1
         self.diversion = Diversion(self.request.uri, status)
         self.tell("falling_back", to=uri, status=status)
         try:
@@ -366,6 +394,7 @@ class Forwarding:
         except (LocationError, MessageError) as error:
             self.log.warning("fallback_failed", to=uri, reason=str(error))
             targets = []
+        self.fallbacks_tried += 1
         self._perform(self.context.fall_back(targets, self._now))
 
     def add_fallback(self, uri: str) -> None:

@@ -14,10 +14,12 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
+from sipush.core.held_call import HeldCall, thaw
 from sipush.core.outbound import RouteToken
 from sipush.core.response_context import ResponseContext, Target
 from sipush.core.routing import (
     AppPolicy,
+    Diversion,
     Realm,
     Rejection,
     TargetPolicy,
@@ -36,13 +38,15 @@ from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.answers import DRAINING, answer_for_server, reject, respond
 from sipush.server.forwarding import Forwarding
+from sipush.server.held_calls import HeldCalls
 from sipush.server.push_bucket import PushBucket
+from sipush.server.return_flow import ReturnFlow
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer
 from sipush.sip.digest import find_credentials
 from sipush.sip.fields import parse_name_addr
-from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response
+from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri
 from sipush.transport.address import is_ip
@@ -87,6 +91,7 @@ class Proxy:
     dispatcher: Dispatcher
     transports: Transports
     resolver: Resolver
+    held_calls: HeldCalls
     new_id: Callable[[], str]
     clock: Callable[[], float]
     layer: TransactionLayer = field(init=False)
@@ -142,6 +147,42 @@ class Proxy:
         finally:
             if not forwarding.started:
                 forwarding.finish()
+
+    async def resume(self, held: HeldCall) -> None:
+        """Go on with a call that another process held."""
+        request = parse_datagram(held.request)
+        assert isinstance(request, Request)
+        flow = self._way_back(held.flow, request)
+        transaction = self.layer.adopt_request(flow, request)
+        context = thaw(held.context, self.clock(), time.time())
+        forwarding = Forwarding(
+            self,
+            transaction,
+            request,
+            context,
+            held.push_id,
+            held.tag,
+            caller_aor=held.caller_aor,
+            fallbacks=list(held.fallbacks),
+            fallbacks_tried=held.fallbacks_tried,
+            diversion=Diversion(*held.diversion) if held.diversion else None,
+            policy=TargetPolicy(self.policy.apps, self._is_live, _consents_to_calls),
+            created_epoch=held.created_epoch,
+        )
+        self._forwardings[transaction] = forwarding
+        locations = {}
+        for aor in held.aors:
+            subscriber = await self.subscribers.get(aor)
+            if subscriber is not None:
+                forwarding.watch(subscriber)
+                locations[aor] = await self.store.lookup(aor, time.time())
+        log.info("call_resumed", call_id=request.call_id, aors=held.aors)
+        forwarding.resume(held, locations)
+
+    def _way_back(self, name: str, request: Request) -> Flow:
+        """The flow of that name, or what RFC 3261 §18.2.2 says when it is gone."""
+        flow = self.transports.flow(name)
+        return flow if flow is not None else ReturnFlow(self.transports, request.top_via)
 
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
         """A CANCEL for a request under way."""

@@ -29,6 +29,10 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("internal_error", exc_info=error)
 
+    async def finish(self) -> None:
+        """Wait for what still runs."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def close(self) -> None:
         """Cancel what still runs and wait for it."""
         for task in self._running:

@@ -391,6 +391,19 @@ class TransactionLayer:
         request.headers.prepend("Via", f"{sent_by};branch={branch};rport")
         return self._start_client(request, flow, branch, on_response, on_failure)
 
+    def adopt_request(self, flow: Flow, request: Request) -> ServerTransactionHandle:
+        """Go on with the server transaction of an INVITE that another process accepted.
+
+        ``request`` is as it was handed over then. The caller gets another 100.
+        """
+        key = server_key(request, request.top_via, request.method)
+        server = self._servers[key] = _Server(self, key, flow, request)
+        self._started()
+        handle = server.handle
+        assert handle is not None
+        handle.respond(make_response(request, Status.TRYING))
+        return handle
+
     def send_stateless(self, message: Message, flow: Flow) -> None:
         """Send a message as it is, outside any transaction; lost when the flow cannot take it."""
         try:

@@ -321,6 +321,30 @@ async def test_many_subscribers_are_each_listed_once(store: LocationStore):
     assert set(listed) == people
 
 
+async def test_a_held_call_is_claimed_by_the_next_life_of_its_owner(store: LocationStore):
+    await store.put_held_call("a", "1", b'{"n": 1}')
+    await store.put_held_call("a", "1", b'{"n": 2}')
+    await store.put_held_call("a", "2", b'{"odd": "\\udce9"}')
+    assert sorted(await store.claim_held_calls("a", 10, own=True)) == [
+        b'{"n": 2}',
+        b'{"odd": "\\udce9"}',
+    ]
+
+
+async def test_a_call_that_is_over_is_not_claimed(store: LocationStore):
+    await store.put_held_call("a", "1", b"{}")
+    await store.remove_held_call("a", "1")
+    await store.remove_held_call("a", "unknown")
+    assert await store.claim_held_calls("a", 10, own=True) == []
+
+
+async def test_the_calls_of_a_living_process_are_left_to_it(store: LocationStore):
+    await store.claim_held_calls("a", 10, own=True)
+    await store.put_held_call("a", "1", b"{}")
+    assert await store.claim_held_calls("b", 10, own=False) == []
+    assert await store.claim_held_calls("a", 10, own=False) == []
+
+
 async def test_the_secret_stays_the_same(store: LocationStore):
     secret = await store.secret()
     assert len(secret) == 32

@@ -266,3 +266,17 @@ async def test_a_closed_store_says_so(store: RedisStore):
     await store.close()
     with pytest.raises(LocationError, match="closed"):
         await store.lookup(AOR, NOW)
+
+
+async def test_the_calls_of_a_dead_node_are_taken_over_by_one_other(
+    store: RedisStore, other_node: RedisStore
+):
+    await store.claim_held_calls("dead", 0.01, own=True)
+    await store.put_held_call("dead", "1", b"{}")
+    async with asyncio.timeout(5):
+        while not (taken := await other_node.claim_held_calls("alive", 10, own=True)):
+            pass  # until the lease of 10 ms has run out
+    assert taken == [b"{}"]
+    assert await store.claim_held_calls("third", 10, own=True) == []
+    await other_node.remove_held_call("alive", "1")
+    assert await other_node.claim_held_calls("alive", 10, own=True) == []

@@ -1,0 +1,102 @@
+"""Held calls outlive their process: written down while they wait, taken over after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sipush.core.held_call import HeldCall, freeze
+from sipush.errors import LocationError
+from sipush.location.store import LocationStore
+from sipush.server.tasks import Tasks
+
+if TYPE_CHECKING:
+    from sipush.server.forwarding import Forwarding
+
+LEASE = 15.0
+"Seconds after its last sign of life that a process keeps its held calls."
+
+log = structlog.get_logger()
+
+
+class HeldCalls:
+    """The calls of this process that the store knows, and those of the dead."""
+
+    def __init__(self, store: LocationStore) -> None:
+        self.owner = ""
+        "This process, named by what it listens on: so it finds its own after a restart."
+        self._store = store
+        self._tasks = Tasks()
+        self._stored: set[str] = set()
+
+    def changed(self, forwarding: Forwarding) -> None:
+        """The state of a request changed: write it down, or forget it when it is over."""
+        held_id = forwarding.push_id
+        if forwarding.context.done:
+            if held_id in self._stored:
+                self._stored.discard(held_id)
+                self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
+        elif held_id in self._stored:
+            self._tasks.spawn(self.store(forwarding))
+
+    async def store(self, forwarding: Forwarding) -> None:
+        """Write a held call down; without a store it goes on, but would not survive a crash."""
+        self._stored.add(forwarding.push_id)
+        held = describe(forwarding)
+        await self._quietly(self._store.put_held_call(self.owner, held.id, held.to_json()))
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except LocationError as error:
+            log.warning("held_call_not_stored", reason=str(error))
+
+    async def take_over(self, resume: Callable[[HeldCall], Awaitable[None]]) -> None:
+        """Resume our calls of an earlier life, then for ever those whose process has died."""
+        own = True
+        while True:
+            try:
+                stored = await self._store.claim_held_calls(self.owner, LEASE, own=own)
+            except LocationError as error:
+                log.warning("held_calls_not_claimed", reason=str(error))
+            else:
+                own = False
+                for text in stored:
+                    held = HeldCall.from_json(text)
+                    self._stored.add(held.id)
+                    await resume(held)
+            await asyncio.sleep(LEASE / 3)
+
+    async def close(self) -> None:
+        """Finish writing. What is still held is left for the next process."""
+        await self._tasks.finish()
+
+
+def describe(forwarding: Forwarding) -> HeldCall:
+    """Everything another process needs to go on with this request."""
+    now = asyncio.get_running_loop().time()
+    diversion = forwarding.diversion
+    return HeldCall(
+        id=forwarding.push_id,
+        request=forwarding.request.to_bytes(),
+        flow=forwarding.transaction.flow.name,
+        push_id=forwarding.push_id,
+        tag=forwarding.tag,
+        context=freeze(forwarding.context, now, time.time()),
+        attempts={
+            str(branch): (attempt.handle.request.top_via.branch, attempt.handle.flow.name)
+            for branch, attempt in forwarding.attempts.items()
+            if attempt.handle is not None
+        },
+        caller_aor=forwarding.caller_aor,
+        aors=tuple(forwarding.watched),
+        fallbacks=tuple(forwarding.fallbacks),
+        fallbacks_tried=forwarding.fallbacks_tried,
+        diversion=(diversion.uri, diversion.cause) if diversion else None,
+        created_epoch=forwarding.created_epoch,
+        saved_epoch=time.time(),
+    )

@@ -1,0 +1,63 @@
+"""The way back to a caller whose connection is gone (RFC 3261 §18.2.2)."""
+
+from __future__ import annotations
+
+import structlog
+
+from sipush.errors import TransportError
+from sipush.server.tasks import Tasks
+from sipush.sip.fields import Via
+from sipush.transport.address import is_ip
+from sipush.transport.flow import Address, Flow, Transports
+
+log = structlog.get_logger()
+
+_DEFAULT_PORTS = {"TLS": 5061}
+
+
+class ReturnFlow:
+    """Sends responses over a connection opened to where the Via says the caller listens.
+
+    Opened with the first response; what cannot be delivered is lost, as a response may be.
+    """
+
+    def __init__(self, transports: Transports, via: Via) -> None:
+        """``via``: the caller's, stamped with ``received``."""
+        host = (via.params.get("received") or via.host).strip("[]")
+        port = via.port or _DEFAULT_PORTS.get(via.transport, 5060)
+        if via.transport == "UDP" and (rport := via.params.get("rport")):
+            port = int(rport)
+        self.transport = via.transport
+        self.remote: Address = (host, port)
+        self.local: Address = ("", 0)
+        self.sent_by = ""
+        self.name = f"return/{via.transport.lower()}/{host}:{port}"
+        self.closed = False
+        self._transports = transports
+        self._tasks = Tasks()
+        self._flow: Flow | None = None
+        self._unsent: list[bytes] = []
+
+    def send(self, data: bytes) -> None:
+        """See ``Flow``; never raises."""
+        if self._flow is not None and not self._flow.closed:
+            self._flow.send(data)
+            return
+        self._unsent.append(data)
+        if len(self._unsent) == 1:
+            self._tasks.spawn(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            if not is_ip(self.remote[0]):
+                raise TransportError("the Via names no address")
+            self._flow = await self._transports.connect(self.transport, self.remote)
+            for data in self._unsent:
+                self._flow.send(data)
+        except TransportError as error:
+            log.info("response_lost", flow=self.name, reason=str(error))
+        finally:
+            self._unsent.clear()
+
+    def close(self) -> None:
+        """Nothing: the connection belongs to the transports."""

@@ -1,0 +1,102 @@
+"""A held call written down and read again."""
+
+from __future__ import annotations
+
+import pytest
+
+from sipush.core.bindings import Platform, PushRecord
+from sipush.core.held_call import HeldCall, freeze, thaw
+from sipush.core.response_context import (
+    TOMBSTONE,
+    BranchState,
+    Cancel,
+    CancelCause,
+    Forward,
+    RequestPush,
+    Respond,
+    ResponseContext,
+    Target,
+)
+
+RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t", "t", extra={"pn-param": "p"})
+SLEEPING = Target("d", push=RECORD, hold=30)
+AWAKE = Target("d", "sip:bob@h", "tcp/1", ("<sip:edge;lr>",), live=True, push=RECORD, hold=30)
+
+
+def again(context: ResponseContext) -> ResponseContext:
+    """On a machine whose monotonic clock started elsewhere, 5 s later."""
+    return thaw(freeze(context, 100.0, 1_000_000.0), 7.0, 1_000_005.0)
+
+
+def held(**changes: object) -> HeldCall:
+    values = {
+        "id": "1",
+        "request": b"INVITE sip:b@h SIP/2.0\r\nSubject: \xe9\xff \xc3\xa9\r\n\r\n\x00body",
+        "flow": "udp/1/2",
+        "push_id": "1",
+        "tag": "t",
+        "context": {},
+        "attempts": {"0": ("z9hG4bK1", "udp/1/2")},
+        "aors": ("bob@x",),
+        "fallbacks": ("sip:vm@pbx",),
+        "diversion": ("sip:bob@x", 480),
+    }
+    return HeldCall(**values | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"diversion": None, "attempts": {}}])
+def test_a_held_call_comes_back_as_it_was(changes: dict[str, object]) -> None:
+    call = held(**changes)
+    assert HeldCall.from_json(call.to_json()) == call
+    assert call.to_json().isascii()
+
+
+def test_a_device_is_waited_for_until_the_same_moment_and_not_pushed_again() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    assert RequestPush(0, 130.0) in context.start([SLEEPING], 100.0)
+    resumed = again(context)
+    assert resumed.branches[0].target == SLEEPING
+    assert resumed.next_timer() == 7.0 + 25.0
+    assert resumed.binding_refreshed(AWAKE, 8.0) == [Forward(0)]
+    assert resumed.flow_failed(0, 9.0) == []
+    assert resumed.branches[0].state is BranchState.WAKING
+
+
+def test_the_hold_still_ends() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    assert Respond(480, 0) in again(context).timer_fired(7.0 + 25.0)
+
+
+def test_a_ringing_device_can_still_answer() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    context.binding_refreshed(AWAKE, 101.0)
+    context.response_received(0, 180, 102.0)
+    resumed = again(context)
+    assert resumed.branches[0].target == AWAKE
+    assert resumed.response_received(0, 200, 8.0) == [Respond(200, 0)]
+
+
+def test_the_ringback_goes_on() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180, ringback=180)
+    context.start([SLEEPING], 100.0)
+    assert again(context).timer_fired(7.0) == [Respond(180)]
+
+
+def test_a_tombstone_stands_for_the_rest_of_its_time() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    context.cancelled(100.0)
+    resumed = again(context)
+    assert resumed.next_timer() == 7.0 + TOMBSTONE - 5
+    assert resumed.binding_refreshed(AWAKE, 8.0) == [Forward(1), Cancel(1, CancelCause.CALLER)]
+
+
+def test_a_fallback_that_was_being_looked_up_is_looked_up_again() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180, fallback=True)
+    context.start([SLEEPING], 100.0)
+    context.timer_fired(130.0)
+    assert context.falling_back
+    resumed = again(context)
+    assert type(resumed.timer_fired(8.0)[0]).__name__ == "FallBack"
