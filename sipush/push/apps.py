@@ -1,4 +1,7 @@
-"""From ``[apps]`` to push services: every credential is read and checked here."""
+"""From ``[apps]`` to push services: every credential is read and checked here.
+
+A service's library is loaded only when an app is configured for it: they take time and memory.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,11 +20,13 @@ from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig
 from sipush.core.bindings import Platform
 from sipush.core.push_payload import Profile, template_problems
 from sipush.errors import ConfigError
-from sipush.push.apns import ApnsProvider, host_and_port
-from sipush.push.fcm import FcmProvider
 from sipush.push.http_client import client_context
 from sipush.push.provider import PushProvider
-from sipush.push.webhook import WebhookProvider
+
+if TYPE_CHECKING:
+    from sipush.push.apns import ApnsProvider
+    from sipush.push.fcm import FcmProvider
+    from sipush.push.webhook import WebhookProvider
 
 App = Mapping[Platform, PushProvider]
 """The services of one app; a platform without one goes to the webhook, if there is one."""
@@ -76,6 +81,8 @@ def _provider(platform: Platform, app_id: str, config: AppConfig) -> PushProvide
 
 
 def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
+    from sipush.push.apns import ApnsProvider, host_and_port  # noqa: PLC0415
+
     key = _read(config.key_file, "key_file").decode(errors="replace")
     try:
         private_key = load_pem_private_key(key.encode(), None)
@@ -97,6 +104,8 @@ def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
 
 
 def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
+    from sipush.push.fcm import FcmProvider  # noqa: PLC0415
+
     where = config.service_account_file
     try:
         account: Any = json.loads(_read(where, "service_account_file"))
@@ -120,6 +129,8 @@ _ACCOUNT_KEYS = ("project_id", "client_email", "private_key", "token_uri")
 
 
 def _webhook(config: WebhookConfig) -> WebhookProvider:
+    from sipush.push.webhook import WebhookProvider  # noqa: PLC0415
+
     if not _is_https(config.url) and not _is_local(config.url):
         raise _Invalid("url", "must be https:// (http:// only to this machine)")
     secret = _read(config.secret_file, "secret_file").splitlines()
