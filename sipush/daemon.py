@@ -111,6 +111,7 @@ class Daemon:
             self._bucket,
             new_id,
             clock,
+            key,
         )
         self._proxy = Proxy(
             realm=realm,

@@ -34,6 +34,12 @@ class Binding:
     "When it was last refreshed."
 
 
+def without_reg_id(device: str) -> str:
+    """What the flows of one instance have in common (RFC 5626 §4.2): its key without reg-id."""
+    name, _, reg_id = device.rpartition(";")
+    return name if name.startswith("instance:") and reg_id.isdigit() else device
+
+
 class Platform(Enum):
     """The service family a token belongs to."""
 
@@ -84,8 +90,9 @@ class Location:
     push_records: tuple[PushRecord, ...] = ()
 
     def push_record(self, device: str) -> PushRecord | None:
-        """The push record of one device, or None."""
-        return next((r for r in self.push_records if r.device == device), None)
+        """The push record of one device, whichever of its flows brought it, or None."""
+        name = without_reg_id(device)
+        return next((r for r in self.push_records if without_reg_id(r.device) == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,9 @@ class Registration:
     "Replace the record of the same device, and any other record of the AOR with the same tokens."
     push_off: tuple[tuple[str, str], ...] = ()
     "(device, token): push records removed where the device or, if not empty, either token matches."
+    refreshes: tuple[tuple[str, float], ...] = ()
+    """(device, UNIX seconds): due to be pushed by then so that it refreshes its binding; replaces
+    what the device had due before."""
 
 
 class Refusal(Enum):

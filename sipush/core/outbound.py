@@ -11,6 +11,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import sha256
 
+from sipush.core.bindings import Aor, without_reg_id
+
 _MAC_BYTES = 9
 
 
@@ -27,8 +29,19 @@ class RouteToken:
 
 
 def device_digest(device: str) -> str:
-    """A short name for a device key that tells nobody the token or instance in it."""
-    return sha256(device.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    """A short name for a device, on whichever flow, that tells nobody its token or instance."""
+    name = without_reg_id(device)
+    return sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def purr(aor: Aor, device: str, key: bytes) -> str:
+    """The Proxy Unique Registration Reference of a device (RFC 8599 §6.2.1).
+
+    The same for every binding of the device, so that it is known for as long as any dialog lasts.
+    """
+    text = f"{aor}\n{without_reg_id(device)}".encode("utf-8", "surrogateescape")
+    mac = hmac.digest(key, b"purr" + text, "sha256")[:_MAC_BYTES]
+    return urlsafe_b64encode(mac).decode()
 
 
 def encode_route_token(token: RouteToken, key: bytes) -> str:

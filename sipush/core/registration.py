@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -17,6 +16,7 @@ from sipush.core.bindings import (
     Refusal,
     Registration,
 )
+from sipush.core.outbound import purr
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
 from sipush.sip.grammar import quote_string, unquote_string
@@ -29,6 +29,7 @@ from sipush.sip.push_params import (
     PushParams,
     parse_push_headers,
     parse_push_uri_params,
+    without_push_params,
 )
 from sipush.sip.status import Status
 from sipush.sip.uri import contact_key, parse_sip_uri
@@ -38,6 +39,20 @@ HeaderList = tuple[tuple[str, str], ...]
 
 SUPPORTED = ("path", "outbound")
 "Option tags of the registrar (§19.2)."
+
+REFRESH_AHEAD = 150
+"""Seconds before a binding expires that its device is pushed to refresh it: 120 (RFC 8599 §5.5),
+and what it takes to find out that it is time."""
+
+PNSREG = 180
+"Seconds before a binding expires that a phone which can must refresh it unasked (RFC 8599 §8.4)."
+
+SHORTEST_REFRESHED = 2 * PNSREG
+"Seconds. A binding shorter than that would be refreshed more often than a battery bears."
+
+FLOW_TIMER = {True: "30", False: "120"}
+"""For UDP and for connections: seconds within which the phone sends its keep-alives (RFC 5626
+§4.4). NATs forget UDP within half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +110,19 @@ def register(
     policy: RegistrationPolicy,
     now_epoch: float,
     *,
+    key: bytes,
     location: Location | None = None,
 ) -> Decision:
     """Steps 2, 6 and 7 of §10.3 for an authenticated REGISTER that came over ``flow``.
 
     ``location`` is what is stored now, for a request that ``wants_location``: it does not say
-    which device speaks. With None such a phone counts as a new device.
+    which device speaks. With None such a phone counts as a new device. ``key`` makes the PURRs.
     """
     if "require" in request.headers and (missing := _missing(request)):
         headers = (("Unsupported", ", ".join(missing)),)
         return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
     try:
-        return _Register(request, aor, flow, policy, now_epoch, location=location).decide()
+        return _Register(request, aor, flow, policy, now_epoch, key=key, location=location).decide()
     except MessageError as error:
         return Rejection(Status.BAD_REQUEST, error.reason)
     except _TooBriefError:
@@ -115,6 +131,10 @@ def register(
             Status.INTERVAL_TOO_BRIEF.phrase,
             (("Min-Expires", str(policy.min_expires)),),
         )
+    except _NotServedError:
+        not_served = Status.PUSH_NOTIFICATION_SERVICE_NOT_SUPPORTED
+        caps = tuple(("Feature-Caps", _pns(provider)) for provider in _served(policy))
+        return Rejection(not_served, not_served.phrase, caps)
 
 
 def _missing(request: Request) -> list[str]:
@@ -139,6 +159,10 @@ class _TooBriefError(Exception):
     pass
 
 
+class _NotServedError(Exception):
+    """Nobody on the path can push by the service that the phone names (RFC 8599 §5.6.1)."""
+
+
 class _Register:
     """One REGISTER while it is being decided on."""
 
@@ -150,6 +174,7 @@ class _Register:
         policy: RegistrationPolicy,
         now: float,
         *,
+        key: bytes,
         location: Location | None,
     ) -> None:
         self.request = request
@@ -157,6 +182,7 @@ class _Register:
         self.flow = flow
         self.policy = policy
         self.now = now
+        self.key = key
         self.location = location or Location()
         self.call_id = request.call_id
         self.cseq = request.cseq.number
@@ -166,6 +192,7 @@ class _Register:
         self.unbind: list[tuple[str, str]] = []
         self.push: list[PushRecord] = []
         self.push_off: list[tuple[str, str]] = []
+        self.refreshes: list[tuple[str, float]] = []
         self.headers: dict[tuple[str, str], None] = {}
         "A set in order."
         self.fault = ""
@@ -194,6 +221,7 @@ class _Register:
             unbind_all=unbind_all,
             push=tuple(self.push),
             push_off=tuple(self.push_off),
+            refreshes=tuple(self.refreshes),
         )
 
     def _unbind_all(self, contacts: list[str]) -> None:
@@ -219,8 +247,10 @@ class _Register:
         key = contact_key(contact.uri)
         device = self._device(contact, push, key)
         if isinstance(push, PushParams):
-            self._wake_by(push, device, expires)
+            self._wake_by(push, device, expires, "+sip.pnsreg" in contact.params)
         elif push is not None:
+            if push.provider and expires:
+                self._reject_unless_pushed_by_another(push.provider)
             self._warn(push.text)
         if expires == 0:
             self.unbind.append((device, key))
@@ -285,17 +315,27 @@ class _Register:
             outbound = len(self.request.headers.values("via")) == 1
         if outbound:
             self._answer("Require", "outbound")
+            if not self.path:  # the first hop sets it: here that is us
+                self._answer("Flow-Timer", FLOW_TIMER[self.flow.startswith("udp/")])
         return outbound
 
-    def _wake_by(self, push: PushParams, device: str, expires: int | None = None) -> None:
+    def _wake_by(
+        self,
+        push: PushParams,
+        device: str,
+        expires: int | None = None,
+        refreshes_itself: bool = False,
+    ) -> None:
         """Store, refresh or forget how ``device`` is woken, and tell the phone."""
         by_uri = push.dialect in (RFC8599, LINPHONE)
         if push.off or (by_uri and expires == 0):
             # RFC 8599 §4.1: there, push ends with the binding. X-Push has its flags for that.
             self.push_off.append((device, push.token))
             return
-        if by_uri and _pushed_by_another(self.request, push):
+        if by_uri and _pushed_by_another(self.request, push.provider):
             return
+        if push.dialect == RFC8599 and push.provider not in ("", *_served(self.policy)):
+            self._reject_unless_pushed_by_another(push.provider)
         if not push.token:
             self._offer(push)
             return
@@ -309,7 +349,10 @@ class _Register:
             )
             return
         self.push.append(self._record(push, platform, device))
-        self._accept(push)
+        if push.dialect == RFC8599:
+            self._accept_by_feature_caps(push, platform, device, expires or 0, refreshes_itself)
+        else:
+            self._accept(push)
 
     def _record(self, push: PushParams, platform: Platform, device: str) -> PushRecord:
         return PushRecord(
@@ -328,26 +371,51 @@ class _Register:
         )
 
     def _accept(self, push: PushParams) -> None:
-        """Say that push will work: the push header's name, or Feature-Caps (RFC 8599 §5.3)."""
-        if push.dialect == RFC8599:
-            self._answer("Feature-Caps", f'*;+sip.pns="{push.extra["pn-provider"]}"')
-        elif push.dialect != LINPHONE:
-            value = (
-                f"allow-call-push={str(push.allow_call).lower()}"
-                f";allow-message-push={str(push.allow_message).lower()};app-id={push.app_id}"
-            )
-            for name in push.dialect.split(","):
-                self._answer(name, value)
+        """Say that push will work: the push header's name comes back."""
+        if push.dialect == LINPHONE:  # older than any such sign
+            return
+        value = (
+            f"allow-call-push={str(push.allow_call).lower()}"
+            f";allow-message-push={str(push.allow_message).lower()};app-id={push.app_id}"
+        )
+        for name in push.dialect.split(","):
+            self._answer(name, value)
+
+    def _accept_by_feature_caps(
+        self,
+        push: PushParams,
+        platform: Platform,
+        device: str,
+        expires: int,
+        refreshes_itself: bool,
+    ) -> None:
+        """Say that push will work, and what else there is (RFC 8599 §5.4, §5.5, §6.2.1).
+
+        Every VoIP push of Apple's must be reported as a call: it wakes for nothing else.
+        """
+        caps = _pns(push.extra["pn-provider"])
+        quiet = platform is not Platform.APNS
+        if expires >= SHORTEST_REFRESHED:
+            if refreshes_itself:
+                caps += f';+sip.pnsreg="{PNSREG}"'
+            if quiet:
+                self.refreshes.append((device, self.now + expires - REFRESH_AHEAD))
+        if quiet:
+            caps += f';+sip.pnspurr="{purr(self.aor, device, self.key)}"'
+        self._answer("Feature-Caps", caps)
 
     def _offer(self, push: PushParams) -> None:
-        """``pn-provider`` without ``pn-prid`` asks what is supported (RFC 8599 §4.1.1)."""
+        """``pn-provider`` without ``pn-prid`` asks what is supported (RFC 8599 §4.1.2)."""
         if push.dialect != RFC8599:
             return
-        for platform in (Platform.APNS, Platform.FCM):
-            served = any(platform in services for services in self.policy.apps.values())
-            if served and push.provider in ("", platform.value):
-                provider = push.extra["pn-provider"] or platform.value
-                self._answer("Feature-Caps", f'*;+sip.pns="{provider}"')
+        for provider in _served(self.policy):
+            if push.provider in ("", provider):
+                self._answer("Feature-Caps", _pns(push.extra["pn-provider"] or provider))
+
+    def _reject_unless_pushed_by_another(self, provider: str) -> None:
+        """A registrar without apps leaves push alone, as one that knows nothing of it."""
+        if self.policy.apps and not _pushed_by_another(self.request, provider):
+            raise _NotServedError
 
     def _supports(self, option: str) -> bool:
         return option in self.request.headers.values("supported")
@@ -369,13 +437,22 @@ def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | Non
     return Platform.WEBHOOK if Platform.WEBHOOK in services else None
 
 
-def _pushed_by_another(request: Request, push: PushParams) -> bool:
-    """Whether a proxy before us has said that it pushes (RFC 8599 §5.3)."""
-    sign = f'+sip.pns="{push.extra.get("pn-provider", push.provider)}"'.lower()
-    return any(sign in value.lower() for value in request.headers.get_all("feature-caps"))
+def _served(policy: RegistrationPolicy) -> list[str]:
+    """The values of ``pn-provider`` that some app can be pushed by."""
+    services = frozenset[Platform]().union(*policy.apps.values())
+    own = (Platform.APNS, Platform.FCM)
+    return [p.value for p in own if p in services or Platform.WEBHOOK in services]
 
 
-_PUSH_PARAMS = re.compile(r";(?:pn-[^;=?>]*|app-id)(?:=[^;?>]*)?", re.IGNORECASE)
+def _pns(provider: str) -> str:
+    return f'*;+sip.pns="{provider}"'
+
+
+def _pushed_by_another(request: Request, provider: str) -> bool:
+    """Whether a proxy before us has said that it pushes (RFC 8599 §5.6.1.1)."""
+    signs = (f'+sip.pns="{provider}"', f'+sip.pns="{provider}.dev"')
+    values = [value.lower() for value in request.headers.get_all("feature-caps")]
+    return any(sign in value for value in values for sign in signs)
 
 
 def ok_response(
@@ -394,8 +471,8 @@ def ok_response(
     devices = decision.devices if isinstance(decision, Update) else frozenset[str]()
     for binding in location.bindings:
         uri = binding.contact
-        if binding.device not in devices and ";" in uri:
-            uri = _PUSH_PARAMS.sub("", uri)
+        if binding.device not in devices:
+            uri = without_push_params(uri)
         left = max(math.ceil(binding.expires_epoch - now_epoch), 0)
         headers.append("Contact", f"<{uri}>{binding.params};expires={left}")
     for name, value in decision.headers:

@@ -14,6 +14,7 @@ from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, parse_name_addr, parse_via
 from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request, Response
+from sipush.sip.push_params import without_push_params
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, contact_key, parse_sip_uri
 
@@ -252,7 +253,7 @@ def forward_request(
     ``record_routes`` are URIs, the one nearest to the caller first.
     """
     forwarded = request.copy()
-    forwarded.uri = target.uri
+    forwarded.uri = without_push_params(target.uri)
     headers = forwarded.headers
     hops = headers.get("max-forwards")
     headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else int(hops) - 1))
@@ -277,12 +278,12 @@ def _add_diversion(request: Request, uri: str, diversion: Diversion) -> None:
     first = headers.values("history-info")[0]
     index = parse_name_addr(first).params.get("index") or "1"
     cause = quote(f"SIP;cause={diversion.cause}", safe="")
-    entry = f"<{uri}?Reason={cause}>;index={index}.1"
+    entry = f"<{without_push_params(uri)}?Reason={cause}>;index={index}.1"
     headers.append("History-Info", entry)
 
 
 def strip_push_params(message: Message) -> None:
-    """RFC 8599 §4.1: nobody but the registrar needs a device's pn- parameters."""
+    """RFC 8599 §4.1: nobody but the registrar needs what a device can be pushed by."""
     for name, line in message.headers.lines("contact"):
         if ";pn-" in line.lower():
             values = [_without_push_params(value) for value in message.headers.values(name)]
@@ -291,11 +292,8 @@ def strip_push_params(message: Message) -> None:
 
 
 def _without_push_params(contact: str) -> str:
-    address = parse_name_addr(contact)
-    stripped = ";".join(
-        part for part in address.uri.split(";") if not part.lower().startswith("pn-")
-    )
-    return contact.replace(address.uri, stripped, 1)
+    uri = parse_name_addr(contact).uri
+    return contact.replace(uri, without_push_params(uri), 1)
 
 
 def hang_up_requests(sent: Request, answer: Response, realm: Realm) -> tuple[Request, Request]:

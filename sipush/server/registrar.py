@@ -46,6 +46,8 @@ class Registrar:
     bucket: PushBucket
     new_id: Callable[[], str]
     clock: Callable[[], float]
+    key: bytes
+    "Makes the PURRs; the same in every process on one store."
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""
@@ -82,7 +84,9 @@ class Registrar:
     ) -> None:
         now = time.time()
         stored = await self.store.lookup(aor, now) if wants_location(request) else None
-        decision = register(request, aor, transaction.flow.name, self.policy, now, location=stored)
+        decision = register(
+            request, aor, transaction.flow.name, self.policy, now, key=self.key, location=stored
+        )
         location: Location | Refusal
         match decision:
             case Rejection():

@@ -56,10 +56,18 @@ class PushFault:
     text: str
     "For Warning 399: never holds a token."
     dialect: str
+    provider: str = ""
+    "The ``pn-provider`` when it is one that nobody here knows (555, RFC 8599 §8.1)."
 
 
 class _FaultError(Exception):
-    pass
+    provider = ""
+
+
+class _UnknownProviderError(_FaultError):
+    def __init__(self, provider: str) -> None:
+        super().__init__("pn-provider is not supported")
+        self.provider = provider
 
 
 def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
@@ -93,7 +101,7 @@ def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | Push
     try:
         return parse({name: unescape(value or "") for name, value in params.items()})
     except _FaultError as fault:
-        return PushFault(str(fault), dialect)
+        return PushFault(str(fault), dialect, fault.provider)
 
 
 def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
@@ -144,7 +152,7 @@ def _parse_rfc8599(params: dict[str, str]) -> PushParams:
         app_id, call, message = param, prid, prid
         _check_token(prid, "pn-prid")
     else:
-        raise _FaultError("pn-provider is not supported")
+        raise _UnknownProviderError(provider)
     return PushParams(provider, app_id, call, message, dialect=RFC8599, extra=extra)
 
 
@@ -187,6 +195,20 @@ def _parse_linphone(params: dict[str, str]) -> PushParams:
     bundle = app_id.removesuffix(".voip")
     call, message = _split_tokens(token, "voip" if bundle != app_id else "remote")
     return PushParams(provider, bundle, call, message, dialect=LINPHONE, extra=extra)
+
+
+_PARAMS = re.compile(r";(?:pn-(?!purr[=;?])[^;=?]*|app-id)(?:=[^;?]*)?(?=[;?]|$)", re.IGNORECASE)
+
+
+def without_push_params(uri: str) -> str:
+    """A Contact URI as other parties may see it (RFC 8599 §4.1): without tokens.
+
+    ``pn-purr`` stays, for it must come back in the requests of its dialog (§6.1).
+    """
+    if ";" not in uri:
+        return uri
+    user, at, rest = uri.rpartition("@")
+    return user + at + _PARAMS.sub("", rest)
 
 
 _TOKEN = re.compile(r"[!-~]*").fullmatch

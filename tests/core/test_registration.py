@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Refusal
+from sipush.core.outbound import purr
 from sipush.core.registration import (
     Decision,
     Fetch,
@@ -23,6 +24,7 @@ AOR = "101@example.com"
 APP = "com.example.app"
 FLOW = "udp/192.0.2.9:5060/192.0.2.1:5060"
 NOW = 1_800_000_000.0
+KEY = b"k" * 32
 POLICY = RegistrationPolicy(
     min_expires=60,
     max_expires=1800,
@@ -58,7 +60,7 @@ def request(*lines: str) -> Request:
 
 
 def decide(*lines: str) -> Decision:
-    return register(request(*lines), AOR, FLOW, POLICY, NOW)
+    return register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
 
 
 def accept(*lines: str) -> Update:
@@ -221,7 +223,7 @@ def test_a_device_is_its_instance_else_its_token_else_its_contact(
 def test_a_refresh_without_the_token_is_still_the_same_device() -> None:
     first = accept(CONTACT, PUSH).registration
     refresh = register(
-        request(CONTACT), AOR, FLOW, POLICY, NOW, location=Location(first.bind, first.push)
+        request(CONTACT), AOR, FLOW, POLICY, NOW, key=KEY, location=Location(first.bind, first.push)
     )
     assert isinstance(refresh, Update)
     assert [binding.device for binding in refresh.registration.bind] == ["token:aa11"]
@@ -252,8 +254,55 @@ def test_outbound_is_granted_on_a_direct_flow_and_behind_an_edge_that_knows_it()
     assert granted in accept(contact, supported, edge).headers
     plain = "Path: <sip:edge.example;lr>"
     assert granted not in accept(contact, supported, plain).headers
+    timer = ("Flow-Timer", "30")
+    assert timer in accept(contact, supported).headers
+    assert timer not in accept(contact, supported, edge).headers
     hop = "Via: SIP/2.0/UDP 192.0.2.7;branch=z9hG4bK0"
     assert granted not in accept(contact, supported, hop).headers
+
+
+def test_a_connection_needs_fewer_keep_alives_than_udp() -> None:
+    asked = request(f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound")
+    flow = "tls/192.0.2.9:5061/192.0.2.1:4000/x-1"
+    update = register(asked, AOR, flow, POLICY, NOW, key=KEY)
+    assert isinstance(update, Update)
+    assert ("Flow-Timer", "120") in update.headers
+
+
+# -- what phones write --
+
+
+@pytest.mark.parametrize(
+    ("line", "uri"),
+    [
+        ('m: "Doe, J; \\"x\\" <home>" <sip:101@192.0.2.1>;q=0.1', "sip:101@192.0.2.1"),
+        ("Contact: Jane Doe <sip:101@192.0.2.1:5060>", "sip:101@192.0.2.1:5060"),
+        ("Contact: <sip:1%30%31@192.0.2.1;a=b%3Bc>", "sip:1%30%31@192.0.2.1;a=b%3Bc"),
+        ("Contact:\r\n <sip:101@192.0.2.1>\r\n\t;expires=90", "sip:101@192.0.2.1"),
+        (
+            "Contact: <sip:101@[2001:db8::1]:5060;transport=tcp>",
+            "sip:101@[2001:db8::1]:5060;transport=tcp",
+        ),
+        (f"Contact: <sip:101@h;x={'y' * 3000}>", f"sip:101@h;x={'y' * 3000}"),
+        ("contact : sip:101@192.0.2.1;expires=90", "sip:101@192.0.2.1"),
+    ],
+)
+def test_every_way_to_write_a_contact_is_kept_as_written(line: str, uri: str) -> None:
+    assert bound(line).contact == uri
+
+
+def test_commas_in_quotes_and_brackets_do_not_split_contacts() -> None:
+    line = 'Contact: "A, B" <sip:a,b@192.0.2.1>, "C, D" <sip:c@192.0.2.1>'
+    assert [b.contact for b in accept(line).registration.bind] == [
+        "sip:a,b@192.0.2.1",
+        "sip:c@192.0.2.1",
+    ]
+
+
+def test_a_token_of_4_kilobytes_is_not_cut() -> None:
+    token = "t:-_" * 1024
+    record = pushed(f"Contact: <sip:101@h;pn-provider=fcm;pn-prid={token};pn-param=my-project-1>")
+    assert record.call_token == token
 
 
 # -- extensions --
@@ -382,7 +431,8 @@ def test_an_unregister_without_a_push_header_leaves_the_push_record_alone() -> N
 def test_contact_star_with_consents_refreshes_the_device_that_has_the_token() -> None:
     record = pushed(f"{CONTACT};{INSTANCE}", PUSH)
     star = request("Contact: *", "Expires: 0", PUSH)
-    update = register(star, AOR, FLOW, POLICY, NOW + 5, location=Location(push_records=(record,)))
+    known = Location(push_records=(record,))
+    update = register(star, AOR, FLOW, POLICY, NOW + 5, key=KEY, location=known)
     assert isinstance(update, Update)
     assert update.registration.unbind_all
     assert update.registration.push == (
@@ -424,9 +474,10 @@ def test_two_contacts_with_rfc8599_are_two_devices() -> None:
     update = accept(f"Contact: <sip:101@a;{PN}>, <sip:101@b;{fcm}>")
     assert [r.device for r in update.registration.push] == ["token:aa11", "token:cc33"]
     assert [b.device for b in update.registration.bind] == ["token:aa11", "token:cc33"]
+    reference = purr(AOR, "token:cc33", KEY)
     assert update.headers == (
         ("Feature-Caps", '*;+sip.pns="apns"'),
-        ("Feature-Caps", '*;+sip.pns="fcm"'),
+        ("Feature-Caps", f'*;+sip.pns="fcm";+sip.pnspurr="{reference}"'),
     )
 
 
@@ -449,15 +500,127 @@ def test_when_a_proxy_before_us_pushes_we_stay_out() -> None:
         ("pn-provider=apns", ["apns"]),
         ("pn-provider=fcm", ["fcm"]),
         ("pn-provider", ["apns", "fcm"]),
-        ("pn-provider=webpush", []),
-        ("pn-provider=apns%0D%0AX:", []),
-        ("pn-provider=apns.%0D%0AX:", []),
+        ("pn-provider=FCM", ["FCM"]),
+        ("pn-provider=apns.dev", ["apns.dev"]),
     ],
 )
 def test_a_provider_without_prid_asks_what_is_supported(params: str, caps: list[str]) -> None:
     update = accept(f"Contact: <sip:101@192.0.2.1:5060;{params}>")
     assert update.registration.push == ()
     assert update.headers == tuple(("Feature-Caps", f'*;+sip.pns="{c}"') for c in caps)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        "pn-provider=webpush",
+        "pn-provider=webpush;pn-prid=https:%2F%2Fpush.example",
+        "pn-provider=acme;pn-prid=x;pn-param=y",
+        "pn-provider=apns%0D%0AX:",
+        "pn-provider=apns.%0D%0AX:",
+    ],
+)
+def test_a_service_that_nobody_on_the_path_can_push_by_is_555(params: str) -> None:
+    decision = decide(f"Contact: <sip:101@192.0.2.1:5060;{params}>;{INSTANCE}")
+    assert decision == Rejection(
+        555,
+        "Push Notification Service Not Supported",
+        (("Feature-Caps", '*;+sip.pns="apns"'), ("Feature-Caps", '*;+sip.pns="fcm"')),
+    )
+
+
+def test_a_service_of_no_app_of_ours_is_555() -> None:
+    policy = replace(POLICY, apps={APP: frozenset({Platform.APNS})})
+    asked = request("Contact: <sip:101@h;pn-provider=fcm;pn-prid=x;pn-param=y>")
+    decision = register(asked, AOR, FLOW, policy, NOW, key=KEY)
+    assert isinstance(decision, Rejection)
+    assert (decision.status, decision.headers) == (555, (("Feature-Caps", '*;+sip.pns="apns"'),))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['Feature-Caps: *;+sip.pns="webpush"'],
+        ["X-Push: device-os=android;device-uid=a;app-id=com.example.app"],
+        ["Expires: 0"],
+    ],
+)
+def test_no_555_where_another_pushes_or_nobody_is_to_be_pushed(lines: list[str]) -> None:
+    contact = "Contact: <sip:101@h;pn-provider=webpush;pn-prid=https:%2F%2Fpush.example>"
+    assert isinstance(decide(contact, *lines), Update)
+
+
+def test_a_registrar_without_apps_takes_every_phone() -> None:
+    asked = request(f"Contact: <sip:101@h;{PN}>")
+    policy = replace(POLICY, apps={})
+    assert isinstance(register(asked, AOR, FLOW, policy, NOW, key=KEY), Update)
+
+
+def test_an_unknown_app_of_a_known_service_costs_a_warning_not_the_registration() -> None:
+    update = accept("Contact: <sip:101@h;pn-provider=fcm;pn-prid=x;pn-param=other-project>")
+    assert update.headers == (("Warning", '399 example.com "unknown app-id other-project"'),)
+
+
+FCM = "pn-provider=fcm;pn-prid=cc33;pn-param=my-project-1"
+
+
+def caps(*lines: str) -> str:
+    (value,) = [value for name, value in accept(*lines).headers if name == "Feature-Caps"]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("params", "expires", "asked", "promised"),
+    [
+        (FCM, 600, True, True),
+        (FCM, 360, True, True),
+        (FCM, 359, True, False),
+        (FCM, 600, False, False),
+        (PN, 600, True, True),
+    ],
+)
+def test_a_phone_that_can_refresh_by_itself_is_told_how_long_before_the_end(
+    params: str, expires: int, asked: bool, promised: bool
+) -> None:
+    tag = ";+sip.pnsreg" if asked else ""
+    value = caps(f"Contact: <sip:101@h;{params}>;{INSTANCE}{tag};expires={expires}")
+    assert ('+sip.pnsreg="180"' in value) is promised
+
+
+@pytest.mark.parametrize(
+    ("params", "expires", "due"),
+    [
+        (FCM, 600, [(DEVICE, NOW + 450)]),
+        (FCM, 359, []),
+        (FCM, 0, []),
+        (PN, 600, []),
+    ],
+)
+def test_a_refresh_is_due_before_the_end_where_a_push_need_not_ring(
+    params: str, expires: int, due: list[tuple[str, float]]
+) -> None:
+    update = accept(f"Contact: <sip:101@h;{params}>;{INSTANCE};expires={expires}")
+    assert update.registration.refreshes == tuple(due)
+
+
+def test_x_push_phones_refresh_by_themselves() -> None:
+    line = f"X-Push: device-os=android;device-uid=a;app-id={APP}"
+    assert accept(CONTACT, line).registration.refreshes == ()
+
+
+def test_the_purr_is_the_same_on_every_flow_of_a_device_and_tells_nothing() -> None:
+    flows = [
+        caps(f"Contact: <sip:101@{host};{FCM}>;{INSTANCE};reg-id={n}", "Supported: outbound")
+        for n, host in enumerate("ab", 1)
+    ]
+    assert flows[0] == flows[1]
+    assert flows[0] == f'*;+sip.pns="fcm";+sip.pnspurr="{purr(AOR, DEVICE, KEY)}"'
+    assert purr(AOR, DEVICE, KEY) != purr("102@example.com", DEVICE, KEY)
+    assert purr(AOR, DEVICE, KEY) != purr(AOR, DEVICE, b"x" * 32)
+
+
+def test_a_phone_that_must_ring_for_every_push_gets_no_purr() -> None:
+    assert caps(f"Contact: <sip:101@192.0.2.1:5060;{PN}>") == '*;+sip.pns="apns"'
 
 
 def test_rfc8599_push_ends_with_the_binding() -> None:

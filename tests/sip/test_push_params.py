@@ -12,6 +12,7 @@ from sipush.sip.push_params import (
     PushParams,
     parse_push_headers,
     parse_push_uri_params,
+    without_push_params,
 )
 from sipush.sip.uri import parse_sip_uri
 
@@ -92,6 +93,27 @@ def test_nothing_that_is_wrong_besides_keeps_push_on() -> None:
     params = parse(f"`X-Push: device-os=ios;device-uid=a b;{flags}`")
     assert isinstance(params, PushParams)
     assert params.off
+
+
+@pytest.mark.parametrize(
+    ("uri", "stripped"),
+    [
+        ("sip:101@h", "sip:101@h"),
+        (
+            "sip:101@h;transport=tcp;pn-provider=fcm;pn-prid=a:b;pn-param=p",
+            "sip:101@h;transport=tcp",
+        ),
+        ("sip:101@h;PN-PRID=x;transport=tcp?Subject=y", "sip:101@h;transport=tcp?Subject=y"),
+        ("sip:101@h;pn-provider;ob", "sip:101@h;ob"),
+        ("sip:101@h;app-id=x;pn-type=apple;pn-tok=t;pn-silent=1", "sip:101@h"),
+        ("sip:101@h;pn-purr=x;pn-prid=t", "sip:101@h;pn-purr=x"),
+        ("sip:101@h;pn-purred=x", "sip:101@h"),
+        ("sip:a;pn-prid=mine@h;pn-prid=t", "sip:a;pn-prid=mine@h"),
+        ("sip:h;pn-prid=t", "sip:h"),
+    ],
+)
+def test_nobody_else_sees_how_a_device_is_pushed(uri: str, stripped: str) -> None:
+    assert without_push_params(uri) == stripped
 
 
 def test_tokens_stay_out_of_tracebacks() -> None:
