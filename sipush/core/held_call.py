@@ -18,7 +18,6 @@ from sipush.core.response_context import (
     BranchState,
     CancelCause,
     ResponseContext,
-    Target,
 )
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
@@ -39,8 +38,6 @@ class HeldCall:
     "To tag of the responses we made."
     context: dict[str, Any]
     "``freeze``."
-    attempts: dict[str, tuple[str, str]]
-    "Branch number to (Via branch, flow name) of what is out."
     caller_aor: str = ""
     aors: tuple[str, ...] = ()
     "Whose registrations it waits for."
@@ -67,7 +64,6 @@ class HeldCall:
             **values
             | {
                 "request": values["request"].encode("utf-8", "surrogateescape"),
-                "attempts": {n: (via, flow) for n, (via, flow) in values["attempts"].items()},
                 "aors": tuple(values["aors"]),
                 "fallbacks": tuple(values["fallbacks"]),
                 "diversion": tuple(diversion) if diversion else None,

@@ -11,40 +11,14 @@ read it from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sipush.core.bindings import PushRecord
+from sipush.core.fallback import UNREACHABLE, Cause, cause_of
 from sipush.core.push_request import PushResult
+from sipush.core.target_set import Search, Target, TargetSet, Turn
 from sipush.sip.status import Status
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One member of the target set (§16.5): a device, or a URI the call falls back to."""
-
-    device: str
-    "Unique in the context: AOR and device key, or the URI of something that is not a device."
-    uri: str = ""
-    "Request-URI to forward with; empty when there is no contact."
-    flow: str = ""
-    "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
-    route: tuple[str, ...] = ()
-    "Route values to add, topmost first (the Path of RFC 3327)."
-    live: bool = False
-    "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
-    push: PushRecord | None = None
-    "How to wake it; None when it must not be woken for this request."
-    hold: float = 0.0
-    "Window in seconds: how long this request may wait for the device."
-    push_always: bool = False
-    "Push in parallel with forwarding, not only when the device is unreachable."
-
-    @property
-    def wakeable(self) -> bool:
-        """Whether waiting for it makes sense."""
-        return self.push is not None and self.hold > 0
 
 
 class BranchState(Enum):
@@ -137,6 +111,7 @@ class FallBack:
 
     status: int
     "What the caller would get without a fallback."
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,25 +138,6 @@ Action = (
 
 # --- The machine ---------------------------------------------------------------------------------
 
-#: What a dead contact looks like when a proxy in between answers for it.
-UNREACHABLE = frozenset(
-    {
-        Status.REQUEST_TIMEOUT,
-        Status.FLOW_FAILED,
-        Status.TEMPORARILY_UNAVAILABLE,
-        Status.SERVICE_UNAVAILABLE,
-    }
-)
-
-#: Finals after which a call falls back: unreachable, no answer, busy, declined.
-FALLS_BACK = UNREACHABLE | {
-    Status.BUSY_HERE,
-    Status.BUSY_EVERYWHERE,
-    Status.DECLINE,
-    Status.SERVER_INTERNAL_ERROR,
-    Status.SERVER_TIMEOUT,
-}
-
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
 RINGBACK_INTERVAL = 60.0
 
@@ -200,12 +156,16 @@ class Branch:
     state: BranchState
     status: int = _SUPERSEDED
     "Final status when COMPLETED; 0 when another branch took the device over."
+    forwards: int = 0
+    "How often the request was forwarded here."
     pushed: bool = False
     "The device was pushed for this request; never twice."
     awaited: bool = False
     "It was pushed, and has neither registered nor answered since."
     heard: bool = False
     "The device itself, or a proxy before it, answered something."
+    rang: bool = False
+    "It sent a 101-199, or Timer C ran out."
     probe_at: float | None = None
     bucket_at: float | None = None
     timer_c_at: float | None = None
@@ -230,6 +190,7 @@ class ResponseContext:
     invite: bool = True
     fallback: bool = False
     "Whether there is somewhere else to go when no branch succeeds."
+    search: Search = field(default_factory=Search)
     branches: list[Branch] = field(default_factory=list)
     closed: bool = False
     "No branch may be added: answered, cancelled or declined everywhere."
@@ -244,14 +205,17 @@ class ResponseContext:
 
     # -- inputs --
 
-    def start(self, targets: Sequence[Target], now: float) -> list[Action]:
-        """Open one branch per target: forward where a flow is up, push elsewhere."""
+    def start(self, targets: Sequence[Target] | TargetSet, now: float) -> list[Action]:
+        """Open one branch per target: forward where a flow is up, push elsewhere.
+
+        A plain sequence is called all at once.
+        """
         if self.closed:
             return []
-        actions: list[Action] = []
-        for target in targets:
-            actions += self._open(target, now)
-        return actions + self._settle(now)
+        if not isinstance(targets, TargetSet):
+            targets = TargetSet((Turn(tuple(targets)),))
+        self.search = Search.of(targets, len(self.branches), self.search.over)
+        return self._next_turn(now) if self.search.pending else self._settle(now)
 
     def binding_refreshed(self, target: Target, now: float) -> list[Action]:
         """The registrar accepted a REGISTER of the target's device (RFC 8599 §5.6.2).
@@ -262,7 +226,9 @@ class ResponseContext:
         branch = self._latest(target.device)
         if branch is not None and branch.tombstone_at is not None and target.live:
             return self._ring_late(branch, target)
-        if self.closed or not target.live:
+        if self.closed or not target.live or target.aor in self.search.over:
+            return []
+        if self.search.put_off(target):
             return []
         if branch is None:
             return self._open(target, now)
@@ -335,10 +301,10 @@ class ResponseContext:
         closing: list[Action] = []
         if status >= 600:  # not forwarded before the others settle, but ends the search (step 5)
             _finish(branch, status)
-            closing = self._close(CancelCause.DECLINED_ELSEWHERE, now)
+            closing = self._decline(branch, now)
         return closing + self._complete(branch, status, now)
 
-    def fall_back(self, targets: Sequence[Target], now: float) -> list[Action]:
+    def fall_back(self, targets: Sequence[Target] | TargetSet, now: float) -> list[Action]:
         """The targets FallBack asked for; none: the caller gets the best response so far."""
         if not self.falling_back:
             return []
@@ -374,6 +340,8 @@ class ResponseContext:
                 branch.tombstone_at = None
             if _due(branch.timer_c_at, now):
                 actions += self._timer_c_expired(branch)
+        if _due(self.search.turn_at, now):
+            actions += self._turn_over(now)
         return actions + self._settle(now)
 
     def next_timer(self) -> float | None:
@@ -389,8 +357,7 @@ class ResponseContext:
             )
             if at is not None
         ]
-        if self._ringback_at is not None:
-            times.append(self._ringback_at)
+        times += [at for at in (self._ringback_at, self.search.turn_at) if at is not None]
         return min(times, default=None)
 
     @property
@@ -399,6 +366,57 @@ class ResponseContext:
         return self.answered and all(
             b.state is BranchState.COMPLETED and b.tombstone_at is None for b in self.branches
         )
+
+    # -- turns --
+
+    def _next_turn(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for target in self.search.next_turn(len(self.branches), now):
+            actions += self._call(target, now)
+        return actions + self._settle(now)
+
+    def _call(self, target: Target, now: float) -> list[Action]:
+        """Open a branch; a device that was called in an earlier turn is not pushed again."""
+        earlier = self._latest(target.device)
+        if earlier is None:
+            return self._open(target, now)
+        owed = earlier.awaited or earlier.tombstone_at is not None
+        earlier.awaited, earlier.tombstone_at = False, None
+        actions = self._open(target, now, pushed=earlier.pushed)
+        branch = self.branches[-1]
+        branch.awaited = branch.awaited or (owed and branch.state is BranchState.WAKING)
+        return actions
+
+    def _turn_over(self, now: float) -> list[Action]:
+        """The time is up: the next turn, unless the server we tried has shown signs of life."""
+        turn = self.branches[self.search.turn_branch :]
+        self.search.turn_at = None
+        if self.search.only_until_heard and any(branch.heard for branch in turn):
+            return []
+        return self._drop(turn, CancelCause.NO_ANSWER, Status.TEMPORARILY_UNAVAILABLE, now)
+
+    def _decline(self, branch: Branch, now: float) -> list[Action]:
+        """A 6xx ends the search, or in a ring group what its sender has to do with it."""
+        if not self.search.members:
+            return self._close(CancelCause.DECLINED_ELSEWHERE, now)
+        aor = branch.target.aor
+        self.search.over.append(aor)
+        own = [each for each in self.branches if each.target.aor == aor]
+        return self._drop(own, CancelCause.DECLINED_ELSEWHERE, branch.status, now)
+
+    def _drop(
+        self, branches: list[Branch], cause: CancelCause, status: int, now: float
+    ) -> list[Action]:
+        """Take these branches out of the search; a 2xx that crosses this still counts."""
+        actions: list[Action] = []
+        for branch in branches:
+            if branch.state is BranchState.COMPLETED:
+                continue
+            if branch.state is not BranchState.WAKING:
+                cancel = Cancel(branch.id, cause) if branch.heard else Abandon(branch.id)
+                actions.append(cancel)
+            _finish(branch, status)
+        return actions + self._bury_awaited(branches, cause, now)
 
     # -- transitions --
 
@@ -414,6 +432,7 @@ class ResponseContext:
 
     def _forward(self, branch: Branch, target: Target, now: float) -> list[Action]:
         branch.target, branch.state, branch.bucket_at = target, BranchState.CALLING, None
+        branch.forwards += 1
         branch.awaited = False
         actions: list[Action] = [Forward(branch.id)]
         if self.invite:
@@ -450,7 +469,7 @@ class ResponseContext:
             branch.state, branch.bucket_at = BranchState.CALLING, None
         if status == Status.TRYING:
             return []
-        branch.state = BranchState.PROCEEDING
+        branch.state, branch.rang = BranchState.PROCEEDING, True
         if self.invite:
             branch.timer_c_at = now + self.timer_c
         return [] if self.answered else [Respond(status, branch.id)]
@@ -462,7 +481,7 @@ class ResponseContext:
 
     def _timer_c_expired(self, branch: Branch) -> list[Action]:
         _finish(branch, Status.REQUEST_TIMEOUT)
-        branch.heard = True
+        branch.heard = branch.rang = True
         return [Cancel(branch.id, CancelCause.NO_ANSWER)]
 
     def _ring_back_once(self, now: float) -> list[Action]:
@@ -479,10 +498,12 @@ class ResponseContext:
         _finish(branch, status)
         return self._settle(now)
 
-    def _bury_awaited(self, cause: CancelCause, now: float) -> list[Action]:
+    def _bury_awaited(
+        self, branches: Iterable[Branch], cause: CancelCause, now: float
+    ) -> list[Action]:
         """Devices may still wake for a call that is over: let them see it begin and end."""
         actions: list[Action] = []
-        for branch in self.branches:
+        for branch in branches:
             if branch.awaited:
                 branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
                 actions.append(CancelPush(branch.id))
@@ -500,31 +521,69 @@ class ResponseContext:
             return []
         self.closed = True
         self._ringback_at = None
+        self.search.stop()
         actions: list[Action] = []
         for branch in self._in(BranchState.WAKING):
             _finish(branch, Status.REQUEST_TERMINATED)
         for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
             branch.probe_at = branch.bucket_at = None
             actions.append(Cancel(branch.id, cause))
-        return actions + self._bury_awaited(cause, now)
+        return actions + self._bury_awaited(self.branches, cause, now)
 
     def _settle(self, now: float) -> list[Action]:
         """Forward the best response once no branch can still answer (§16.7 step 6)."""
         waiting = any(b.state is not BranchState.COMPLETED for b in self.branches)
         if self.answered or self.falling_back or waiting:
             return []
-        best = min((b for b in self.branches if b.status), key=_preference, default=None)
+        buried = self._end_turn(now)
+        if self.search.pending:
+            return [*buried, *self._next_turn(now)]
+        if self.fallback and (fall_back := self._fall_back()):
+            self.fallback, self.falling_back, self.closed = False, True, False
+            return [*buried, fall_back]
+        best = self._best(self.branches)
         status: int = best.status if best else Status.TEMPORARILY_UNAVAILABLE
         if self.cancelled_by_caller:
             status = Status.REQUEST_TERMINATED
-        if self.fallback and status in FALLS_BACK:
-            self.fallback, self.falling_back, self.closed = False, True, False
-            return [FallBack(status)]
         self.answered = self.closed = True
         self._ringback_at = None
         # Buried by now are those of a caller who gave up; the rest were not reached in time.
-        buried = self._bury_awaited(CancelCause.NO_ANSWER, now)
+        buried += self._bury_awaited(self.branches, CancelCause.NO_ANSWER, now)
         return [Respond(_REWRITTEN.get(status, status), best.id if best else None), *buried]
+
+    def _end_turn(self, now: float) -> list[Action]:
+        """A member whose turn is over does not join when it wakes; any other device may."""
+        if not self.search.aor:
+            self.search.turn_at = None
+            return []
+        self.search.end_turn()
+        turn = self.branches[self.search.turn_branch :]
+        return self._bury_awaited(turn, CancelCause.NO_ANSWER, now)
+
+    def _fall_back(self) -> FallBack | None:
+        """Why this target set, and not an earlier one, did not take the call."""
+        tried = self.branches[self.search.first_branch :]
+        best = self._best(tried)
+        status: int = best.status if best else Status.TEMPORARILY_UNAVAILABLE
+        unanswered = [branch for branch in tried if branch.rang and branch.status in UNREACHABLE]
+        if self.search.members and unanswered:
+            status = unanswered[0].status
+        cause = cause_of(status, rang=bool(unanswered))
+        return FallBack(status, cause) if cause is not None else None
+
+    def _best(self, branches: Iterable[Branch]) -> Branch | None:
+        """The best response by §16.7 step 6."""
+        return min((b for b in branches if b.status), key=self._preference, default=None)
+
+    def _preference(self, branch: Branch) -> tuple[int, int, int]:
+        """6xx, unless it is one member's of several; the lowest class; actionable 4xx; busy."""
+        status = branch.status
+        first = 0 if status >= 600 and not self.search.members else status // 100
+        return (
+            first,
+            0 if status in _ACTIONABLE else 1,
+            0 if status == Status.BUSY_HERE else 1,
+        )
 
     def _in(self, *states: BranchState) -> Iterator[Branch]:
         return (b for b in self.branches if b.state in states)
@@ -540,12 +599,6 @@ _REWRITTEN: dict[int, int] = {
     Status.FLOW_FAILED: Status.TEMPORARILY_UNAVAILABLE,
 }
 _ACTIONABLE = frozenset({401, 407, 415, 420, 484})
-
-
-def _preference(branch: Branch) -> tuple[int, int]:
-    """Sort key of §16.7 step 6: 6xx, then the lowest class, then actionable 4xx."""
-    status = branch.status
-    return (0 if status >= 600 else status // 100, 0 if status in _ACTIONABLE else 1)
 
 
 def _finish(branch: Branch, status: int) -> None:

@@ -31,7 +31,6 @@ from sipush.core.response_context import (
     Respond,
     ResponseContext,
     Retransmit,
-    Target,
 )
 from sipush.core.routing import (
     DIALOG_FORMING,
@@ -147,21 +146,11 @@ class Forwarding:
         self.started = True
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
-                self._resume_branch(branch.id, held.attempts.get(str(branch.id)))
+                self._forward(branch.id)
         for aor, location in locations.items():
             new = {b.device for b in location.bindings if b.registered_epoch > held.saved_epoch}
             self.registered(aor, location, new)
         self._perform(self.context.timer_fired(self._now))
-
-    def _resume_branch(self, branch: int, attempt: tuple[str, str] | None) -> None:
-        """Send it again in the same client transaction: the phone knows it, or gets it now."""
-        self.attempts[branch] = _Attempt()
-        via_branch, flow_name = attempt or ("", "")
-        flow = self.proxy.transports.flow(flow_name)
-        if flow is None or flow.closed:
-            self._perform(self.context.flow_failed(branch, self._now))
-        else:
-            self._send(branch, flow, via_branch)
 
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""
@@ -259,7 +248,7 @@ class Forwarding:
         if self.context.branches[branch].state is not BranchState.COMPLETED:
             self._send(branch, flow)
 
-    def _send(self, branch: int, flow: Flow, via_branch: str = "") -> None:
+    def _send(self, branch: int, flow: Flow) -> None:
         target = self.context.branches[branch].target
         forwarded = forward_request(
             self.request,
@@ -273,10 +262,18 @@ class Forwarding:
         attempt.handle = self.proxy.layer.send_request(
             forwarded,
             flow,
-            via_branch or self.proxy.new_branch(self.request),
+            self._via_branch(branch),
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
+
+    def _via_branch(self, branch: int) -> str:
+        """Equal in every process that forwards this call to this branch for the Nth time.
+
+        So a phone takes what a second process sends after a crash for a retransmission.
+        """
+        forwards = self.context.branches[branch].forwards
+        return self.proxy.new_branch(self.request, f"{self.push_id} {branch} {forwards}")
 
     def _record_routes(self, target: Target, flow: Flow) -> list[str]:
         """Two Record-Routes, one for each side (RFC 5626 §5.2): transports may differ."""

@@ -87,11 +87,6 @@ def describe(forwarding: Forwarding) -> HeldCall:
         push_id=forwarding.push_id,
         tag=forwarding.tag,
         context=freeze(forwarding.context, now, time.time()),
-        attempts={
-            str(branch): (attempt.handle.request.top_via.branch, attempt.handle.flow.name)
-            for branch, attempt in forwarding.attempts.items()
-            if attempt.handle is not None
-        },
         caller_aor=forwarding.caller_aor,
         aors=tuple(forwarding.watched),
         fallbacks=tuple(forwarding.fallbacks),

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import assert_never
 
@@ -16,7 +17,7 @@ from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.outbound import RouteToken
-from sipush.core.response_context import ResponseContext, Target
+from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
     Diversion,
@@ -214,9 +215,13 @@ class Proxy:
         """A request got its final response and nothing is out any more."""
         self._forwardings.pop(forwarding.transaction, None)
 
-    def new_branch(self, request: Request) -> str:
-        """A branch unique in space and time that shows when the request comes back (§16.6, 8)."""
-        return f"{BRANCH_COOKIE}{self.new_id()}-{loop_digest(request)}"
+    def new_branch(self, request: Request, unique: str = "") -> str:
+        """A branch unique in space and time that shows when the request comes back (§16.6, 8).
+
+        Made from ``unique``, if given: then equal for equal ones.
+        """
+        id_ = sha256(unique.encode()).hexdigest()[:16] if unique else self.new_id()
+        return f"{BRANCH_COOKIE}{id_}-{loop_digest(request)}"
 
     # -- inside a dialog --
 

@@ -15,7 +15,6 @@ from sipush.core.response_context import (
     RequestPush,
     Respond,
     ResponseContext,
-    Target,
 )
 
 RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t", "t", extra={"pn-param": "p"})
@@ -36,7 +35,6 @@ def held(**changes: object) -> HeldCall:
         "push_id": "1",
         "tag": "t",
         "context": {},
-        "attempts": {"0": ("z9hG4bK1", "udp/1/2")},
         "aors": ("bob@x",),
         "fallbacks": ("sip:vm@pbx",),
         "diversion": ("sip:bob@x", 480),
@@ -44,7 +42,7 @@ def held(**changes: object) -> HeldCall:
     return HeldCall(**values | changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"diversion": None, "attempts": {}}])
+@pytest.mark.parametrize("changes", [{}, {"diversion": None}])
 def test_a_held_call_comes_back_as_it_was(changes: dict[str, object]) -> None:
     call = held(**changes)
     assert HeldCall.from_json(call.to_json()) == call
