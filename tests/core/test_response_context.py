@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sipush.core.bindings import Platform, PushRecord
+from sipush.core.fallback import Cause
 from sipush.core.push_request import PushResult
 from sipush.core.response_context import (
     TOMBSTONE,
@@ -24,8 +25,8 @@ from sipush.core.response_context import (
     Respond,
     ResponseContext,
     Retransmit,
-    Target,
 )
+from sipush.core.target_set import Target
 
 TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"
 RECORD = PushRecord("bob@x", "d", Platform.APNS, "app", "token")
@@ -378,11 +379,19 @@ def test_no_ringback_when_none_is_configured() -> None:
     assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD)]
 
 
-@pytest.mark.parametrize("final", [408, 480, 486, 603])
-def test_a_failed_call_falls_back_once(final: int) -> None:
+@pytest.mark.parametrize(
+    ("final", "cause"),
+    [
+        (408, Cause.UNREACHABLE),
+        (480, Cause.UNREACHABLE),
+        (486, Cause.BUSY),
+        (603, Cause.DECLINED),
+    ],
+)
+def test_a_failed_call_falls_back_once(final: int, cause: Cause) -> None:
     context = make(fallback=True)
     context.start([target("desk")], NOW)
-    assert context.response_received(0, final, NOW) == [FallBack(final)]
+    assert context.response_received(0, final, NOW) == [FallBack(final, cause)]
     voicemail = Target("vm", uri="sip:vm@pbx", live=True)
     assert context.fall_back([voicemail], NOW) == [Forward(1)]
     assert context.response_received(1, 200, NOW) == [Respond(200, 1)]
@@ -391,7 +400,7 @@ def test_a_failed_call_falls_back_once(final: int) -> None:
 def test_a_failed_fallback_is_the_end() -> None:
     context = make(fallback=True)
     context.start([target("sleeping")], NOW)
-    assert context.timer_fired(NOW + HOLD) == [FallBack(480)]
+    assert context.timer_fired(NOW + HOLD) == [FallBack(480, Cause.UNREACHABLE)]
     assert context.fall_back([], NOW) == [Respond(480, 0), CancelPush(0)]
 
 

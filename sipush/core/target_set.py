@@ -1,0 +1,129 @@
+"""The target set of a request (RFC 3261 §16.5) and the order in which it is tried (§16.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from sipush.core.bindings import Aor, PushRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One member of the target set (§16.5): a device, or a URI the call falls back to."""
+
+    device: str
+    "Unique in the context: AOR and device key, or the URI of something that is not a device."
+    uri: str = ""
+    "Request-URI to forward with; empty when there is no contact."
+    flow: str = ""
+    "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
+    route: tuple[str, ...] = ()
+    "Route values to add, topmost first (the Path of RFC 3327)."
+    live: bool = False
+    "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
+    push: PushRecord | None = None
+    "How to wake it; None when it must not be woken for this request."
+    hold: float = 0.0
+    "Window in seconds: how long this request may wait for the device."
+    push_always: bool = False
+    "Push in parallel with forwarding, not only when the device is unreachable."
+
+    @property
+    def wakeable(self) -> bool:
+        """Whether waiting for it makes sense."""
+        return self.push is not None and self.hold > 0
+
+    @property
+    def aor(self) -> Aor:
+        """Whose device it is; for something that is not a device, its URI."""
+        return self.device.partition(" ")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is tried together, while the rest of the target set waits."""
+
+    targets: tuple[Target, ...]
+    aor: Aor = ""
+    "The member of a ring group whose turn it is, or empty."
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSet:
+    """Where a request goes: one turn after the other until somebody answers."""
+
+    turns: tuple[Turn, ...]
+    turn_time: float | None = None
+    "Seconds until the next turn; None: when this one's branches have all failed."
+    only_until_heard: bool = False
+    "The time counts only while nothing was heard of the turn, and not for the last one."
+    members: bool = False
+    "The targets belong to several people: who declines (6xx) speaks for himself only."
+
+    def __len__(self) -> int:
+        return sum(len(turn.targets) for turn in self.turns)
+
+
+@dataclass(slots=True)
+class Search:
+    """How far a target set has been tried. Times are seconds, monotonic."""
+
+    pending: list[Turn] = field(default_factory=list)
+    turn_time: float | None = None
+    only_until_heard: bool = False
+    members: bool = False
+    first_branch: int = 0
+    "Number of the first branch of this target set."
+    aor: Aor = ""
+    "Of the current turn."
+    turn_branch: int = 0
+    "Number of the first branch of the current turn."
+    turn_at: float | None = None
+    "When the current turn is over."
+    over: list[Aor] = field(default_factory=list)
+    "Members who have had their turn, or have declined."
+
+    @classmethod
+    def of(cls, targets: TargetSet, first_branch: int, over: list[Aor]) -> Search:
+        """A search that has not begun; ``over`` is that of the one before."""
+        return cls(
+            list(targets.turns),
+            targets.turn_time,
+            targets.only_until_heard,
+            targets.members,
+            first_branch,
+            over=over,
+        )
+
+    def next_turn(self, branch: int, now: float) -> tuple[Target, ...]:
+        """Begin the next turn, whose first branch will be number ``branch``; its targets."""
+        turn = self.pending.pop(0)
+        self.aor, self.turn_branch, self.turn_at = turn.aor, branch, None
+        called = {turn.aor, *(target.aor for target in turn.targets)}
+        self.over = [aor for aor in self.over if aor not in called]
+        if self.turn_time is None or (self.only_until_heard and not self.pending):
+            return turn.targets
+        limit = self.turn_time
+        self.turn_at = now + limit
+        return tuple(replace(target, hold=min(target.hold, limit)) for target in turn.targets)
+
+    def end_turn(self) -> None:
+        """The current turn has failed; the member does not come back when it wakes."""
+        self.turn_at = None
+        if self.aor:
+            self.over.append(self.aor)
+            self.aor = ""
+
+    def stop(self) -> None:
+        """No further turn."""
+        self.pending.clear()
+        self.turn_at = None
+
+    def put_off(self, target: Target) -> bool:
+        """Keep a device that has registered before its member's turn; False when it is not."""
+        for number, turn in enumerate(self.pending):
+            if turn.aor and turn.aor == target.aor:
+                others = (each for each in turn.targets if each.device != target.device)
+                self.pending[number] = replace(turn, targets=(*others, target))
+                return True
+        return False
