@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import secrets
 import signal
@@ -17,6 +18,8 @@ from sipush import logs, systemd
 from sipush.config import AppConfig, Config, UserConfig, load
 from sipush.core.authentication import Authenticator
 from sipush.core.bindings import Aor, Platform, Subscriber
+from sipush.core.fallback import Cause, Fallbacks
+from sipush.core.groups import Group
 from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy, Realm
 from sipush.errors import ConfigError, LocationError, TransportError
@@ -46,6 +49,7 @@ def run(path: Path) -> int:
     config = load(path)
     logs.configure(config.log)
     _raise_file_limit()
+    _tune_garbage_collector()
     try:
         asyncio.run(Daemon(path, config).serve())
     except (TransportError, LocationError) as error:
@@ -254,7 +258,9 @@ def new_id() -> str:
 
 def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
     """The users of the configuration as the server wants them."""
-    return {aor: Subscriber(aor, **user.model_dump()) for aor, user in users.items()}
+    return {
+        aor: Subscriber(aor, **user.model_dump(exclude={"fallback"})) for aor, user in users.items()
+    }
 
 
 def registration_policy(config: Config) -> RegistrationPolicy:
@@ -285,7 +291,23 @@ def proxy_policy(config: Config) -> ProxyPolicy:
         probe=wake.probe,
         no_answer=wake.no_answer,
         ringback=None if wake.ringback == "none" else int(wake.ringback),
+        groups={
+            aor: Group(
+                tuple(group.members), group.time if group.strategy == "in-turn" else None
+            )
+            for aor, group in config.groups.items()
+        },
+        fallbacks=fallbacks(config),
     )
+
+
+def fallbacks(config: Config) -> dict[str, Fallbacks]:
+    """The fallbacks of users, groups and domains in the file."""
+    owners = {**config.users, **config.groups, **config.domains}
+    return {
+        name: {Cause(cause): uri for cause, uri in owner.fallback_by_cause.items()}
+        for name, owner in owners.items()
+    }
 
 
 def store_name(config: Config) -> str:
@@ -297,6 +319,12 @@ def store_name(config: Config) -> str:
             return logs.redact_text(f"redis {config.store.redis.url}")
         case "memory":
             return "memory (everything is forgotten at exit)"
+
+
+def _tune_garbage_collector() -> None:
+    """Collect seldom: a registrar keeps tens of thousands of transactions alive, all acyclic."""
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def _raise_file_limit() -> None:
