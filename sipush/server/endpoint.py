@@ -31,6 +31,7 @@ class Endpoint:
 
     def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer or forward a new request."""
+        self._proxy.bucket.flow_active(transaction.flow.name)
         handler = self._registrar if request.method == "REGISTER" else self._proxy
         self._tasks.spawn(self._guard(transaction, handler.handle(transaction, request)))
 
@@ -73,6 +74,10 @@ class Endpoint:
 
     def flow_unreachable(self, flow: Flow) -> None:
         """The layer has failed the transactions that waited for it."""
+
+    def flow_active(self, flow: Flow) -> None:
+        """A device we wait for there is awake."""
+        self._proxy.bucket.flow_active(flow.name)
 
     async def close(self) -> None:
         """Cancel what is still being answered."""

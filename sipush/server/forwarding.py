@@ -93,6 +93,8 @@ class Forwarding:
     fallbacks_tried: int = 0
     diversion: Diversion | None = None
     watched: dict[Aor, Subscriber] = field(default_factory=dict)
+    watched_flows: set[str] = field(default_factory=set)
+    "Names of the flows whose devices may have to be woken."
     policy: TargetPolicy | None = None
     attempts: dict[int, _Attempt] = field(default_factory=dict)
     created_epoch: float = field(default_factory=time.time)
@@ -151,6 +153,10 @@ class Forwarding:
             new = {b.device for b in location.bindings if b.registered_epoch > held.saved_epoch}
             self.registered(aor, location, new)
         self._perform(self.context.timer_fired(self._now))
+
+    def flow_active(self, name: str) -> None:
+        """Something came over a flow that we sent the request on."""
+        self._perform(self.context.flow_active(name))
 
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""
@@ -223,6 +229,8 @@ class Forwarding:
         """Nothing but a late 2xx can come any more."""
         for aor in self.watched:
             self.proxy.bucket.unwatch(aor, self.registered)
+        for name in self.watched_flows:
+            self.proxy.bucket.unwatch_flow(name, self.flow_active)
         self.proxy.finished(self)
 
     # -- downstream --
@@ -258,6 +266,9 @@ class Forwarding:
             self.diversion,
         )
         attempt = self.attempts[branch]
+        if target.wakeable and target.flow not in self.watched_flows:
+            self.watched_flows.add(target.flow)
+            self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
         attempt.handle = self.proxy.layer.send_request(
             forwarded,

@@ -15,6 +15,8 @@ class PushBucket:
 
     def __init__(self) -> None:
         self._waiting: dict[Aor, list[Refreshed]] = {}
+        self._waiting_on: dict[str, list[Callable[[str], None]]] = {}
+        "By name of the flow."
 
     def watch(self, aor: Aor, refreshed: Refreshed) -> None:
         """Be told of registrations. Watch before looking up, and none is lost in between."""
@@ -36,3 +38,21 @@ class PushBucket:
         """A REGISTER of these devices was accepted and its 200 has been sent."""
         for refreshed in list(self._waiting.get(aor, ())):
             refreshed(aor, location, devices)
+
+    def watch_flow(self, name: str, active: Callable[[str], None]) -> None:
+        """Be told of signs of life on a flow."""
+        self._waiting_on.setdefault(name, []).append(active)
+
+    def unwatch_flow(self, name: str, active: Callable[[str], None]) -> None:
+        """Stop once; nothing happens when it was not watching."""
+        waiting = self._waiting_on.get(name, [])
+        if active in waiting:
+            waiting.remove(active)
+        if not waiting:
+            self._waiting_on.pop(name, None)
+
+    def flow_active(self, name: str) -> None:
+        """Something came over a flow."""
+        if name in self._waiting_on:
+            for active in list(self._waiting_on[name]):
+                active(name)

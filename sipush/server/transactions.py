@@ -75,6 +75,9 @@ class TransactionUser(Protocol):
     def flow_unreachable(self, flow: Flow) -> None:
         """ICMP said so; the client transactions to it without any response have failed already."""
 
+    def flow_active(self, flow: Flow) -> None:
+        """A keep-alive came. Of many phones often: cheap."""
+
 
 class ServerTransactionHandle:
     """A server transaction as its user sees it."""
@@ -458,6 +461,10 @@ class TransactionLayer:
         """See ``Receiver``."""
         self._fail_clients(flow, Event.UNREACHABLE)
         self.user.flow_unreachable(flow)
+
+    def flow_active(self, flow: Flow) -> None:
+        """See ``Receiver``."""
+        self.user.flow_active(flow)
 
     # What the transactions call.
 

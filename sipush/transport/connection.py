@@ -182,6 +182,7 @@ class Connection(asyncio.Protocol):
         """Answer the double CRLF of RFC 5626 §4.4.1."""
         with suppress(TransportError):
             self.send(b"\r\n")
+        self._receiver.flow_active(self)
 
     def _start_timer(self, delay: float) -> None:
         """End the connection after ``delay`` unless the timer is stopped or started again."""

@@ -68,6 +68,9 @@ class Receiver(Protocol):
     def flow_unreachable(self, flow: Flow) -> None:
         """ICMP said that a UDP peer is not there."""
 
+    def flow_active(self, flow: Flow) -> None:
+        """A keep-alive came (CRLF, STUN, a WebSocket ping or pong): somebody is awake there."""
+
 
 class Transports(Protocol):
     """All listeners of one server, as the server sees them."""

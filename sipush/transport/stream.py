@@ -21,6 +21,8 @@ class StreamConnection(Connection):
         frames = self._framer.feed(data)
         if frames:
             self._stop_timer()
+        elif data == b"\r\n":  # all that some phones send
+            self._receiver.flow_active(self)
         for frame in frames:
             if frame is KeepAlive.PING:
                 self._pong()

@@ -174,6 +174,7 @@ class UdpListener:
                 self._read_errors()
                 continue
             if len(data) < MIN_MESSAGE:
+                self._receiver.flow_active(flow)
                 continue
             try:
                 message = parse_datagram(data)
@@ -184,6 +185,7 @@ class UdpListener:
 
     def _malformed(self, flow: UdpFlow, data: bytes, error: MessageError) -> None:
         if not data.strip(b"\r\n\0 \t"):
+            self._receiver.flow_active(flow)
             return
         answer = binding_response(data, flow.remote)
         if answer is None:
@@ -191,6 +193,7 @@ class UdpListener:
         else:
             with suppress(TransportError):
                 flow.send(answer)
+            self._receiver.flow_active(flow)
 
     def _receive_one(self) -> tuple[bytes, UdpFlow]:
         data, target = self._sock.recvfrom(_MAX_DATAGRAM)

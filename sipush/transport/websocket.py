@@ -77,6 +77,8 @@ class WebSocketConnection(Connection):
                 super().close()
 
     def _frame_received(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.PING, Opcode.PONG):
+            self._receiver.flow_active(self)
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return
         self._fragments.append(bytes(frame.data))

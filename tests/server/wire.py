@@ -120,3 +120,6 @@ class Wire:
 
     def flow_unreachable(self, flow: Flow) -> None:
         self.events.append("unreachable")
+
+    def flow_active(self, flow: Flow) -> None:
+        self.events.append("active")

@@ -21,6 +21,7 @@ class Recorder:
         self.malformed: asyncio.Queue[tuple[Flow, MessageError]] = asyncio.Queue()
         self.closed: asyncio.Queue[Flow] = asyncio.Queue()
         self.unreachable: asyncio.Queue[Flow] = asyncio.Queue()
+        self.active: asyncio.Queue[Flow] = asyncio.Queue()
         self.on_message: Callable[[Flow, Message], None] = lambda flow, message: None
 
     def message_received(self, flow: Flow, message: Message) -> None:
@@ -35,6 +36,9 @@ class Recorder:
 
     def flow_unreachable(self, flow: Flow) -> None:
         self.unreachable.put_nowait(flow)
+
+    def flow_active(self, flow: Flow) -> None:
+        self.active.put_nowait(flow)
 
     async def request(self) -> tuple[Flow, Request]:
         """The next message, which must be a request."""

@@ -66,6 +66,19 @@ async def test_two_messages_and_a_ping_in_one_segment_are_all_served_in_order(
     assert await soon(phone.reader.readexactly(6)) == b"1;\r\n2;"
 
 
+@pytest.mark.parametrize("keep_alive", [b"\r\n\r\n", b"\r\n"])
+async def test_a_keep_alive_is_told_with_its_flow(
+    listen: Open, recorder: Recorder, keep_alive: bytes
+) -> None:
+    listeners = await listen("tcp")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register())
+    flow, _ = await recorder.request()
+    assert recorder.active.empty()
+    phone.writer.write(keep_alive)
+    assert await soon(recorder.active.get()) is flow
+
+
 async def test_a_connection_that_ends_is_told_once_and_its_name_never_comes_again(
     listen: Open, recorder: Recorder
 ) -> None:

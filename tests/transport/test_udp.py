@@ -89,7 +89,7 @@ async def test_one_dead_peer_does_not_keep_others_from_being_sent_to_or_heard(
     phone.transport.close()
 
 
-@pytest.mark.parametrize("junk", [b"\r\n\r\n", b"\r\n", b"\0", b"", b"jaK", b"\0" * 20, b" " * 40])
+@pytest.mark.parametrize("junk", [b"\r\n\r\n", b"\r\n", b"\0", b"jaK", b"\0" * 20, b" " * 40])
 async def test_keep_alives_and_short_junk_are_dropped_without_a_word(
     listen: Open, recorder: Recorder, junk: bytes
 ) -> None:
@@ -97,7 +97,9 @@ async def test_keep_alives_and_short_junk_are_dropped_without_a_word(
     phone = await DatagramPhone.open()
     phone.transport.sendto(junk, listeners.addresses[0].bound)
     phone.transport.sendto(register(), listeners.addresses[0].bound)
-    await recorder.request()
+    flow, _ = await recorder.request()
+    assert recorder.active.get_nowait() is flow
+    assert recorder.active.empty()
     assert recorder.malformed.empty()
     assert phone.received.empty()
     phone.transport.close()
@@ -129,6 +131,7 @@ async def test_a_stun_binding_request_on_the_sip_port_is_told_its_own_address(
 
     kind, length, cookie, echoed = struct.unpack_from("!HHI12s", data)
     assert (kind, length, cookie, echoed) == (0x0101, len(data) - 20, 0x2112A442, transaction)
+    assert (await soon(recorder.active.get())).remote == phone.address
     attribute, size, family, port = struct.unpack_from("!HHxBH", data, 20)
     mask = struct.pack("!I", 0x2112A442) + transaction
     packed = bytes(a ^ b for a, b in zip(data[28:], mask, strict=False))

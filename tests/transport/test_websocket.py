@@ -87,7 +87,9 @@ async def test_a_double_crlf_is_answered_with_one_and_one_is_ignored(
         await phone.send("\r\n")
         await phone.send("\r\n\r\n")
         assert await soon(phone.recv()) == "\r\n"
+        flow = await soon(recorder.active.get())
         await soon(await phone.ping())
+        assert await soon(recorder.active.get()) is flow
     assert recorder.malformed.empty()
 
 
@@ -181,7 +183,8 @@ async def test_a_client_that_answers_pings_lives(listen: Open, recorder: Recorde
         deaf = await deaf_browser(listeners)
         await soon(deaf.reader.read(-1))
         await phone.send(register().decode())
-        await recorder.request()
+        flow, _ = await recorder.request()
+        assert recorder.active.get_nowait() is flow
 
 
 async def test_a_client_that_ignores_our_goodbye_is_cut_off(
