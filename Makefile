@@ -19,7 +19,7 @@ setup: .venv/runtime.stamp ## Make .venv with what the server needs
 
 run: .venv/runtime.stamp ## Start the server on config/sipush.toml
 	@mkdir -p run
-	@exec $(BIN)/sipush run --config config/sipush.toml
+	@exec $(BIN)/sipush run --banner --config config/sipush.toml
 
 demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 	@exec $(BIN)/sipush demo

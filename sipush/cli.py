@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from sipush import daemon  # noqa: PLC0415 - `sipush user` needs no push libraries
 
-    return daemon.run(options.config)
+    return daemon.run(options.config, show_banner=options.banner)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -108,12 +108,20 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the configuration ({DEFAULT_CONFIG})",
     )
 
-    def add(name: str, text: str, command: Callable[[argparse.Namespace], int]) -> None:
-        commands.add_parser(name, help=text, description=text, parents=[configured]).set_defaults(
-            command=command
-        )
+    def add(
+        name: str, text: str, command: Callable[[argparse.Namespace], int]
+    ) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text, description=text, parents=[configured])
+        parser.set_defaults(command=command)
+        return parser
 
-    add("run", "Run the server; SIGHUP reloads users and apps, SIGTERM drains.", _run)
+    run = add("run", "Run the server; SIGHUP reloads users and apps, SIGTERM drains.", _run)
+    run.add_argument(
+        "--banner",
+        action=argparse.BooleanOptionalAction,
+        default=sys.stdout.isatty(),
+        help="say in a few lines what is served (default: on a terminal)",
+    )
     add("check", "Tell everything that is wrong with a configuration.", _check)
     demo = commands.add_parser("demo", help="Show a killed phone that rings, on loopback.")
     demo.set_defaults(command=_demo)

@@ -8,6 +8,7 @@ import resource
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ from pathlib import Path
 import structlog
 
 from sipush import logs, systemd
-from sipush.config import AppConfig, Config, UserConfig, load
+from sipush.banner import banner
+from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig, load
 from sipush.core.authentication import Authenticator
 from sipush.core.bindings import Aor, Platform, Subscriber
-from sipush.core.fallback import Cause, Fallbacks
+from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy, Realm
@@ -36,7 +38,7 @@ from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
 from sipush.sip.digest import Algorithm
 from sipush.sip.timers import Timers
-from sipush.transport.address import format_address
+from sipush.transport.address import format_address, source_ip
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
 from sipush.transport.resolver import Resolver
@@ -44,14 +46,14 @@ from sipush.transport.resolver import Resolver
 log = structlog.get_logger()
 
 
-def run(path: Path) -> int:
+def run(path: Path, *, show_banner: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises ConfigError before it starts."""
     config = load(path)
     logs.configure(config.log)
     _raise_file_limit()
     _tune_garbage_collector()
     try:
-        asyncio.run(Daemon(path, config).serve())
+        asyncio.run(Daemon(path, config, show_banner).serve())
     except (TransportError, LocationError) as error:
         log.error("cannot_start", reason=str(error))
         return 1
@@ -67,8 +69,9 @@ def check(config: Config) -> None:
 class Daemon:
     """One running server."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, show_banner: bool = False) -> None:
         self._path = path
+        self._show_banner = show_banner
         self._config = config
         self._store: LocationStore = make_store(config.store)
         limits = Limits(message_size=config.sip.max_message_size)
@@ -221,15 +224,31 @@ class Daemon:
 
     async def _tell(self) -> None:
         """What an operator wants to see first."""
-        config = self._config
+        config, doors, users = self._config, self._doors(), await self._some_users()
         log.info(
             "ready",
-            listen=self._doors(),
+            listen=doors,
             domains=config.sip.domains,
             store=store_name(config),
-            users=await self._some_users(),
+            users=users,
             apps=sorted(config.apps),
         )
+        if self._show_banner:
+            apps = {
+                app_id: [service.value for service in services(app)]
+                for app_id, app in config.apps.items()
+            }
+            text = banner(
+                self._path,
+                domains=config.sip.domains,
+                doors=doors,
+                store=store_name(config),
+                users=users,
+                apps=apps,
+                address=source_ip(ANY_REMOTE) or "127.0.0.1",
+            )
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
         systemd.notify("READY=1")
 
     def _doors(self) -> list[str]:
@@ -249,6 +268,8 @@ class Daemon:
 
 
 _SHOWN_USERS = 10
+ANY_REMOTE = ("192.0.2.1", 9)
+"Towards this we would send from the address that phones can reach us at (RFC 5737: nobody's)."
 
 
 def new_id() -> str:
@@ -292,9 +313,7 @@ def proxy_policy(config: Config) -> ProxyPolicy:
         no_answer=wake.no_answer,
         ringback=None if wake.ringback == "none" else int(wake.ringback),
         groups={
-            aor: Group(
-                tuple(group.members), group.time if group.strategy == "in-turn" else None
-            )
+            aor: Group(tuple(group.members), group.time if group.strategy == "in-turn" else None)
             for aor, group in config.groups.items()
         },
         fallbacks=fallbacks(config),
@@ -303,11 +322,15 @@ def proxy_policy(config: Config) -> ProxyPolicy:
 
 def fallbacks(config: Config) -> dict[str, Fallbacks]:
     """The fallbacks of users, groups and domains in the file."""
+    owners: dict[str, UserConfig | GroupConfig | DomainConfig]
     owners = {**config.users, **config.groups, **config.domains}
-    return {
-        name: {Cause(cause): uri for cause, uri in owner.fallback_by_cause.items()}
-        for name, owner in owners.items()
-    }
+    return {name: _by_cause(owner.fallback) for name, owner in owners.items() if owner.fallback}
+
+
+def _by_cause(fallback: str | dict[str, str]) -> Fallbacks:
+    if isinstance(fallback, str):
+        return for_every_cause(fallback)
+    return {Cause(cause): uri for cause, uri in fallback.items()}
 
 
 def store_name(config: Config) -> str:
