@@ -48,7 +48,7 @@ def add_user(options: argparse.Namespace, config: Config) -> Work:
         _subscriber(aor, password),
         hold=settings.hold,
         hold_seconds=settings.hold_seconds,
-        fallback=settings.fallback,
+        fallback=options.fallback,
     )
 
     async def work(store: LocationStore) -> None:
@@ -207,8 +207,14 @@ def _user_line(aor: Aor, user: UserConfig | Subscriber, source: str) -> str:
         hold = "hold"
     else:
         hold = f"hold {user.hold_seconds:g} s"
-    fallback = f", then {user.fallback}" if user.fallback else ""
+    fallback = f", then {_fallback(user.fallback)}" if user.fallback else ""
     return f"{aor}  {digests}  {hold}{fallback}  [{source}]"
+
+
+def _fallback(fallback: str | dict[str, str]) -> str:
+    if isinstance(fallback, str):
+        return fallback
+    return ", ".join(f"{uri} when {cause}" for cause, uri in fallback.items())
 
 
 def _location_lines(aor: Aor, location: Location, now_epoch: float) -> list[str]:

@@ -24,6 +24,7 @@ from sipush.config_problems import describe, refuse
 from sipush.config_values import (
     DataPath,
     Domain,
+    Fallback,
     FilePath,
     HostPort,
     HttpUrl,
@@ -36,7 +37,6 @@ from sipush.config_values import (
     RedisUrl,
     Seconds,
     Sha256Hex,
-    SipUriText,
 )
 from sipush.errors import ConfigError
 
@@ -187,7 +187,25 @@ class UserConfig(Section):
     ha1_sha256: Sha256Hex = ""
     hold: bool = True
     hold_seconds: Annotated[float, Field(ge=0)] | None = None
-    fallback: SipUriText = ""
+    fallback: Fallback = ""
+    "One SIP URI, or one for each cause."
+
+
+class GroupConfig(Section):
+    """One ``[groups."600@example.com"]``: rings several users."""
+
+    members: Annotated[list[str], Field(min_length=1, max_length=100)]
+    "AORs of users."
+    strategy: Literal["simultaneous", "in-turn"] = "simultaneous"
+    time: Seconds = 20
+    "How long each member rings in turn."
+    fallback: Fallback = ""
+
+
+class DomainConfig(Section):
+    """One ``[domains."example.com"]``: what holds for its users and groups."""
+
+    fallback: Fallback = ""
 
 
 class PeerConfig(Section):
@@ -251,6 +269,13 @@ def _check_aor(aor: str, info: ValidationInfo) -> str:
     return aor
 
 
+def _check_domain(domain: str, info: ValidationInfo) -> str:
+    sip: SipConfig | None = info.data.get("sip")
+    if sip and domain not in sip.domains:
+        refuse(f"is no domain of ours (allowed: {' or '.join(sip.domains)})")
+    return domain
+
+
 def _check_user(user: UserConfig) -> UserConfig:
     if not (user.ha1_md5 or user.ha1_sha256):
         refuse("cannot log in (allowed: at least one of ha1_md5, ha1_sha256)")
@@ -276,6 +301,8 @@ class Config(Section):
         Annotated[str, AfterValidator(_check_aor)],
         Annotated[UserConfig, AfterValidator(_check_user)],
     ] = {}
+    groups: dict[Annotated[str, AfterValidator(_check_aor)], GroupConfig] = {}
+    domains: dict[Annotated[str, AfterValidator(_check_domain)], DomainConfig] = {}
     peers: list[PeerConfig] = []
     log: LogConfig = LogConfig()
 

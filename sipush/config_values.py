@@ -13,8 +13,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from sipush.config_problems import refuse
+from sipush.core.fallback import Cause
 from sipush.errors import MessageError
 from sipush.sip.uri import parse_sip_uri
+
+CAUSES = tuple(cause.value for cause in Cause)
 
 
 def _guard(allowed: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -74,6 +77,22 @@ def _sip_uri(value: str) -> str:
     return value
 
 
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _fallback(value: object) -> object:
+    if not isinstance(value, dict):
+        return _sip_uri(_text(value))
+    for cause, uri in value.items():
+        if cause not in CAUSES:
+            refuse(f"{cause} is no cause (allowed: {', '.join(CAUSES)})")
+        parse_sip_uri(_text(uri))
+    return value
+
+
 def _hex(length: int) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value and (len(value) != length or set(value.lower()) - set("0123456789abcdef")):
@@ -123,8 +142,11 @@ Network = Annotated[
 ]
 HostPort = Annotated[str, AfterValidator(_guard("host or host:port", _host_port))]
 Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
-SipUriText = Annotated[
-    str, AfterValidator(_guard("a SIP URI such as sip:voicemail@pbx.example.com", _sip_uri))
+_A_SIP_URI = "a SIP URI such as sip:voicemail@pbx.example.com"
+SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]
+Fallback = Annotated[
+    str | dict[str, str],
+    BeforeValidator(_guard(f"{_A_SIP_URI}, or a table of them by cause", _fallback)),
 ]
 Md5Hex = Annotated[str, AfterValidator(_guard("32 hex digits", _hex(32)))]
 Sha256Hex = Annotated[str, AfterValidator(_guard("64 hex digits", _hex(64)))]

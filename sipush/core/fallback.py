@@ -48,3 +48,8 @@ def cause_of(status: int, *, rang: bool) -> Cause | None:
     if status in UNREACHABLE or status in _BROKEN:
         return Cause.NO_ANSWER if rang else Cause.UNREACHABLE
     return None
+
+
+def for_every_cause(uri: str) -> Fallbacks:
+    """One URI whatever the cause; none when it is empty."""
+    return dict.fromkeys(Cause, uri) if uri else {}

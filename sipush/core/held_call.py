@@ -9,7 +9,7 @@ already has it takes for a retransmission. No device is pushed again.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sipush.core.bindings import Platform, PushRecord
@@ -19,6 +19,7 @@ from sipush.core.response_context import (
     CancelCause,
     ResponseContext,
 )
+from sipush.core.target_set import Search, Target, Turn
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
 
@@ -41,10 +42,12 @@ class HeldCall:
     caller_aor: str = ""
     aors: tuple[str, ...] = ()
     "Whose registrations it waits for."
-    fallbacks: tuple[str, ...] = ()
-    fallbacks_tried: int = 0
-    diversion: tuple[str, int] | None = None
-    "(URI, cause) of ``routing.Diversion``."
+    destinations: tuple[str, ...] = ()
+    "Where it has been sent, in order: AORs, and URIs of others."
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    "URI by cause."
+    diversions: tuple[tuple[str, int, str], ...] = ()
+    "(URI, status, cause) of each ``routing.Diversion``, in order."
     created_epoch: float = 0.0
     saved_epoch: float = 0.0
     "When this was written: what registered since has not been seen."
@@ -59,14 +62,13 @@ class HeldCall:
     def from_json(cls, text: bytes) -> HeldCall:
         """The inverse of ``to_json``."""
         values = json.loads(text)
-        diversion = values["diversion"]
         return cls(
             **values
             | {
                 "request": values["request"].encode("utf-8", "surrogateescape"),
                 "aors": tuple(values["aors"]),
-                "fallbacks": tuple(values["fallbacks"]),
-                "diversion": tuple(diversion) if diversion else None,
+                "destinations": tuple(values["destinations"]),
+                "diversions": tuple(map(tuple, values["diversions"])),
             }
         )
 
@@ -83,20 +85,32 @@ def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, 
         "answered": context.answered,
         "successful": context.successful,
         "cancelled_by_caller": context.cancelled_by_caller,
+        "search": _freeze_search(context.search, shift),
         "branches": [_freeze_branch(branch, shift) for branch in context.branches],
     }
 
 
-def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
-    target = branch.target
+def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
+    values = {f.name: getattr(search, f.name) for f in fields(search)}
+    return values | {
+        "pending": [(turn.aor, [*map(_freeze_target, turn.targets)]) for turn in search.pending],
+        "turn_at": None if search.turn_at is None else search.turn_at + shift,
+    }
+
+
+def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
         push = asdict(target.push) | {"platform": target.push.platform.value}
+    return asdict(target) | {"push": push}
+
+
+def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
     values = {f.name: getattr(branch, f.name) for f in fields(branch)}
     values |= {
         "state": branch.state.value,
         "cause": branch.cause.value,
-        "target": asdict(target) | {"push": push},
+        "target": _freeze_target(branch.target),
     }
     for name in _TIMES:
         values[name] = None if values[name] is None else values[name] + shift
@@ -107,22 +121,32 @@ def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContex
     """The inverse of ``freeze``, on another clock."""
     shift = now - now_epoch
     branches = [_thaw_branch(values, shift) for values in frozen["branches"]]
-    context = ResponseContext(**frozen | {"branches": branches})
+    search = _thaw_search(frozen["search"], shift)
+    context = ResponseContext(**frozen | {"branches": branches, "search": search})
     if not context.answered:
         context.resume_ringback(now)
     return context
 
 
-def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
-    target = values["target"]
-    push = target["push"]
+def _thaw_search(values: dict[str, Any], shift: float) -> Search:
+    pending = [Turn(tuple(map(_thaw_target, targets)), aor) for aor, targets in values["pending"]]
+    turn_at = None if values["turn_at"] is None else values["turn_at"] + shift
+    return Search(**values | {"pending": pending, "turn_at": turn_at})
+
+
+def _thaw_target(values: dict[str, Any]) -> Target:
+    push = values["push"]
     record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
+    return Target(**values | {"push": record, "route": tuple(values["route"])})
+
+
+def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
     return Branch(
         **values
         | {
             "state": BranchState(values["state"]),
             "cause": CancelCause(values["cause"]),
-            "target": Target(**target | {"push": record, "route": tuple(target["route"])}),
+            "target": _thaw_target(values["target"]),
         }
         | {name: None if values[name] is None else values[name] + shift for name in _TIMES}
     )

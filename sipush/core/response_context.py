@@ -17,7 +17,7 @@ from enum import Enum
 
 from sipush.core.fallback import UNREACHABLE, Cause, cause_of
 from sipush.core.push_request import PushResult
-from sipush.core.target_set import Search, Target, TargetSet, Turn
+from sipush.core.target_set import Search, Target, TargetSet
 from sipush.sip.status import Status
 
 
@@ -213,7 +213,7 @@ class ResponseContext:
         if self.closed:
             return []
         if not isinstance(targets, TargetSet):
-            targets = TargetSet((Turn(tuple(targets)),))
+            targets = TargetSet.of(*targets)
         self.search = Search.of(targets, len(self.branches), self.search.over)
         return self._next_turn(now) if self.search.pending else self._settle(now)
 

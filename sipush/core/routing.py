@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import quote
 
 from sipush.core.bindings import Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.fallback import Cause
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest
-from sipush.core.response_context import Target
+from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, parse_name_addr, parse_via
 from sipush.sip.headers import Headers
@@ -228,17 +229,22 @@ class Diversion:
 
     uri: str
     "Where it was sent."
-    cause: int
-    "Status that made it go on."
+    status: int
+    "What came of it."
+    cause: Cause
 
     @property
     def reason(self) -> str:
         """The diversion-reason of RFC 5806."""
-        if self.cause in (Status.BUSY_HERE, Status.BUSY_EVERYWHERE):
-            return "user-busy"
-        if self.cause == Status.DECLINE:
-            return "deflection"
-        return "no-answer" if self.cause == Status.REQUEST_TIMEOUT else "unavailable"
+        return _DIVERSION_REASONS[self.cause]
+
+
+_DIVERSION_REASONS = {
+    Cause.UNREACHABLE: "unavailable",
+    Cause.NO_ANSWER: "no-answer",
+    Cause.BUSY: "user-busy",
+    Cause.DECLINED: "deflection",
+}
 
 
 def forward_request(
@@ -246,7 +252,7 @@ def forward_request(
     target: Target,
     record_routes: Iterable[str],
     push_id: str = "",
-    diversion: Diversion | None = None,
+    diversions: Sequence[Diversion] = (),
 ) -> Request:
     """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
 
@@ -265,21 +271,29 @@ def forward_request(
     strip_push_params(forwarded)
     if push_id:
         headers.set("X-Push-Id", push_id)
-    if diversion is not None:
-        _add_diversion(forwarded, target.uri, diversion)
+    if diversions:
+        _add_diversions(forwarded, diversions)
     return forwarded
 
 
-def _add_diversion(request: Request, uri: str, diversion: Diversion) -> None:
+def _add_diversions(request: Request, diversions: Sequence[Diversion]) -> None:
+    """Say where the call has been, so that a voicemail finds the box.
+
+    The topmost Diversion is the newest (RFC 5806 §4.1.1). In History-Info each entry that failed
+    carries its Reason, and what it was mapped to is the next entry below it (RFC 7044 §9.3).
+    """
     headers = request.headers
-    headers.prepend("Diversion", f"<{diversion.uri}>;reason={diversion.reason};counter=1")
-    if "history-info" not in headers:
-        headers.append("History-Info", f"<{diversion.uri}>;index=1")
-    first = headers.values("history-info")[0]
-    index = parse_name_addr(first).params.get("index") or "1"
-    cause = quote(f"SIP;cause={diversion.cause}", safe="")
-    entry = f"<{without_push_params(uri)}?Reason={cause}>;index={index}.1"
-    headers.append("History-Info", entry)
+    for diversion in diversions:
+        headers.prepend("Diversion", f"<{diversion.uri}>;reason={diversion.reason};counter=1")
+    earlier = headers.values("history-info")
+    index = f"{parse_name_addr(earlier[-1]).params.get('index') or '1'}.1" if earlier else "1"
+    mapped = ""
+    for diversion in diversions:
+        reason = quote(f"SIP;cause={diversion.status}", safe="")
+        headers.append("History-Info", f"<{diversion.uri}?Reason={reason}>;index={index}{mapped}")
+        mapped = f";mp={index}"
+        index += ".1"
+    headers.append("History-Info", f"<{request.uri}>;index={index}{mapped}")
 
 
 def strip_push_params(message: Message) -> None:

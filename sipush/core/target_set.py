@@ -60,8 +60,15 @@ class TargetSet:
     members: bool = False
     "The targets belong to several people: who declines (6xx) speaks for himself only."
 
-    def __len__(self) -> int:
-        return sum(len(turn.targets) for turn in self.turns)
+    @classmethod
+    def of(cls, *targets: Target) -> TargetSet:
+        """All at once."""
+        return cls((Turn(targets),))
+
+    @property
+    def all(self) -> tuple[Target, ...]:
+        """The targets of every turn."""
+        return tuple(target for turn in self.turns for target in turn.targets)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 import structlog
 
 from sipush.core.bindings import Aor, Location, Platform, PushRecord, Subscriber
+from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
 from sipush.core.push_request import PushKind, PushRequest
@@ -42,6 +43,7 @@ from sipush.core.routing import (
     has_video,
     strip_push_params,
 )
+from sipush.core.target_set import Target, TargetSet
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
 from sipush.server.transactions import (
@@ -88,10 +90,11 @@ class Forwarding:
     "To tag of the responses that we make ourselves."
     caller_aor: Aor = ""
     "The authenticated caller, or empty for a peer."
-    fallbacks: list[str] = field(default_factory=list)
-    "URIs the call falls back to, in order, the tried ones first."
-    fallbacks_tried: int = 0
-    diversion: Diversion | None = None
+    destinations: list[str] = field(default_factory=list)
+    "Where it has been sent, in order: AORs, and URIs of others."
+    fallbacks: Fallbacks = field(default_factory=dict)
+    "Where it goes when the last destination does not take it."
+    diversions: list[Diversion] = field(default_factory=list)
     watched: dict[Aor, Subscriber] = field(default_factory=dict)
     watched_flows: set[str] = field(default_factory=set)
     "Names of the flows whose devices may have to be woken."
@@ -113,11 +116,11 @@ class Forwarding:
         self.watched[subscriber.aor] = subscriber
         self.proxy.bucket.watch(subscriber.aor, self.registered)
 
-    def start(self, targets: list[Target]) -> None:
+    def start(self, targets: TargetSet) -> None:
         """Open the target set; registrations that came during the look-up count now."""
         self.started = True
-        self.tell("routed", uri=self.request.uri, targets=len(targets))
-        known = {(target.device, target.uri, target.flow) for target in targets}
+        self.tell("routed", uri=self.request.uri, targets=len(targets.all))
+        known = {(target.device, target.uri, target.flow) for target in targets.all}
         self._perform(self.context.start(targets, self._now))
         for aor, location, devices in self._early:
             self.registered(aor, location, devices, known)
@@ -205,8 +208,8 @@ class Forwarding:
                 self.proxy.tasks.spawn(self._cancel_push(branch))
             case HangUp(branch):
                 self._hang_up(branch)
-            case FallBack(status):
-                self.proxy.tasks.spawn(self._fall_back(status))
+            case FallBack(status, cause):
+                self.proxy.tasks.spawn(self._fall_back(status, cause))
             case Respond(status, branch):
                 self._respond(status, branch)
             case _:
@@ -263,7 +266,7 @@ class Forwarding:
             target,
             self._record_routes(target, flow),
             self.push_id if target.push is not None else "",
-            self.diversion,
+            self.diversions,
         )
         attempt = self.attempts[branch]
         if target.wakeable and target.flow not in self.watched_flows:
@@ -392,24 +395,26 @@ class Forwarding:
 
     # -- fallback --
 
-    async def _fall_back(self, status: int) -> None:
-        """Find where the call goes now: a URI of another server, or another user of ours."""
-        uri = self.fallbacks[self.fallbacks_tried]
-        self.diversion = Diversion(self.request.uri, status)
-        self.tell("falling_back", to=uri, status=status)
-        try:
-            targets = await self.proxy.fallback_targets(self, uri)
-        except (LocationError, MessageError) as error:
-            self.log.warning("fallback_failed", to=uri, reason=str(error))
-            targets = []
-        self.fallbacks_tried += 1
-        self._perform(self.context.fall_back(targets, self._now))
+    def sent_to(self, destination: str, fallbacks: Fallbacks) -> None:
+        """The targets are those of this user, group or server; ``fallbacks`` are its own."""
+        self.destinations.append(destination)
+        self.fallbacks = fallbacks
+        may_go_on = self.context.invite and len(self.destinations) <= MAX_FALLBACKS
+        self.context.fallback = bool(fallbacks) and may_go_on
 
-    def add_fallback(self, uri: str) -> None:
-        """Where the call goes next when nobody answers, unless it has been there."""
-        if uri not in self.fallbacks and len(self.fallbacks) < MAX_FALLBACKS:
-            self.fallbacks.append(uri)
-            self.context.fallback = True
+    async def _fall_back(self, status: int, cause: Cause) -> None:
+        """Find where the call goes now: a URI of another server, or another user of ours."""
+        targets = TargetSet(())
+        if uri := self.fallbacks.get(cause):
+            last = self.destinations[-1]
+            origin = self.request.uri if len(self.destinations) == 1 else f"sip:{last}"
+            self.tell("falling_back", to=uri, status=status, cause=cause.value)
+            try:
+                targets = await self.proxy.fallback_targets(self, uri)
+            except (LocationError, MessageError) as error:
+                self.log.warning("fallback_failed", to=uri, reason=str(error))
+            self.diversions.append(Diversion(origin, status, cause))
+        self._perform(self.context.fall_back(targets, self._now))
 
     # -- upstream --
 

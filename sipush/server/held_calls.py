@@ -79,7 +79,6 @@ class HeldCalls:
 def describe(forwarding: Forwarding) -> HeldCall:
     """Everything another process needs to go on with this request."""
     now = asyncio.get_running_loop().time()
-    diversion = forwarding.diversion
     return HeldCall(
         id=forwarding.push_id,
         request=forwarding.request.to_bytes(),
@@ -89,9 +88,9 @@ def describe(forwarding: Forwarding) -> HeldCall:
         context=freeze(forwarding.context, now, time.time()),
         caller_aor=forwarding.caller_aor,
         aors=tuple(forwarding.watched),
-        fallbacks=tuple(forwarding.fallbacks),
-        fallbacks_tried=forwarding.fallbacks_tried,
-        diversion=(diversion.uri, diversion.cause) if diversion else None,
+        destinations=tuple(forwarding.destinations),
+        fallbacks={cause.value: uri for cause, uri in forwarding.fallbacks.items()},
+        diversions=tuple((d.uri, d.status, d.cause.value) for d in forwarding.diversions),
         created_epoch=forwarding.created_epoch,
         saved_epoch=time.time(),
     )

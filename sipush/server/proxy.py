@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
+from sipush.core.fallback import Cause, Fallbacks, for_every_cause
+from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.outbound import RouteToken
 from sipush.core.response_context import ResponseContext
@@ -34,6 +37,7 @@ from sipush.core.routing import (
     loop_digest,
     validate,
 )
+from sipush.core.target_set import Target, TargetSet, Turn
 from sipush.errors import MessageError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
@@ -75,6 +79,14 @@ class ProxyPolicy:
     probe: float
     no_answer: float
     ringback: int | None
+    groups: Mapping[Aor, Group]
+    fallbacks: Mapping[str, Fallbacks]
+    "By AOR and, for all users and groups of it, by domain."
+
+    def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
+        """Where calls to a user or group go; ``stored``: what the store has for a user."""
+        own = self.fallbacks.get(aor) or for_every_cause(stored)
+        return {**self.fallbacks.get(aor.rpartition("@")[2], {}), **own}
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +133,7 @@ class Proxy:
                 answer_for_server(transaction, self.new_id())
             case ToDialog(token):
                 with self._opened(transaction, request, None) as forwarding:
-                    forwarding.start([await self._dialog_target(token, request)])
+                    forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
             case ToAor(aor):
                 with self._opened(transaction, request, self.policy.ringback) as forwarding:
                     await self._forward_to_user(forwarding, aor)
@@ -164,9 +176,9 @@ class Proxy:
             held.push_id,
             held.tag,
             caller_aor=held.caller_aor,
-            fallbacks=list(held.fallbacks),
-            fallbacks_tried=held.fallbacks_tried,
-            diversion=Diversion(*held.diversion) if held.diversion else None,
+            destinations=list(held.destinations),
+            fallbacks={Cause(cause): uri for cause, uri in held.fallbacks.items()},
+            diversions=[Diversion(uri, n, Cause(cause)) for uri, n, cause in held.diversions],
             policy=TargetPolicy(self.policy.apps, self._is_live, _consents_to_calls),
             created_epoch=held.created_epoch,
         )
@@ -253,32 +265,60 @@ class Proxy:
         if self.draining:
             reject(transaction, DRAINING, forwarding.tag)
             return
-        subscriber = await self.subscribers.get(aor)
-        if subscriber is None:
-            reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
-            return
         consents = _consents_to_calls if request.method == "INVITE" else _never
         forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, consents)
-        forwarding.start(await self._user_targets(forwarding, subscriber))
+        targets = await self._targets(forwarding, aor)
+        if targets is None:
+            reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
+            return
+        forwarding.start(targets)
+
+    async def _targets(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
+        """The target set of a user or a ring group, or None when nobody has that name."""
+        if (group := self.policy.groups.get(aor)) is not None:
+            targets = await self._group_targets(forwarding, group)
+            forwarding.sent_to(aor, self.policy.fallbacks_of(aor))
+            return targets
+        subscriber = await self.subscribers.get(aor)
+        if subscriber is None:
+            return None
+        targets = TargetSet.of(*await self._user_targets(forwarding, subscriber))
+        forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
+        return targets
 
     async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
         """Watch first, look up second: no registration is lost in between."""
         forwarding.watch(subscriber)
-        if subscriber.fallback:
-            forwarding.add_fallback(subscriber.fallback)
         location = await self.store.lookup(subscriber.aor, time.time())
         assert forwarding.policy is not None
         return forwarding.policy.target_set(location, subscriber)
 
-    async def fallback_targets(self, forwarding: Forwarding, uri: str) -> list[Target]:
-        """What a fallback URI leads to. Raises MessageError and LocationError."""
-        aor = self.realm.aor(parse_sip_uri(uri))
-        if aor is None:
-            return [Target(device=uri, uri=uri, live=True)]
+    async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
+        """The devices of all members but the caller."""
+        others = [aor for aor in group.members if aor != forwarding.caller_aor]
+        turns = await asyncio.gather(*(self._member_turn(forwarding, aor) for aor in others))
+        members = [turn for turn in turns if turn is not None]
+        return group.target_set(members, in_turn=forwarding.context.invite)
+
+    async def _member_turn(self, forwarding: Forwarding, aor: Aor) -> Turn | None:
         subscriber = await self.subscribers.get(aor)
         if subscriber is None:
-            return []
-        return await self._user_targets(forwarding, subscriber)
+            log.warning("group_member_unknown", aor=aor)
+            return None
+        return Turn(tuple(await self._user_targets(forwarding, subscriber)), aor)
+
+    async def fallback_targets(self, forwarding: Forwarding, uri: str) -> TargetSet:
+        """What a fallback URI leads to, unless the call has been there.
+
+        Raises MessageError and LocationError.
+        """
+        aor = self.realm.aor(parse_sip_uri(uri))
+        if (aor or uri) in forwarding.destinations:
+            return TargetSet(())
+        if aor is not None:
+            return await self._targets(forwarding, aor) or TargetSet(())
+        forwarding.sent_to(uri, {})
+        return TargetSet.of(Target(device=uri, uri=uri, live=True))
 
     def _is_live(self, binding: Binding) -> bool:
         if binding.path:

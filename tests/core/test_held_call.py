@@ -16,6 +16,7 @@ from sipush.core.response_context import (
     Respond,
     ResponseContext,
 )
+from sipush.core.target_set import Target
 
 RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t", "t", extra={"pn-param": "p"})
 SLEEPING = Target("d", push=RECORD, hold=30)
@@ -36,13 +37,14 @@ def held(**changes: object) -> HeldCall:
         "tag": "t",
         "context": {},
         "aors": ("bob@x",),
-        "fallbacks": ("sip:vm@pbx",),
-        "diversion": ("sip:bob@x", 480),
+        "destinations": ("bob@x", "sip:vm@pbx"),
+        "fallbacks": {"busy": "sip:busy@pbx"},
+        "diversions": (("sip:bob@x", 480, "unreachable"),),
     }
     return HeldCall(**values | changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"diversion": None}])
+@pytest.mark.parametrize("changes", [{}, {"diversions": ()}])
 def test_a_held_call_comes_back_as_it_was(changes: dict[str, object]) -> None:
     call = held(**changes)
     assert HeldCall.from_json(call.to_json()) == call

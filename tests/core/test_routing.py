@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Subscriber
+from sipush.core.fallback import Cause
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.response_context import Target
 from sipush.core.routing import (
     AppPolicy,
     Diversion,
@@ -26,6 +26,7 @@ from sipush.core.routing import (
     strip_push_params,
     validate,
 )
+from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.message import Request, parse_datagram
 from sipush.sip.status import Status
@@ -284,25 +285,54 @@ def test_the_push_id_is_in_the_invite() -> None:
     assert forwarded.headers.get("x-push-id") == "uuid-1"
 
 
+BUSY = Diversion("sip:bob@example.com", 486, Cause.BUSY)
+ASLEEP = Diversion("sip:carol@example.com", 480, Cause.UNREACHABLE)
+
+
 def test_a_call_that_falls_back_says_from_where_and_why() -> None:
-    forwarded = forward_request(
-        invite(), Target("vm", "sip:vm@pbx"), (), "", Diversion("sip:bob@example.com", 480)
-    )
-    assert forwarded.headers.get("diversion") == (
-        "<sip:bob@example.com>;reason=unavailable;counter=1"
-    )
+    forwarded = forward_request(invite(), Target("vm", "sip:vm@pbx"), (), "", [BUSY])
+    assert forwarded.headers.get_all("diversion") == [
+        "<sip:bob@example.com>;reason=user-busy;counter=1"
+    ]
     assert forwarded.headers.values("history-info") == [
-        "<sip:bob@example.com>;index=1",
-        "<sip:vm@pbx?Reason=SIP%3Bcause%3D480>;index=1.1",
+        "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1",
+        "<sip:vm@pbx>;index=1.1;mp=1",
+    ]
+
+
+def test_a_call_that_falls_back_twice_tells_the_whole_way() -> None:
+    forwarded = forward_request(invite(), Target("vm", "sip:vm@pbx"), (), "", [BUSY, ASLEEP])
+    assert forwarded.headers.get_all("diversion") == [
+        "<sip:carol@example.com>;reason=unavailable;counter=1",
+        "<sip:bob@example.com>;reason=user-busy;counter=1",
+    ]
+    assert forwarded.headers.values("history-info") == [
+        "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1",
+        "<sip:carol@example.com?Reason=SIP%3Bcause%3D480>;index=1.1;mp=1",
+        "<sip:vm@pbx>;index=1.1.1;mp=1.1",
+    ]
+
+
+def test_a_history_that_came_with_the_call_goes_on() -> None:
+    request = invite("sip:bob@example.com", "History-Info: <sip:a@h>;index=1, <sip:b@h>;index=1.2")
+    forwarded = forward_request(request, Target("vm", "sip:vm@pbx"), (), "", [BUSY])
+    assert forwarded.headers.values("history-info")[2:] == [
+        "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1.2.1",
+        "<sip:vm@pbx>;index=1.2.1.1;mp=1.2.1",
     ]
 
 
 @pytest.mark.parametrize(
     ("cause", "reason"),
-    [(486, "user-busy"), (603, "deflection"), (408, "no-answer"), (480, "unavailable")],
+    [
+        (Cause.BUSY, "user-busy"),
+        (Cause.DECLINED, "deflection"),
+        (Cause.NO_ANSWER, "no-answer"),
+        (Cause.UNREACHABLE, "unavailable"),
+    ],
 )
-def test_the_diversion_reason_follows_the_cause(cause: int, reason: str) -> None:
-    assert Diversion("sip:x@y", cause).reason == reason
+def test_the_diversion_reason_follows_the_cause(cause: Cause, reason: str) -> None:
+    assert Diversion("sip:x@y", 480, cause).reason == reason
 
 
 def test_push_parameters_do_not_leave_towards_others() -> None:
