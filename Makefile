@@ -48,7 +48,7 @@ packages:
 	@echo "Installing what the server needs into .venv …"
 	@$(PIP) install --no-deps --require-hashes -r config/uv.lock
 	@$(INSTALL) config/requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@PYTHONWARNINGS=ignore $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev.stamp: config/requirements-dev.lock .venv/runtime.stamp

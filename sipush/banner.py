@@ -9,6 +9,7 @@ from pathlib import Path
 def banner(
     path: Path,
     *,
+    program: str,
     domains: Sequence[str],
     doors: Sequence[str],
     store: str,
@@ -18,9 +19,10 @@ def banner(
 ) -> str:
     """A few lines.
 
+    ``program``: how to call sipush from here;
     ``doors``: ``udp/0.0.0.0:5060``; ``apps``: app-id to its services; ``address``: this machine's.
     """
-    add_user = f"none yet: sipush user add 101 --generate --config {path}"
+    add_user = f"none yet: {program} user add 101 --generate --config {path}"
     known = [f"{app_id} ({', '.join(sorted(services))})" for app_id, services in apps.items()]
     user = users[0].partition("@")[0] if users else "101"
     server, transport = _best_door(doors, address)

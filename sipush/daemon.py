@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import secrets
 import signal
@@ -11,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -42,6 +44,7 @@ from sipush.transport.address import format_address, source_ip
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
 from sipush.transport.resolver import Resolver
+from sipush.transport.tls import client_context
 
 log = structlog.get_logger()
 
@@ -63,7 +66,7 @@ def run(path: Path, *, show_banner: bool = False) -> int:
 def check(config: Config) -> None:
     """Build everything that can be built without serving. Raises ConfigError."""
     build_apps(config.apps)
-    Listeners(config.listen)
+    _listeners(config)
 
 
 class Daemon:
@@ -74,8 +77,7 @@ class Daemon:
         self._show_banner = show_banner
         self._config = config
         self._store: LocationStore = make_store(config.store)
-        limits = Limits(message_size=config.sip.max_message_size)
-        self._listeners = Listeners(config.listen, limits)
+        self._listeners = _listeners(config)
         self._dispatcher = Dispatcher(build_apps(config.apps))
         self._bucket = PushBucket()
         self._held_calls = HeldCalls(self._store)
@@ -93,6 +95,7 @@ class Daemon:
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
+            self._tasks.spawn(self._watch_certificates())
             await self._tell()
             await self._stopping.wait()
             await self._drain()
@@ -194,6 +197,7 @@ class Daemon:
         self._subscribers.replace(subscribers(config.users))
         self._registrar.policy = registration_policy(config)
         self._proxy.policy = proxy_policy(config)
+        self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
 
     async def _drain(self) -> None:
@@ -222,6 +226,19 @@ class Daemon:
 
     # -- telling --
 
+    async def _watch_certificates(self) -> None:
+        while True:
+            self._warn_of_certificates()
+            await asyncio.sleep(86_400)
+
+    def _warn_of_certificates(self) -> None:
+        """A certificate that runs out is noticed by users first, unless somebody says so."""
+        now = datetime.now(UTC)
+        for certificate in self._listeners.certificates:
+            if certificate.is_due(now):
+                expires = certificate.expires.isoformat()
+                log.warning("certificate_expires", file=str(certificate.file), expires=expires)
+
     async def _tell(self) -> None:
         """What an operator wants to see first."""
         config, doors, users = self._config, self._doors(), await self._some_users()
@@ -240,6 +257,7 @@ class Daemon:
             }
             text = banner(
                 self._path,
+                program=os.path.relpath(sys.argv[0]),
                 domains=config.sip.domains,
                 doors=doors,
                 store=store_name(config),
@@ -270,6 +288,16 @@ class Daemon:
 _SHOWN_USERS = 10
 ANY_REMOTE = ("192.0.2.1", 9)
 "Towards this we would send from the address that phones can reach us at (RFC 5737: nobody's)."
+
+
+def _listeners(config: Config) -> Listeners:
+    """Unopened ones. Raises ConfigError."""
+    ca_file = config.sip.ca_file
+    return Listeners(
+        config.listen,
+        Limits(message_size=config.sip.max_message_size),
+        client_context(ca_file) if ca_file else None,
+    )
 
 
 def new_id() -> str:

@@ -10,6 +10,7 @@ from sipush.banner import banner
 def test_a_newcomer_is_told_how_to_go_on() -> None:
     text = banner(
         Path("config/sipush.toml"),
+        program="sipush",
         domains=["localhost"],
         doors=["udp/0.0.0.0:5060", "tcp/0.0.0.0:5060"],
         store="sqlite run/sipush.db",
@@ -30,6 +31,7 @@ def test_a_newcomer_is_told_how_to_go_on() -> None:
 def test_what_is_there_is_named() -> None:
     text = banner(
         Path("x"),
+        program="sipush",
         domains=["a.example", "b.example"],
         doors=["tls/[2001:db8::1]:5061"],
         store="memory",
