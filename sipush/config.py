@@ -63,6 +63,8 @@ class ListenConfig(Section):
     advertise: HostPort | None = None
     "host[:port] written into Via and Record-Route instead of the socket's own (behind NAT)."
     tls: TlsConfig | None = None
+    sni: list[TlsConfig] = []
+    "Further certificates, for clients that ask for one of their names (RFC 6066 §3)."
 
 
 class SipConfig(Section):
@@ -74,6 +76,8 @@ class SipConfig(Section):
     aliases: list[Domain] = []
     "More host names that mean the first domain."
     max_message_size: Annotated[int, Field(ge=2048, le=1_048_576)] = 65_535
+    ca_file: FilePath | None = None
+    "Trust this CA, instead of the system's, when we connect to a server over TLS."
     drain: Seconds = 40
     "How long a stop waits for calls that are still being set up."
 
@@ -227,8 +231,8 @@ def _check_door(door: ListenConfig) -> ListenConfig:
     secure = door.transport in ("tls", "wss")
     if secure and door.tls is None:
         refuse(f"{door.transport} needs tls = {{certificate = …, private_key = …}}")
-    if door.tls and not secure:
-        refuse(f"{door.transport} has no use for tls (allowed: with tls and wss)")
+    if (door.tls or door.sni) and not secure:
+        refuse(f"{door.transport} has no use for tls or sni (allowed: with tls and wss)")
     return door
 
 

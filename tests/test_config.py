@@ -108,7 +108,7 @@ WRONG = [
     (
         '[[listen]]\ntransport = "udp"\n'
         'tls = {certificate = "/etc/passwd", private_key = "/etc/passwd"}',
-        "listen[0]: udp has no use for tls (allowed: with tls and wss)",
+        "listen[0]: udp has no use for tls or sni (allowed: with tls and wss)",
     ),
     (
         '[[listen]]\ntransport = "tcp"\n[[listen]]\ntransport = "ws"',
@@ -211,6 +211,7 @@ def sample_keys() -> list[tuple[str, Any, bool]]:
             continue
         if text.startswith("["):
             table = re.sub(r'"[^"]+"', "*", text.strip("[]")) + "[]" * text.startswith("[[") + "."
+            table = table.replace("listen.", "listen[].")
             continue
         ((key, value),) = tomllib.loads(text).items()
         if isinstance(value, dict):  # tls.certificate = …

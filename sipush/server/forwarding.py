@@ -307,7 +307,8 @@ class Forwarding:
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
         user = encode_route_token(token, self.proxy.key)
-        return f"sip:{user}@{flow.sent_by};transport={flow.transport.lower()};lr"
+        transport = "ws" if flow.transport == "WSS" else flow.transport.lower()  # RFC 7118 §5.2
+        return f"sip:{user}@{flow.sent_by};transport={transport};lr"
 
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response

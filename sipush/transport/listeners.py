@@ -7,7 +7,6 @@ import os
 import socket
 import ssl
 from collections.abc import Sequence
-from datetime import datetime
 from functools import partial
 
 from sipush.config import ListenConfig
@@ -22,7 +21,7 @@ from sipush.transport.address import (
 from sipush.transport.connection import Connection, ConnectionTable, Limits
 from sipush.transport.flow import Address, Flow, Receiver
 from sipush.transport.stream import StreamConnection
-from sipush.transport.tls import ServerTls, client_context
+from sipush.transport.tls import Certificate, ServerTls, client_context
 from sipush.transport.udp import UdpListener
 from sipush.transport.websocket import WebSocketConnection
 
@@ -45,7 +44,9 @@ class Listeners:
         Raises ConfigError when a certificate cannot be used.
         """
         self._client_tls = client_tls
-        self._configs = [(c, None if c.tls is None else ServerTls([c.tls])) for c in configs]
+        self._configs = [
+            (c, None if c.tls is None else ServerTls([c.tls, *c.sni])) for c in configs
+        ]
         self._udp: dict[ListenAddress, UdpListener] = {}
         self._servers: dict[ListenAddress, asyncio.Server] = {}
         self._table = ConnectionTable(limits or Limits())
@@ -132,9 +133,9 @@ class Listeners:
             raise ConfigError(problems)
 
     @property
-    def certificate_expiry(self) -> datetime | None:
-        """When the first of our certificates expires (aware, UTC); None without any."""
-        return min((tls.expires for _, tls in self._configs if tls is not None), default=None)
+    def certificates(self) -> list[Certificate]:
+        """Those our TLS and WSS listeners show."""
+        return [each for _, tls in self._configs if tls is not None for each in tls.certificates]
 
     def flow(self, name: str) -> Flow | None:
         """The flow of that name, or None: its connection is gone, or its socket is not ours."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
 from sipush.config import TlsConfig
 from sipush.errors import ConfigError
+
+MAX_NOTICE = timedelta(days=14)
+"How long before its end a certificate is due to be renewed, or a quarter of its life if shorter."
 
 
 class ServerTls:
@@ -22,26 +25,21 @@ class ServerTls:
         Raises ConfigError when a certificate or key cannot be used.
         """
         self._configs = configs
-        self._certificates = [_Certificate(config) for config in configs]
+        self.certificates = [Certificate(config) for config in configs]
         self.context = _server_context(configs[0])
         "For the listener, all its life: every handshake picks its certificate anew."
         self.context.sni_callback = self._choose
 
     def reload(self) -> None:
         """Read the files again, for connections to come. Raises ConfigError; then all stays."""
-        self._certificates = [_Certificate(config) for config in self._configs]
-
-    @property
-    def expires(self) -> datetime:
-        """When the first of the certificates expires (aware, UTC)."""
-        return min(certificate.expires for certificate in self._certificates)
+        self.certificates = [Certificate(config) for config in self._configs]
 
     def _choose(self, handshake: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
-        matching = (c for c in self._certificates if server_name and c.is_for(server_name.lower()))
-        handshake.context = next(matching, self._certificates[0]).context
+        matching = (c for c in self.certificates if server_name and c.is_for(server_name.lower()))
+        handshake.context = next(matching, self.certificates[0]).context
 
 
-class _Certificate:
+class Certificate:
     """One certificate, ready to be shown."""
 
     def __init__(self, config: TlsConfig) -> None:
@@ -52,13 +50,20 @@ class _Certificate:
             reason = getattr(error, "strerror", None) or error
             files = f"certificate {config.certificate}, private_key {config.private_key}"
             raise ConfigError([f"tls: {files}: {reason}"]) from error
+        self.file = config.certificate
         self.expires = leaf.not_valid_after_utc
+        "Aware, UTC."
+        self._lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
         try:
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             self._names: set[str] = set()
         else:
             self._names = {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether it should have been renewed by now (aware)."""
+        return self.expires - now < min(MAX_NOTICE, self._lifetime / 4)
 
     def is_for(self, server_name: str) -> bool:
         """Whether it carries this lower-case name, or the wildcard of its parent domain."""

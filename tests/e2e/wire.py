@@ -7,11 +7,13 @@ retransmitted and nothing is answered unless the test says so.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import itertools
 import re
 import secrets
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -118,6 +120,8 @@ class Wire:
         self.transport = transport.upper()
         self.server = server
         self.local = ("", 0)
+        self.host = ""
+        "What it calls itself in Via and Contact, if not its address."
         self.seen: list[Msg] = []
         "Everything that came, in order."
         self.closed = asyncio.Event()
@@ -128,9 +132,17 @@ class Wire:
 
     @classmethod
     async def open(
-        cls, transport: str, server: tuple[str, int], ip: str = "127.0.0.1", port: int = 0
+        cls,
+        transport: str,
+        server: tuple[str, int],
+        ip: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> Wire:
-        """Bind a loopback address and ``port`` (0: any), connect if it is TCP."""
+        """Bind a loopback address and ``port`` (0: any), connect unless it is UDP.
+
+        ``tls``: how the server is verified, for TLS and WSS.
+        """
         wire = cls(transport, server)
         loop = asyncio.get_running_loop()
         if wire.transport == "UDP":
@@ -138,15 +150,20 @@ class Wire:
                 lambda: _Datagrams(wire), local_addr=(ip, port)
             )
         else:
-            wire._io, _ = await loop.create_connection(
-                lambda: _Stream(wire), *server, local_addr=(ip, port)
+            kind = _WebSocket if wire.transport in ("WS", "WSS") else _Stream
+            secure = tls if wire.transport in ("TLS", "WSS") else None
+            wire._io, protocol = await loop.create_connection(
+                lambda: kind(wire), *server, local_addr=(ip, port), ssl=secure
             )
+            await protocol.opened(wire._io)
         wire.local = wire._io.get_extra_info("sockname")[:2]
         return wire
 
     @property
     def host_port(self) -> str:
         """Our end, for Via and Contact."""
+        if self.host:
+            return self.host
         ip, port = self.local
         return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
@@ -156,6 +173,8 @@ class Wire:
         assert self._io is not None, "the phone is dead"
         if self.transport == "UDP":
             self._io.sendto(data, self.server)
+        elif self.transport in ("WS", "WSS"):
+            self._io.write(_frame(data))
         else:
             self._io.write(data)
 
@@ -250,6 +269,9 @@ class _Stream(asyncio.Protocol):
         self.wire = wire
         self.buffer = b""
 
+    async def opened(self, io: asyncio.Transport) -> None:
+        pass
+
     def data_received(self, data: bytes) -> None:
         self.buffer = (self.buffer + data).lstrip(b"\r\n")
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
@@ -263,6 +285,60 @@ class _Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.wire.closed.set()
+
+
+class _WebSocket(_Stream):
+    """A client of RFC 7118, with no more of RFC 6455 than that needs."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self.accepted = asyncio.get_running_loop().create_future()
+
+    async def opened(self, io: asyncio.Transport) -> None:
+        """Shake hands."""
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        io.write(
+            (
+                f"GET / HTTP/1.1\r\nHost: {self.wire.server[0]}\r\nUpgrade: websocket\r\n"
+                f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+                "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: sip\r\n\r\n"
+            ).encode()
+        )
+        async with asyncio.timeout(PATIENCE):
+            head = await self.accepted
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        assert b"Sec-WebSocket-Protocol: sip" in head, head
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        if not self.accepted.done():
+            head, end, rest = self.buffer.partition(b"\r\n\r\n")
+            if end:
+                self.buffer = rest
+                self.accepted.set_result(head)
+        while self.accepted.done() and (frame := _first_frame(self.buffer)):
+            opcode, payload, self.buffer = frame
+            if opcode in (1, 2) and payload.strip():
+                self.wire.arrived(Msg(payload.decode("utf-8", "surrogateescape")))
+
+
+def _frame(data: bytes) -> bytes:
+    """A whole text message, masked with zeros (RFC 6455 §5.2)."""
+    size = len(data)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + data
+
+
+def _first_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
+    """Opcode, payload and what comes after, once the frame is whole."""
+    if len(data) < 4:
+        return None
+    start, size = 2, data[1]
+    if size == 126:
+        start, size = 4, int.from_bytes(data[2:4], "big")
+    if len(data) < start + size:
+        return None
+    return data[0] & 15, data[start : start + size], data[start + size :]
 
 
 @dataclass(slots=True)
@@ -312,14 +388,16 @@ class Phone:
         *,
         instance: str = "",
         ip: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
     ) -> Phone:
         """A phone with a socket of its own."""
-        return cls(account, await Wire.open(transport, server, ip), instance)
+        return cls(account, await Wire.open(transport, server, ip, tls=tls), instance)
 
     @property
     def contact_uri(self) -> str:
         """What it puts in Contact."""
-        param = "" if self.wire.transport == "UDP" else f";transport={self.wire.transport.lower()}"
+        transport = self.wire.transport.lower().replace("wss", "ws")  # RFC 7118 §5.2
+        param = "" if transport == "udp" else f";transport={transport}"
         return f"sip:{self.account.user}@{self.wire.host_port}{param}"
 
     def kill(self, *, reset: bool = False) -> None:

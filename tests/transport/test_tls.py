@@ -99,8 +99,8 @@ async def test_a_new_certificate_is_shown_without_a_restart_and_open_connections
     after = await TcpPhone.open(address, ssl=authority.client())
     certificate = after.writer.get_extra_info("peercert")
     assert ("DNS", "new.example.com") in certificate["subjectAltName"]
-    assert listeners.certificate_expiry is not None
-    assert listeners.certificate_expiry - datetime.now(UTC) > timedelta(days=19)
+    (shown_now,) = listeners.certificates
+    assert shown_now.expires - datetime.now(UTC) > timedelta(days=19)
     for phone in (before, after):
         phone.writer.write(register())
         await recorder.request()
@@ -132,9 +132,13 @@ def test_the_certificate_is_the_one_for_the_name_that_is_asked_for(authority: Au
         assert shown(server, authority.client(), asked) == {expected}, asked
 
 
-def test_the_first_of_several_certificates_to_expire_counts(authority: Authority) -> None:
-    server = ServerTls([authority.issue("a.example.com", days=9), authority.issue("b.example.com")])
-    assert timedelta(hours=23) < server.expires - datetime.now(UTC) < timedelta(days=1)
+@pytest.mark.parametrize(("lifetime", "notice"), [(365, 14), (90, 14), (45, 11.25), (6, 1.5)])
+def test_a_certificate_is_due_two_weeks_or_a_quarter_of_its_life_before_its_end(
+    authority: Authority, lifetime: int, notice: float
+) -> None:
+    (certificate,) = ServerTls([authority.issue("a.example.com", days=lifetime)]).certificates
+    assert certificate.is_due(certificate.expires - timedelta(days=notice - 0.1))
+    assert not certificate.is_due(certificate.expires - timedelta(days=notice + 0.1))
 
 
 @pytest.mark.parametrize("fault", ["missing", "not the key", "encrypted key"])
