@@ -241,33 +241,37 @@ class Daemon:
 
     async def _tell(self) -> None:
         """What an operator wants to see first."""
-        config, doors, users = self._config, self._doors(), await self._some_users()
+        config, users = self._config, await self._some_users()
         log.info(
             "ready",
-            listen=doors,
+            listen=self._doors(),
             domains=config.sip.domains,
             store=store_name(config),
             users=users,
             apps=sorted(config.apps),
         )
         if self._show_banner:
-            apps = {
-                app_id: [service.value for service in services(app)]
-                for app_id, app in config.apps.items()
-            }
-            text = banner(
-                self._path,
-                program=os.path.relpath(sys.argv[0]),
-                domains=config.sip.domains,
-                doors=doors,
-                store=store_name(config),
-                users=users,
-                apps=apps,
-                address=source_ip(ANY_REMOTE) or "127.0.0.1",
-            )
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            self._print_banner(users)
         systemd.notify("READY=1")
+
+    def _print_banner(self, users: list[str]) -> None:
+        config = self._config
+        apps = {
+            app_id: [service.value for service in services(app)]
+            for app_id, app in config.apps.items()
+        }
+        text = banner(
+            self._path,
+            program=os.path.relpath(sys.argv[0]),
+            domains=config.sip.domains,
+            doors=self._doors(),
+            store=store_name(config),
+            users=users,
+            apps=apps,
+            address=source_ip(ANY_REMOTE) or "127.0.0.1",
+        )
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
     def _doors(self) -> list[str]:
         return [
