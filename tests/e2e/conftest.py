@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
-import secrets
 import statistics
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from sipush.demo.credentials import Credentials
 from sipush.demo.push_service import PushService
-from tests.e2e.daemon import APP
-from tests.e2e.pushes import Pushes
+from tests.e2e.daemon import APP, OTHER_APP
+from tests.e2e.pushes import PushLog
+from tests.e2e.shared import SharedDaemons, Stores
 from tests.e2e.world import World
 from tests.servers.redis_server import RedisServer
 
-OTHER_APP = "com.example.other"
+_HERE = Path(__file__).parent
 _WAKE_TIMES = pytest.StashKey[dict[str, list[float]]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all tests here: the daemons they share live as long as it does."""
+    marker = pytest.mark.asyncio(loop_scope="session")
+    for item in items:
+        if _HERE in item.path.parents and pytest_asyncio.is_async_test(item):
+            item.add_marker(marker, append=False)
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +36,29 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
     return Credentials.create(tmp_path_factory.mktemp("credentials"))
 
 
-@pytest.fixture
-def pushes(credentials: Credentials) -> Iterator[Pushes]:
-    """The push services."""
-    with PushService(credentials, app_ids=(APP, OTHER_APP)) as service:
-        yield Pushes(service)
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def push_log(credentials: Credentials) -> AsyncIterator[PushLog]:
+    """The push services, and everything they got."""
+    log = PushLog()
+    with PushService(credentials, app_ids=(APP, OTHER_APP), on_push=log.received) as service:
+        log.service = service
+        yield log
+    log.assert_no_rule_broken()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_daemons(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    push_log: PushLog,
+    redis_server: RedisServer,
+) -> AsyncIterator[SharedDaemons]:
+    """Daemons for all tests that want the same settings and do not stop them."""
+    tests = sum(_HERE in item.path.parents for item in request.session.items)
+    stores = Stores(redis_server, tmp_path_factory.mktemp("stores"))
+    shared = SharedDaemons(tmp_path_factory.mktemp("daemons"), stores, push_log, tests)
+    yield shared
+    await shared.close()
 
 
 @pytest.fixture(params=["UDP", "TCP"])
@@ -49,28 +75,12 @@ def store_type(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    """One Redis for all tests; each has its own prefix in it."""
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def store(store_type: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """``[store]`` of a daemon: an empty SQLite file or an empty corner of a real Redis."""
-    if store_type == "redis":
-        redis: RedisServer = request.getfixturevalue("redis_server")
-        prefix = f"test-{secrets.token_hex(4)}"
-        return {"type": "redis", "redis": {"url": redis.url, "prefix": prefix}}
-    return {"type": "sqlite", "sqlite": {"path": str(tmp_path / "sipush.db")}}
-
-
-@pytest.fixture
-async def world(tmp_path: Path, store: dict[str, Any], pushes: Pushes) -> AsyncIterator[World]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(
+    tmp_path: Path, store_type: str, shared_daemons: SharedDaemons
+) -> AsyncIterator[World]:
     """A daemon's surroundings; everything in it ends with the test."""
-    world = World(tmp_path, store, pushes)
+    world = World(tmp_path, store_type, shared_daemons)
     try:
         yield world
     finally:

@@ -14,20 +14,22 @@ from typing import Any
 from tests.e2e.process import Lines, Program
 from tests.e2e.wire import PATIENCE, Account
 
-DOMAIN = "example.com"
 APP = "com.example.softphone"
+"Pushed by APNs and FCM."
+OTHER_APP = "com.example.other"
+"Pushed by webhook."
+PBX = "127.0.0.2"
+"The trusted peer."
 
 
-def account(user: str) -> Account:
-    """A user of the daemons under test; every test may use any name that is in its config."""
-    return Account(user, f"secret-of-{user}", DOMAIN)
+def account(user: str, domain: str) -> Account:
+    """A user of the daemons under test."""
+    return Account(user, f"secret-of-{user}", domain)
 
 
-def ha1(user: str, algorithm: str = "md5") -> str:
-    """H(user:realm:password)."""
-    who = account(user)
-    text = f"{user}:{DOMAIN}:{who.password}".encode()
-    return hashlib.new(algorithm, text).hexdigest()
+def ha1(user: str, domain: str) -> str:
+    """MD5(user:realm:password)."""
+    return hashlib.md5(f"{user}:{domain}:{account(user, domain).password}".encode()).hexdigest()
 
 
 def toml(value: Any) -> str:
@@ -52,8 +54,8 @@ class Daemon:
     directory: Path
     settings: dict[str, Any]
     program: Program | None = None
-    addresses: dict[str, tuple[str, int]] = field(default_factory=dict)
-    "Where it listens, by transport (``UDP``, ``TCP``)."
+    addresses: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    "Where it listens, by transport (``UDP``, ``TCP``) and IP address."
 
     @property
     def config(self) -> Path:
@@ -69,16 +71,24 @@ class Daemon:
         """Spawn it and wait until it says that it is ready."""
         self.write_config()
         self.program = await Program.start(
-            sys.executable, "-m", "sipush.cli", "run", "--config", self.config
+            *(sys.executable, "-m", "sipush.cli", "run", "--config", self.config),
+            # So many starts are worth compiling for, whatever is set for the tests.
+            environment={"PYTHONDONTWRITEBYTECODE": ""},
         )
         ready = await self.log_event("ready")
         for name in ready["listen"]:
             transport, _, address = name.partition("/")
             host, _, port = address.rpartition(":")
-            self.addresses[transport.upper()] = (host.strip("[]"), int(port))
+            host = host.strip("[]")
+            self.addresses[transport.upper(), host] = (host, int(port))
         # A restart comes back on the same ports.
-        for listener in self.settings["listen"]:
-            listener["port"] = self.addresses[listener["transport"].upper()][1]
+        for door in self.settings["listen"]:
+            _, door["port"] = self.addresses[door["transport"].upper(), door["address"]]
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self.program is not None and self.program.running
 
     @property
     def log(self) -> Lines:
@@ -136,8 +146,15 @@ class Daemon:
         await self.kill()
         await self.start()
 
-    def __getitem__(self, transport: str) -> tuple[str, int]:
-        return self.addresses[transport]
+    def at(self, transport: str, ip: str = "127.0.0.1") -> tuple[str, int]:
+        """Where a phone with that address finds it."""
+        return self.addresses[transport, "::1" if ":" in ip else "127.0.0.1"]
+
+    def assert_no_traceback(self, start: int = 0) -> None:
+        """What it must never do, at or after line ``start`` of its log."""
+        lines = self.log.all[start:]
+        fault = next((n for n, line in enumerate(lines) if "Traceback" in line), len(lines))
+        assert fault == len(lines), "\n".join(lines[fault : fault + 30])
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,41 +40,87 @@ class Push:
         name = "call_id" if self.service == "webhook" else "x-push-id"
         return str(self.data[name])
 
+    @property
+    def domain(self) -> str:
+        """The domain of the user it is for."""
+        name = "user_id" if self.service == "webhook" else "send_to"
+        return str(self.data[name]).rpartition("@")[2]
+
+    @property
+    def cancels(self) -> bool:
+        """Whether it takes back a push: the call is over."""
+        if self.service == "webhook":
+            return bool(self.received.payload["type"] == "call.mobile_push_cancelled")
+        return bool(self.data["msg_type"] == "cancel")
+
+
+class PushLog:
+    """Every push of the whole run; made in the event loop of the tests."""
+
+    service: PushService
+    "Set once, when it has been built around us."
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pushes: list[Push] = []
+        self._arrived = asyncio.Condition()
+
+    def received(self, push: ReceivedPush) -> None:
+        """Called by the service, in its own thread."""
+        asyncio.run_coroutine_threadsafe(self._add(Push(push)), self._loop)
+
+    async def _add(self, push: Push) -> None:
+        async with self._arrived:
+            self._pushes.append(push)
+            self._arrived.notify_all()
+
+    def of(self, domain: str) -> list[Push]:
+        """Every push so far for users of a domain, in order."""
+        return [push for push in self._pushes if push.domain == domain]
+
+    async def count(self, domain: str, number: int) -> None:
+        """Wait for so many pushes for users of a domain."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: len(self.of(domain)) >= number)
+
+    def assert_no_rule_broken(self) -> None:
+        """No rule of any service was broken, no device pushed twice for a call (W4)."""
+        assert self.service.violations == []
+        assert_each_device_at_most_once_per_call(self._pushes)
+
 
 class Pushes:
-    """The checking push service, seen from a test."""
+    """The checking push service, seen from a test: only what is for users of its domain."""
 
-    def __init__(self, service: PushService) -> None:
-        self.service = service
-
-    def app_settings(self, app_id: str, *services: str) -> dict[str, Any]:
-        """``[apps."app_id"]`` for this service; ``services``: only these."""
-        whole = self.service.app_config(webhook="webhook" in services)
-        app: dict[str, Any] = whole.model_dump(mode="json", exclude_none=True)
-        if services:
-            app = {
-                name: value
-                for name, value in app.items()
-                if name in services or name not in ("apns", "fcm", "webhook")
-            }
-        return app
+    def __init__(self, log: PushLog, domain: str) -> None:
+        self._log = log
+        self._domain = domain
+        self._taken = 0
 
     async def next(self, patience: float = PATIENCE) -> Push:
         """The next push nobody has taken yet; it broke no rule of its service."""
         try:
-            received = await self.service.next_push(patience)
+            async with asyncio.timeout(patience):
+                await self._log.count(self._domain, self._taken + 1)
         except TimeoutError:
             raise AssertionError("no push came") from None
-        assert not received.violations, received.violations
-        return Push(received)
+        push = self.all[self._taken]
+        self._taken += 1
+        assert not push.received.violations, push.received.violations
+        return push
 
     @property
     def all(self) -> list[Push]:
         """Every push so far, in order."""
-        return [Push(received) for received in list(self.service.pushes)]
+        return self._log.of(self._domain)
 
     def assert_each_device_at_most_once_per_call(self) -> None:
         """W4, and no rule of any service broken."""
-        assert self.service.violations == []
-        counts = Counter((push.push_id, push.token) for push in self.all)
-        assert max(counts.values(), default=1) == 1, f"pushed twice: {counts}"
+        assert self._log.service.violations == []
+        assert_each_device_at_most_once_per_call(self.all)
+
+
+def assert_each_device_at_most_once_per_call(pushes: Sequence[Push]) -> None:
+    """Nobody is woken twice for one call, nor told twice that it is over (W4)."""
+    counts = Counter((push.push_id, push.token, push.cancels) for push in pushes)
+    assert max(counts.values(), default=1) == 1, f"pushed twice: {counts}"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.daemon import DOMAIN, account, in_time
+from tests.e2e.daemon import PBX, in_time
 from tests.e2e.wire import Account
 from tests.e2e.world import World, apns_token, x_push
 
-PBX = "127.0.0.2"
-
 
 async def test_a_caller_without_credentials_is_challenged(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob", challenged=False)
@@ -21,17 +19,19 @@ async def test_a_caller_without_credentials_is_challenged(world: World, transpor
 
 
 async def test_a_wrong_password_calls_nobody(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
-    liar = await world.phone(daemon, "alice", transport, who=Account("alice", "guess", DOMAIN))
+    liar = await world.phone(
+        daemon, "alice", transport, who=Account("alice", "guess", world.domain)
+    )
     call = await liar.call("bob")
     assert (await call.final()).status in (403, 407)
     assert world.pushes.all == []
 
 
 async def test_a_wrong_password_registers_nothing(world: World, transport: str) -> None:
-    daemon = await world.start()
-    liar = await world.phone(daemon, "bob", transport, who=Account("bob", "guess", DOMAIN))
+    daemon = await world.daemon()
+    liar = await world.phone(daemon, "bob", transport, who=Account("bob", "guess", world.domain))
     result = await liar.register(x_push(apns_token()))
     assert result.response.status in (401, 403)
     alice = await world.phone(daemon, "alice", transport)
@@ -41,15 +41,15 @@ async def test_a_wrong_password_registers_nothing(world: World, transport: str) 
 
 
 async def test_a_user_cannot_register_for_another(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     mallory = await world.phone(daemon, "carol", transport)
-    mallory.register_for = account("bob").aor
+    mallory.register_for = world.aor("bob")
     result = await mallory.register(x_push(apns_token()))
     assert result.response.status == 403
 
 
 async def test_a_foreign_domain_is_not_relayed(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob", domain="elsewhere.test", challenged=False)
     first = await call.final()
@@ -60,7 +60,7 @@ async def test_a_foreign_domain_is_not_relayed(world: World, transport: str) -> 
 
 
 async def test_an_unknown_user_is_not_told_to_strangers(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("nobody", challenged=False)
     assert (await call.final()).status == 407
@@ -69,14 +69,14 @@ async def test_an_unknown_user_is_not_told_to_strangers(world: World, transport:
 
 
 async def test_a_known_user_without_any_device_is_unavailable(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob")
     assert (await call.final()).status == 480
 
 
 async def test_a_trusted_peer_is_not_challenged(world: World, transport: str) -> None:
-    daemon = await world.start(peers=[{"name": "pbx", "address": f"{PBX}/32"}])
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     pbx = await world.phone(daemon, "200", transport, ip=PBX)
@@ -96,8 +96,7 @@ async def test_the_fallback_gets_the_call_that_no_device_took(
     tail = ";transport=tcp" if transport == "TCP" else ""
     fallback = f"sip:bob-box@{PBX}:{voicemail.port}{tail}"
     daemon = await world.start(
-        peers=[{"name": "pbx", "address": f"{PBX}/32"}],
-        users={f"bob@{DOMAIN}": {"fallback": fallback, "hold_seconds": 0.5}},
+        users={world.aor("bob"): {"fallback": fallback, "hold_seconds": 0.5}}
     )
     if reason == "hold over":
         await world.sleeping(daemon, "bob", transport, x_push(apns_token()))

@@ -9,7 +9,7 @@ from tests.e2e.world import World, apns_token, x_push
 async def test_every_cycle_ends_in_a_call_with_exactly_one_push(
     world: World, transport: str, cycles: int, wake_times: list[float]
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 
-from tests.e2e.conftest import OTHER_APP
-from tests.e2e.daemon import in_time
+from tests.e2e.daemon import OTHER_APP, in_time
 from tests.e2e.world import World, apns_token, x_push
 
 
@@ -23,7 +22,7 @@ def fcm_token() -> str:
 async def test_both_devices_are_woken_and_the_slower_one_is_cancelled(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     devices = [(x_push(apns_token()), instance()) for _ in range(2)]
     for push, urn in devices:
         await world.sleeping(daemon, "bob", transport, push, urn)
@@ -48,7 +47,7 @@ async def test_both_devices_are_woken_and_the_slower_one_is_cancelled(
 async def test_an_awake_device_answers_while_another_one_sleeps(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     await world.sleeping(daemon, "bob", transport, x_push(apns_token()), instance())
     desk = await world.phone(daemon, "bob", transport, instance=instance())
     await desk.register()
@@ -62,7 +61,7 @@ async def test_an_awake_device_answers_while_another_one_sleeps(
 async def test_a_device_without_push_that_appears_during_the_hold_joins(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     await world.sleeping(daemon, "bob", transport, x_push(apns_token()), instance())
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob")
@@ -74,7 +73,7 @@ async def test_a_device_without_push_that_appears_during_the_hold_joins(
 
 
 async def test_a_user_of_apns_fcm_and_webhook_apps_is_woken_by_all_three(world: World) -> None:
-    daemon = await world.start(apps={OTHER_APP: world.pushes.app_settings(OTHER_APP, "webhook")})
+    daemon = await world.daemon()
     apns, fcm = apns_token(), fcm_token()
     headers = [x_push(apns), x_push(fcm, "android"), x_push("abc", "android", OTHER_APP)]
     for push in headers:
@@ -95,7 +94,7 @@ async def test_a_user_of_apns_fcm_and_webhook_apps_is_woken_by_all_three(world: 
 async def test_a_new_token_of_the_same_device_ends_the_old_one(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     urn, old, new = instance(), apns_token(), apns_token()
     await world.sleeping(daemon, "bob", transport, x_push(old), urn)
     await world.sleeping(daemon, "bob", transport, x_push(new), urn)
@@ -109,7 +108,7 @@ async def test_a_new_token_of_the_same_device_ends_the_old_one(
 
 
 async def test_an_app_that_always_pushes_is_called_and_pushed_at_once(world: World) -> None:
-    daemon = await world.start(wake={"push": "always"})
+    daemon = await world.daemon(wake={"push": "always"})
     bob = await world.registered(daemon, "bob", "TCP", x_push(apns_token()), instance())
     alice = await world.phone(daemon, "alice", "TCP")
     call = await alice.call("bob")

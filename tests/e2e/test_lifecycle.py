@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.conftest import OTHER_APP
-from tests.e2e.daemon import DOMAIN, ha1, in_time
+from tests.e2e.daemon import APP, OTHER_APP, in_time
 from tests.e2e.world import World, apns_token, x_push
 from tests.servers.redis_server import RedisServer
 
@@ -59,12 +58,13 @@ async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: Wo
     call = await alice.call("bob")
     await world.pushes.next()
 
-    daemon.settings["users"][f"dave@{DOMAIN}"] = {"ha1_md5": ha1("dave")}
-    daemon.settings["apps"][OTHER_APP] = world.pushes.app_settings(OTHER_APP)
+    daemon.settings["users"][world.aor("dave")] = {"ha1_md5": world.ha1("dave")}
+    app = daemon.settings["apps"][APP]
+    daemon.settings["apps"]["new"] = {"apns": {**app["apns"], "bundle_id": OTHER_APP}}
     daemon.reload()
     await daemon.log_event("reloaded")
 
-    await world.sleeping(daemon, "dave", "TCP", x_push(apns_token(), app_id=OTHER_APP))
+    await world.sleeping(daemon, "dave", "TCP", x_push(apns_token(), app_id="new"))
     other = await alice.call("dave")
     assert (await world.pushes.next()).received.headers["apns-topic"] == f"{OTHER_APP}.voip"
     await in_time(other.cancel(), other.final())

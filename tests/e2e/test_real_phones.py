@@ -25,7 +25,7 @@ async def sipp_phone(
 async def test_a_sipp_phone_is_killed_pushed_restarted_and_called_by_sipp(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     token = apns_token()
     await (await sipp_phone(world, daemon, transport, token)).kill()
     caller = await world.sipp(daemon, "alice", "caller", transport, to="bob")
@@ -38,7 +38,7 @@ async def test_a_sipp_phone_is_killed_pushed_restarted_and_called_by_sipp(
 
 
 async def test_a_woken_sipp_phone_is_busy(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     token = apns_token()
     await (await sipp_phone(world, daemon, transport, token)).kill()
     caller = await world.sipp(daemon, "alice", "caller_486", transport, to="bob")
@@ -48,14 +48,14 @@ async def test_a_woken_sipp_phone_is_busy(world: World, transport: str) -> None:
 
 
 async def test_sipp_gives_up_while_the_phone_is_being_woken(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     await (await sipp_phone(world, daemon, transport, apns_token())).kill()
     caller = await world.sipp(daemon, "alice", "caller_cancel", transport, to="bob")
     await in_time(caller.succeeded(), world.pushes.next())
 
 
 async def test_sipp_waits_in_vain(world: World, transport: str) -> None:
-    daemon = await world.start(wake={"hold": 0.5})
+    daemon = await world.daemon(wake={"hold": 0.5})
     await (await sipp_phone(world, daemon, transport, apns_token())).kill()
     caller = await world.sipp(daemon, "alice", "caller_480", transport, to="bob")
     await in_time(caller.succeeded(), world.pushes.next())
@@ -65,7 +65,7 @@ async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
     world: World, transport: str
 ) -> None:
     """baresip knows no push header: its app registers the token beside it, for the same device."""
-    daemon = await world.start()
+    daemon = await world.daemon()
     device, push = str(uuid.uuid4()), x_push(apns_token())
     app = await world.phone(daemon, "bob", transport, instance=f"urn:uuid:{device}")
     assert (await app.register(push)).response.status == 200
@@ -88,7 +88,7 @@ async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
 
 
 async def test_an_asyncsip_phone_is_killed_pushed_restarted_and_answers(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(secrets.token_urlsafe(120), "android")
     app = await world.asyncsip(daemon, "bob", push)
     await app.output.find(lambda line: line == "registered [200]", "asyncsip's registration")

@@ -6,12 +6,12 @@ import uuid
 
 import pytest
 
-from tests.e2e.daemon import DOMAIN, Daemon, in_time
+from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import OutCall, Phone
 from tests.e2e.world import World, apns_token, x_push
 
-NEVER = 60.0
-"A probe or hold so long that a test that waits for it fails."
+PATIENT = {"hold": 60.0, "probe": 60.0}
+"So long that a test that waits for it fails."
 
 
 async def wake_and_answer(
@@ -44,7 +44,7 @@ def final_statuses(phone: Phone, call: OutCall) -> set[int]:
 async def test_a_killed_phone_is_pushed_and_answers_from_another_port(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -55,7 +55,7 @@ async def test_a_killed_phone_is_pushed_and_answers_from_another_port(
 
 
 async def test_the_push_says_who_calls_whom(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     token = apns_token()
     await world.sleeping(daemon, "bob", transport, x_push(token))
     alice = await world.phone(daemon, "alice", transport)
@@ -63,19 +63,19 @@ async def test_the_push_says_who_calls_whom(world: World, transport: str) -> Non
     pushed = await world.pushes.next()
     assert (pushed.service, pushed.token) == ("apns", token)
     assert pushed.data["send_from"] == "alice"
-    assert pushed.data["send_to"] == f"sip:bob@{DOMAIN}"
+    assert pushed.data["send_to"] == f"sip:bob@{world.domain}"
     assert pushed.data["msg_type"] == "audio"
 
 
 async def test_the_registration_says_that_we_push(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     phone = await world.phone(daemon, "bob", transport)
     result = await phone.register(x_push(apns_token()))
     assert "x-push" in dict(result.response.headers)
 
 
 async def test_a_live_phone_is_called_without_a_push(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     bob = await world.registered(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob")
@@ -85,7 +85,7 @@ async def test_a_live_phone_is_called_without_a_push(world: World, transport: st
 
 
 async def test_a_call_can_be_ended_by_the_woken_phone(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -99,7 +99,7 @@ async def test_a_call_can_be_ended_by_the_woken_phone(world: World, transport: s
 
 
 async def test_a_closed_tcp_flow_is_pushed_at_once(world: World) -> None:
-    daemon = await world.start(wake={"probe": NEVER})
+    daemon = await world.daemon(wake=PATIENT)
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", "TCP", push)
     bob.kill(reset=True)
@@ -109,7 +109,7 @@ async def test_a_closed_tcp_flow_is_pushed_at_once(world: World) -> None:
 
 
 async def test_a_tcp_flow_that_closes_under_the_invite_is_pushed_at_once(world: World) -> None:
-    daemon = await world.start(wake={"probe": NEVER})
+    daemon = await world.daemon(wake=PATIENT)
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -120,7 +120,7 @@ async def test_a_tcp_flow_that_closes_under_the_invite_is_pushed_at_once(world: 
 
 
 async def test_an_unreachable_udp_port_is_pushed_at_once(world: World) -> None:
-    daemon = await world.start(wake={"probe": NEVER})
+    daemon = await world.daemon(wake=PATIENT)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice")
@@ -129,7 +129,7 @@ async def test_an_unreachable_udp_port_is_pushed_at_once(world: World) -> None:
 
 
 async def test_a_silent_phone_is_pushed_after_the_probe(world: World, transport: str) -> None:
-    daemon = await world.start(wake={"probe": 0.2})
+    daemon = await world.daemon()
     push, instance = x_push(apns_token()), f"urn:uuid:{uuid.uuid4()}"
     bob = await world.registered(daemon, "bob", transport, push, instance)
     alice = await world.phone(daemon, "alice", transport)
@@ -142,7 +142,7 @@ async def test_a_silent_phone_is_pushed_after_the_probe(world: World, transport:
 async def test_a_dead_branch_is_swallowed_and_the_phone_pushed(
     world: World, transport: str, status: int
 ) -> None:
-    daemon = await world.start(wake={"probe": NEVER})
+    daemon = await world.daemon(wake=PATIENT)
     push, instance = x_push(apns_token()), f"urn:uuid:{uuid.uuid4()}"
     bob = await world.registered(daemon, "bob", transport, push, instance)
     alice = await world.phone(daemon, "alice", transport)
@@ -153,7 +153,7 @@ async def test_a_dead_branch_is_swallowed_and_the_phone_pushed(
 
 
 async def test_a_phone_without_any_contact_is_woken(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", transport, push)
     gone = await bob.register(push, expires=0)
@@ -167,7 +167,7 @@ async def test_a_phone_without_any_contact_is_woken(world: World, transport: str
 async def test_the_caller_hears_the_configured_ringback_while_the_phone_wakes(
     world: World,
 ) -> None:
-    daemon = await world.start(wake={"ringback": "183"})
+    daemon = await world.daemon(wake={"ringback": "183"})
     await world.sleeping(daemon, "bob", "UDP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
@@ -178,18 +178,18 @@ async def test_the_caller_hears_the_configured_ringback_while_the_phone_wakes(
 async def test_without_hold_the_caller_gets_480_at_once_and_nobody_is_pushed(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start(wake={"hold": NEVER}, users={f"bob@{DOMAIN}": {"hold": False}})
+    daemon = await world.daemon(wake=PATIENT)
     push = x_push(apns_token())
-    bob = await world.registered(daemon, "bob", transport, push)
-    await bob.register(push, expires=0)
+    phone = await world.registered(daemon, "never-held", transport, push)
+    await phone.register(push, expires=0)
     alice = await world.phone(daemon, "alice", transport)
-    call = await alice.call("bob")
+    call = await alice.call("never-held")
     assert (await call.final()).status == 480
     assert world.pushes.all == []
 
 
 async def test_when_the_hold_is_over_the_caller_gets_480(world: World, transport: str) -> None:
-    daemon = await world.start(wake={"hold": 0.5})
+    daemon = await world.daemon(wake={"hold": 0.5})
     await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob")
@@ -198,18 +198,17 @@ async def test_when_the_hold_is_over_the_caller_gets_480(world: World, transport
 
 
 async def test_a_user_may_have_a_window_of_its_own(world: World) -> None:
-    user = {"hold_seconds": 0.4}
-    daemon = await world.start(wake={"hold": NEVER}, users={f"bob@{DOMAIN}": user})
-    await world.sleeping(daemon, "bob", "UDP", x_push(apns_token()))
+    daemon = await world.daemon(wake=PATIENT)
+    await world.sleeping(daemon, "hardly-held", "UDP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice")
-    call = await alice.call("bob")
+    call = await alice.call("hardly-held")
     assert (await call.final()).status == 480
 
 
 async def test_a_caller_who_gives_up_gets_487_and_the_phone_no_call(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -220,7 +219,7 @@ async def test_a_caller_who_gives_up_gets_487_and_the_phone_no_call(
 
 
 async def test_a_caller_who_gives_up_stops_the_ringing(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -235,7 +234,7 @@ async def test_a_caller_who_gives_up_stops_the_ringing(world: World, transport: 
 
 
 async def test_a_woken_phone_may_refuse(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -249,7 +248,7 @@ async def test_a_woken_phone_may_refuse(world: World, transport: str) -> None:
 
 
 async def test_a_routine_refresh_does_not_ring_twice(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice", transport)
@@ -269,7 +268,7 @@ async def test_a_routine_refresh_does_not_ring_twice(world: World, transport: st
 async def test_two_callers_of_one_sleeping_phone_both_get_through(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     callers = [await world.phone(daemon, user, transport) for user in ("alice", "carol")]

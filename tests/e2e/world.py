@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import secrets
 import sys
 from collections.abc import Sequence
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.baresip import Baresip
-from tests.e2e.daemon import APP, DOMAIN, Daemon, account, ha1, merged
+from tests.e2e.daemon import APP, Daemon, account, ha1, merged
 from tests.e2e.process import Program, free_port
 from tests.e2e.pushes import Pushes
+from tests.e2e.shared import SharedDaemons, settings
 from tests.e2e.sipp import Sipp
 from tests.e2e.wire import Account, Phone
 
 ASYNCSIP_PHONE = Path(__file__).with_name("asyncsip_phone.py")
-USERS = ("alice", "bob", "carol")
 
 
 def x_push(token: str, device_os: str = "ios", app_id: str = APP) -> str:
@@ -34,42 +35,47 @@ def apns_token() -> str:
 
 
 class World:
-    """Phones it made are killed when the test is over, daemons are stopped."""
+    """Phones it made are killed when the test is over, daemons of its own are stopped."""
 
-    def __init__(self, directory: Path, store: dict[str, Any], pushes: Pushes) -> None:
+    def __init__(self, directory: Path, store_type: str, shared: SharedDaemons) -> None:
         self.directory = directory
-        self.store = store
-        self.pushes = pushes
-        self.daemons: list[Daemon] = []
+        self.domain = shared.new_domain()
+        self.store = shared.stores.empty(store_type)
+        "``[store]`` of the daemons of this test alone."
+        self.pushes = Pushes(shared.push_log, self.domain)
+        self._store_type = store_type
+        self._shared = shared
+        self._borrowed: dict[str, tuple[Daemon, int]] = {}
+        "And the length of its log before."
+        self._own: list[Daemon] = []
         self._phones: list[Phone] = []
         self._programs: list[Sipp | Baresip | Program] = []
 
-    def settings(self, **changes: Any) -> dict[str, Any]:
-        """The usual configuration with ``changes``, table by table."""
-        listen = [
-            {"transport": transport, "address": "127.0.0.1", "port": 0}
-            for transport in ("udp", "tcp")
-        ]
-        usual = {
-            "sip": {"domains": [DOMAIN]},
-            "listen": listen,
-            "wake": {"hold": 8.0, "probe": 0.25},
-            "store": self.store,
-            "apps": {APP: self.pushes.app_settings(APP)},
-            "users": {
-                f"{user}@{DOMAIN}": {"ha1_md5": ha1(user), "ha1_sha256": ha1(user, "sha256")}
-                for user in USERS
-            },
-            "log": {"format": "json", "level": "debug"},
-        }
-        return merged(usual, changes)
+    def account(self, user: str) -> Account:
+        """A user of this test."""
+        return account(user, self.domain)
+
+    def aor(self, user: str) -> str:
+        """``user@domain``."""
+        return f"{user}@{self.domain}"
+
+    def ha1(self, user: str) -> str:
+        """``ha1_md5`` of a user of this test."""
+        return ha1(user, self.domain)
+
+    async def daemon(self, **changes: Any) -> Daemon:
+        """A running daemon with the usual configuration and ``changes``; never to be stopped."""
+        daemon = await self._shared.get(self._store_type, changes)
+        self._borrowed.setdefault(str(changes), (daemon, len(daemon.log.all)))
+        return daemon
 
     async def start(self, **changes: Any) -> Daemon:
-        """A running daemon with the usual configuration and ``changes``."""
-        directory = self.directory / f"daemon-{len(self.daemons)}"
+        """The same, of this test alone: to be killed, reloaded or drained."""
+        directory = self.directory / f"daemon-{len(self._own)}"
         directory.mkdir()
-        daemon = Daemon(directory, self.settings(**changes))
-        self.daemons.append(daemon)
+        usual = settings(self.store, self._shared.push_log, [self.domain])
+        daemon = Daemon(directory, copy.deepcopy(merged(usual, changes)))
+        self._own.append(daemon)
         await daemon.start()
         return daemon
 
@@ -84,8 +90,8 @@ class World:
         who: Account | None = None,
     ) -> Phone:
         """A text phone."""
-        who = who or account(user)
-        phone = await Phone.open(who, daemon[transport], transport, instance=instance, ip=ip)
+        who, server = who or self.account(user), daemon.at(transport, ip)
+        phone = await Phone.open(who, server, transport, instance=instance, ip=ip)
         self._phones.append(phone)
         return phone
 
@@ -119,9 +125,9 @@ class World:
         phone = await Sipp.start(
             self.directory,
             scenario,
-            daemon and daemon[transport],
+            daemon and daemon.at(transport),
             transport,
-            account(user),
+            self.account(user),
             keys=keys,
             answers=answers,
             ip=ip,
@@ -131,16 +137,15 @@ class World:
 
     async def baresip(self, daemon: Daemon, user: str, transport: str, **how: Any) -> Baresip:
         """A baresip process."""
-        phone = await Baresip.start(
-            self.directory, daemon[transport], transport, account(user), **how
-        )
+        server, who = daemon.at(transport), self.account(user)
+        phone = await Baresip.start(self.directory, server, transport, who, **how)
         self._programs.append(phone)
         return phone
 
     async def asyncsip(self, daemon: Daemon, user: str, push: str) -> Program:
         """An asyncsip process that has registered."""
-        who, (ip, port) = account(user), daemon["UDP"]
-        words: Sequence[Any] = (ip, port, user, who.password, DOMAIN, free_port(), push)
+        who, (ip, port) = self.account(user), daemon.at("UDP")
+        words: Sequence[Any] = (ip, port, user, who.password, who.domain, free_port(), push)
         phone = await Program.start(sys.executable, ASYNCSIP_PHONE, *map(str, words))
         self._programs.append(phone)
         return phone
@@ -150,10 +155,11 @@ class World:
         for phone in self._phones:
             phone.kill()
         await asyncio.gather(*(program.kill() for program in self._programs))
-        for daemon in self.daemons:
-            if daemon.program is not None and daemon.program.running:
+        for daemon in self._own:
+            if daemon.running:
                 await daemon.kill()
-        for daemon in self.daemons:
-            faults = [line for line in daemon.log.all if "Traceback" in line]
-            assert not faults, "\n".join(faults)
+            daemon.assert_no_traceback()
+        for daemon, log_length in self._borrowed.values():
+            assert daemon.running, f"the shared daemon has ended:\n{daemon.log.all[-25:]}"
+            daemon.assert_no_traceback(log_length)
         self.pushes.assert_each_device_at_most_once_per_call()
