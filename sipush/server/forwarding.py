@@ -44,6 +44,7 @@ from sipush.core.routing import (
     strip_push_params,
 )
 from sipush.core.target_set import Target, TargetSet
+from sipush.core.wake_up import WakeUp, outcome, seconds
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
 from sipush.server.transactions import (
@@ -99,6 +100,8 @@ class Forwarding:
     watched_flows: set[str] = field(default_factory=set)
     "Names of the flows whose devices may have to be woken."
     policy: TargetPolicy | None = None
+    wake_ups: dict[str, WakeUp] = field(default_factory=dict)
+    "By device: those that were pushed."
     attempts: dict[int, _Attempt] = field(default_factory=dict)
     created_epoch: float = field(default_factory=time.time)
     _queue: deque[Action] = field(default_factory=deque)
@@ -143,8 +146,14 @@ class Forwarding:
                 record = location.push_record(binding.device)
                 target = self.policy.target(binding.device, binding, record, self.watched[aor])
                 if (target.device, target.uri, target.flow) not in known:
-                    self.tell("device_registered", device=fingerprint(target.device))
+                    self._device_registered(target.device)
                     self._perform(self.context.binding_refreshed(target, self._now))
+
+    def _device_registered(self, device: str) -> None:
+        self.tell("device_registered", device=fingerprint(device))
+        wake_up = self.wake_ups.get(device)
+        if wake_up is not None and wake_up.registered_at is None:
+            wake_up.registered_at = self._now
 
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
@@ -234,6 +243,9 @@ class Forwarding:
             self.proxy.bucket.unwatch(aor, self.registered)
         for name in self.watched_flows:
             self.proxy.bucket.unwatch_flow(name, self.flow_active)
+        for device, wake_up in self.wake_ups.items():
+            self._tell_wake_up(device, wake_up)
+        self.wake_ups.clear()
         self.proxy.finished(self)
 
     # -- downstream --
@@ -348,17 +360,35 @@ class Forwarding:
     # -- push --
 
     async def _push(self, branch: int, deadline: float) -> None:
-        record = self.context.branches[branch].target.push
-        assert record is not None
+        target = self.context.branches[branch].target
+        assert target.push is not None
         if not self.context.branches[branch].awaited:
             return
         # Stored first: a crash in between may cost the push, but never sends it twice.
         await self.proxy.held_calls.store(self)
         if not self.context.branches[branch].awaited:
             return
-        request = self._push_request(PushKind.CALL, record, deadline)
-        outcome = await self.proxy.dispatcher.send(request)
-        self._perform(self.context.push_finished(branch, outcome.result, self._now))
+        wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
+        request = self._push_request(PushKind.CALL, target.push, deadline)
+        wake_up.push = await self.proxy.dispatcher.send(request)
+        wake_up.push_ended_at = self._now
+        self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
+
+    def _tell_wake_up(self, device: str, wake_up: WakeUp) -> None:
+        """One line for each device that was woken: what a bill or a metric is made of."""
+        branches = [b for b in self.context.branches if b.target.device == device]
+        self.tell(
+            "wake_up",
+            outcome=outcome(wake_up, branches).value,
+            aor=wake_up.record.aor,
+            device=fingerprint(device),
+            app_id=wake_up.record.app_id,
+            platform=wake_up.record.platform.value,
+            push_id=self.push_id,
+            push_reason=wake_up.push.reason if wake_up.push else "",
+            push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
+            woke_after=seconds(wake_up.pushed_at, wake_up.registered_at),
+        )
 
     async def _cancel_push(self, branch: int) -> None:
         """APNs cannot carry it: the app would have to report a second call."""
