@@ -88,6 +88,8 @@ class Location:
     bindings: tuple[Binding, ...] = ()
     "Newest registration first."
     push_records: tuple[PushRecord, ...] = ()
+    messages: bool = False
+    "Whether messages are stored for it; those that have just expired may count."
 
     def push_record(self, device: str) -> PushRecord | None:
         """The push record of one device, whichever of its flows brought it, or None."""

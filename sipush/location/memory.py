@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
+from sipush.core.stored_message import Receipt, StoredMessage
 from sipush.location.store import WakeListener
 
 
@@ -16,6 +18,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._locations: dict[Aor, Location] = {}
         self._subscribers: dict[Aor, Subscriber] = {}
+        self._messages: dict[Aor, list[StoredMessage]] = {}
+        self._message_id = 0
         self._held_calls: dict[tuple[str, str], bytes] = {}
         self._secret = secrets.token_bytes(32)
 
@@ -28,14 +32,17 @@ class MemoryStore:
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
         location = self._locations.get(aor, Location())
-        return live(location.bindings, location.push_records, now_epoch)
+        found = live(location.bindings, location.push_records, now_epoch)
+        return replace(found, messages=bool(self._live_messages(aor, now_epoch)))
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER."""
         location = apply(self._locations.get(registration.aor, Location()), registration)
-        if isinstance(location, Location):
-            self._put(registration.aor, location)
-        return location
+        if isinstance(location, Refusal):
+            return location
+        self._put(registration.aor, location)
+        waiting = self._live_messages(registration.aor, registration.now_epoch)
+        return replace(location, messages=bool(waiting))
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -51,6 +58,33 @@ class MemoryStore:
         """Every AOR with a binding or push record."""
         for aor in list(self._locations):
             yield aor
+
+    async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
+        """Store a message, as far as this store stores anything."""
+        waiting = self._live_messages(message.aor, message.stored_epoch)
+        for other in waiting:
+            if other.key == message.key:
+                return Receipt(other.id, repeated=True)
+        if len(waiting) >= max_stored:
+            return None
+        self._message_id = max(self._message_id + 1, int(message.stored_epoch))
+        self._messages[message.aor] = [*waiting, replace(message, id=self._message_id)]
+        return Receipt(self._message_id)
+
+    async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
+        """Those that have not expired, by rising id."""
+        return tuple(self._live_messages(aor, now_epoch))
+
+    async def remove_message(self, message: StoredMessage) -> bool:
+        """Whether it was there."""
+        before = self._messages.pop(message.aor, [])
+        after = [other for other in before if other.id != message.id]
+        if after:
+            self._messages[message.aor] = after
+        return after != before
+
+    def _live_messages(self, aor: Aor, now_epoch: float) -> list[StoredMessage]:
+        return [m for m in self._messages.get(aor, ()) if m.expires_epoch > now_epoch]
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call, as far as this store stores anything."""

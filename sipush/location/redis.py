@@ -7,14 +7,23 @@ import contextlib
 import re
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from sipush.config import RedisConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import live
+from sipush.core.stored_message import Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import redis_rows as rows
 from sipush.location.redis_connection import RedisPipeline
-from sipush.location.redis_script import BIND, CLAIM_HELD_CALLS, LOOKUP, REMOVE_PUSH_RECORD
+from sipush.location.redis_script import (
+    BIND,
+    CLAIM_HELD_CALLS,
+    LOOKUP,
+    NEXT_ID,
+    PUT_MESSAGE,
+    REMOVE_PUSH_RECORD,
+)
 from sipush.location.store import WakeListener
 
 _SCAN_COUNT = b"500"
@@ -52,9 +61,10 @@ class RedisStore:
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
         now = repr(now_epoch).encode()
-        reply = await self._redis.call(*self._two_keys(aor), now, script=LOOKUP)
+        reply = await self._redis.call(*self._keys(aor), now, script=LOOKUP)
         bindings = [rows.binding_of(aor, text) for text in reply[0]]
-        return live(bindings, [rows.push_record_of(aor, text) for text in reply[1]], now_epoch)
+        records = [rows.push_record_of(aor, text) for text in reply[1]]
+        return replace(live(bindings, records, now_epoch), messages=bool(reply[2]))
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""
@@ -62,7 +72,7 @@ class RedisStore:
         bindings = [rows.binding_text(b) for b in registration.bind]
         records = [rows.push_record_text(r) for r in registration.push]
         reply = await self._redis.call(
-            *self._two_keys(aor),
+            *self._keys(aor),
             self._channel,
             self._node + b" " + rows.encode(aor),
             *rows.bind_arguments(registration, bindings, records),
@@ -71,7 +81,7 @@ class RedisStore:
         if isinstance(reply, bytes):
             return Refusal(reply.decode())
         # A number is the place of a row that we sent.
-        return live(
+        location = live(
             [
                 registration.bind[row - 1] if isinstance(row, int) else rows.binding_of(aor, row)
                 for row in reply[0]
@@ -84,6 +94,7 @@ class RedisStore:
             ],
             registration.now_epoch,
         )
+        return replace(location, messages=True) if reply[2] else location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -108,6 +119,38 @@ class RedisStore:
             if aor not in seen:
                 seen.add(aor)
                 yield aor
+
+    async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
+        """Store a message. Its id comes from a counter in another slot, so it is drawn before."""
+        floor = int(message.stored_epoch)
+        while True:
+            counter = self._prefix + b":message-id"
+            number = await self._redis.call(b"1", counter, b"%d" % floor, script=NEXT_ID)
+            outcome, held = await self._redis.call(
+                b"1",
+                self._key(message.aor, b"messages"),
+                repr(message.stored_epoch).encode(),
+                rows.message_field(replace(message, id=number)),
+                message.content,
+                b"%d" % max_stored,
+                script=PUT_MESSAGE,
+            )
+            if outcome == b"full":
+                return None
+            if outcome != b"overtaken":
+                return Receipt(int(held), repeated=outcome == b"repeated")
+            floor = int(held) + 1
+
+    async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
+        """Those that have not expired, by rising id."""
+        flat = await self._redis.call(b"HGETALL", self._key(aor, b"messages"))
+        stored = rows.messages_of(aor, flat)
+        return tuple(message for message in stored if message.expires_epoch > now_epoch)
+
+    async def remove_message(self, message: StoredMessage) -> bool:
+        """Whether it was there."""
+        key = self._key(message.aor, b"messages")
+        return bool(await self._redis.call(b"HDEL", key, rows.message_field(message)))
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call."""
@@ -166,8 +209,8 @@ class RedisStore:
     def _key(self, aor: Aor, kind: bytes) -> bytes:
         return b"%b:{%b}:%b" % (self._prefix, rows.encode(aor), kind)
 
-    def _two_keys(self, aor: Aor) -> tuple[bytes, bytes, bytes]:
-        return b"2", self._key(aor, b"bindings"), self._key(aor, b"push")
+    def _keys(self, aor: Aor) -> tuple[bytes, ...]:
+        return b"3", *(self._key(aor, kind) for kind in (b"bindings", b"push", b"messages"))
 
     def _aor(self, key: bytes) -> Aor:
         return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])

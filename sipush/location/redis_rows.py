@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
+from sipush.core.stored_message import StoredMessage
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -102,6 +103,22 @@ def push_record_of(aor: Aor, text: bytes) -> PushRecord:
         row["updated_epoch"],
         row["expires_epoch"],
     )
+
+
+def message_field(m: StoredMessage) -> bytes:
+    """The field of the AOR's hash under which the content is kept."""
+    return f"{m.id} {m.stored_epoch!r} {m.expires_epoch!r} {m.key}".encode()
+
+
+def messages_of(aor: Aor, flat: Sequence[bytes]) -> list[StoredMessage]:
+    """The messages in such a hash (field, value, field, value …), by rising id."""
+    messages = []
+    for name, content in zip(flat[::2], flat[1::2], strict=True):
+        if name != b"last":
+            number, stored, expires, key = name.decode().split(" ")
+            times = float(stored), float(expires)
+            messages.append(StoredMessage(aor, key, content, *times, int(number)))
+    return sorted(messages, key=lambda message: message.id)
 
 
 def subscriber_fields(s: Subscriber) -> Iterator[bytes]:

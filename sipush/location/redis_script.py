@@ -43,26 +43,32 @@ local function reply(live)
   for _, row in pairs(live) do out[#out + 1] = row.number or row.json end
   return out
 end
+
+local function messages(key)
+  return redis.call('HLEN', key) > 1 and 1 or 0
+end
 """
 
 LOOKUP = Script(
-    b"""-- KEYS: bindings, push. ARGV: now. Returns {bindings, push records}, live rows only.
+    b"""-- KEYS: bindings, push, messages. ARGV: now.
+-- Returns {bindings, push records, whether there are messages (0 or 1)}, live rows only.
 """
     + _COMMON
     + b"""
 local now = tonumber(ARGV[1])
 local bindings, records = rows(KEYS[1], now), rows(KEYS[2], now)
-return {reply(bindings), reply(records)}
+return {reply(bindings), reply(records), messages(KEYS[3])}
 """
 )
 
 BIND = Script(
-    b"""-- KEYS: bindings, push.
+    b"""-- KEYS: bindings, push, messages.
 -- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1), then
 -- four lists, each its length first: bind (device, contact_key, expires, JSON), unbind (device,
 -- contact_key), push_off (device, token), push (device, expires, JSON).
--- Returns {bindings, push records} as they are now, or the name of a Refusal. A row that came with
--- this call is returned as its place in its list, counted from 1, as the caller has it already.
+-- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
+-- name of a Refusal. A row that came with this call is returned as its place in its list, counted
+-- from 1, as the caller has it already.
 """
     + _COMMON
     + b"""
@@ -177,7 +183,7 @@ local latest_binding, latest_record = write(KEYS[1], bindings), write(KEYS[2], r
 tidy(KEYS[1], bindings, gone_bindings, latest_binding)
 tidy(KEYS[2], records, gone_records, latest_record)
 redis.call('PUBLISH', ARGV[1], ARGV[2])
-return {reply(bindings), reply(records)}
+return {reply(bindings), reply(records), messages(KEYS[3])}
 """
 )
 
@@ -190,6 +196,46 @@ for _, name in ipairs({'app_id', 'platform', 'call_token', 'message_token'}) do
   if old[name] ~= dead[name] then return 0 end
 end
 return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+)
+
+NEXT_ID = Script(
+    b"""-- KEYS: counter. ARGV: floor. Returns a number never returned before, no less than floor.
+local id = math.max(tonumber(redis.call('GET', KEYS[1]) or 0) + 1, tonumber(ARGV[1]))
+redis.call('SET', KEYS[1], string.format('%.0f', id))
+return id
+"""
+)
+
+PUT_MESSAGE = Script(
+    b"""-- KEYS: messages. ARGV: now, field ("<id> <stored> <expires> <key>"), content, max_stored.
+-- The field "last" holds the id put last, so that messages of two nodes never overtake each other.
+-- Returns {"stored", id}, {"repeated", its earlier id}, {"full", ""}, or {"overtaken", last}.
+local function parts(name)
+  local id, expires, key = string.match(name, '^(%d+) %S+ (%S+) (%S+)$')
+  return tonumber(id), tonumber(expires), key
+end
+
+local now = tonumber(ARGV[1])
+local id, latest, key = parts(ARGV[2])
+local count, dead = 0, {}
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local other, expires, same = parts(name)
+  if other and expires <= now then
+    dead[#dead + 1] = name
+  elseif other then
+    if same == key then return {'repeated', string.format('%.0f', other)} end
+    count, latest = count + 1, math.max(latest, expires)
+  end
+end
+local last = tonumber(redis.call('HGET', KEYS[1], 'last') or 0)
+if count >= tonumber(ARGV[4]) then return {'full', ''} end
+if id <= last then return {'overtaken', string.format('%.0f', last)} end
+local written = string.format('%.0f', id)
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3], 'last', written)
+if #dead > 0 then redis.call('HDEL', KEYS[1], unpack(dead)) end
+redis.call('PEXPIRE', KEYS[1], math.ceil((latest - now) * 1000))
+return {'stored', written}
 """
 )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 from sipush.config import SqliteConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
+from sipush.core.stored_message import Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
@@ -36,6 +38,20 @@ _PURGE = tuple(
     f"DELETE FROM {table} WHERE (aor, device) IN"
     f" (SELECT aor, device FROM {table} WHERE expires_epoch <= ? LIMIT {_PURGED_AT_ONCE})"
     for table in ("bindings", "push_records")
+)
+_SELECT_MESSAGES = (
+    f"SELECT {rows.MESSAGE} FROM messages WHERE aor = ? AND expires_epoch > ? ORDER BY id"
+)
+_HAS_MESSAGES = "SELECT 1 FROM messages WHERE aor = ? AND expires_epoch > ? LIMIT 1"
+_PUT_MESSAGE = f"INSERT INTO messages ({rows.MESSAGE}) VALUES (?,?,?,?,?,?)"
+_PURGE_MESSAGES = (
+    "DELETE FROM messages WHERE expires_epoch <= ?1 AND (aor = ?2 OR id IN"
+    f" (SELECT id FROM messages WHERE expires_epoch <= ?1 LIMIT {_PURGED_AT_ONCE}))"
+)
+_NEXT_ID = (
+    "INSERT INTO meta VALUES ('message_id', ?1) ON CONFLICT (key)"
+    " DO UPDATE SET value = max(CAST(value AS INTEGER) + 1, CAST(?1 AS INTEGER))"
+    " RETURNING CAST(value AS INTEGER)"
 )
 _AORS_AFTER = (
     "SELECT aor FROM bindings WHERE aor > ?1 UNION SELECT aor FROM push_records WHERE aor > ?1"
@@ -83,7 +99,8 @@ class SqliteStore:
 
         def job(connection: sqlite3.Connection) -> Location:
             location = _load(connection, aor)
-            return live(location.bindings, location.push_records, now_epoch)
+            found = live(location.bindings, location.push_records, now_epoch)
+            return replace(found, messages=_has_messages(connection, aor, now_epoch))
 
         return await self._read(job)
 
@@ -93,11 +110,13 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> Location | Refusal:
             before = _load(connection, registration.aor)
             after = apply(before, registration)
-            if isinstance(after, Location):
-                _save(connection, before, after)
-                for purge in _PURGE:
-                    connection.execute(purge, (registration.now_epoch,))
-            return after
+            if isinstance(after, Refusal):
+                return after
+            now = registration.now_epoch
+            _save(connection, before, after)
+            for purge in _PURGE:
+                connection.execute(purge, (now,))
+            return replace(after, messages=_has_messages(connection, registration.aor, now))
 
         return await self._write(job)
 
@@ -119,6 +138,33 @@ class SqliteStore:
         """Every AOR with a binding or push record."""
         async for row in self._pages(_AORS_AFTER):
             yield rows.texts(row)[0]
+
+    async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
+        """Store a message; its Receipt means that it is on disk."""
+
+        def job(connection: sqlite3.Connection) -> Receipt | None:
+            now = message.stored_epoch
+            connection.execute(_PURGE_MESSAGES, (now, *rows.storable((message.aor,))))
+            waiting = _messages(connection, message.aor, now)
+            for other in waiting:
+                if other.key == message.key:
+                    return Receipt(other.id, repeated=True)
+            if len(waiting) >= max_stored:
+                return None
+            number = connection.execute(_NEXT_ID, (str(int(now)),)).fetchone()[0]
+            connection.execute(_PUT_MESSAGE, rows.message_row(replace(message, id=number)))
+            return Receipt(number)
+
+        return await self._write(job)
+
+    async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
+        """Those that have not expired, by rising id."""
+        return await self._read(lambda connection: _messages(connection, aor, now_epoch))
+
+    async def remove_message(self, message: StoredMessage) -> bool:
+        """Whether it was there."""
+        sql, key = "DELETE FROM messages WHERE id = ?", (message.id,)
+        return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call."""
@@ -217,6 +263,18 @@ def _load(connection: sqlite3.Connection, aor: Aor) -> Location:
         tuple(map(rows.binding_of, connection.execute(_SELECT_BINDINGS, key))),
         tuple(map(rows.push_record_of, connection.execute(_SELECT_RECORDS, key))),
     )
+
+
+def _has_messages(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> bool:
+    key = (*rows.storable((aor,)), now_epoch)
+    return connection.execute(_HAS_MESSAGES, key).fetchone() is not None
+
+
+def _messages(
+    connection: sqlite3.Connection, aor: Aor, now_epoch: float
+) -> tuple[StoredMessage, ...]:
+    key = (*rows.storable((aor,)), now_epoch)
+    return tuple(map(rows.message_of, connection.execute(_SELECT_MESSAGES, key)))
 
 
 def _save(connection: sqlite3.Connection, before: Location, after: Location) -> None:

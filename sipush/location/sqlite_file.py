@@ -63,6 +63,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             held TEXT NOT NULL         -- JSON
         ) WITHOUT ROWID""",
     ),
+    (
+        """CREATE TABLE messages (
+            id INTEGER NOT NULL PRIMARY KEY,
+            aor TEXT NOT NULL,
+            key TEXT NOT NULL,         -- digest of Call-ID, CSeq and From tag
+            content BLOB NOT NULL,     -- the request as it came
+            stored_epoch REAL NOT NULL,
+            expires_epoch REAL NOT NULL
+        )""",
+        "CREATE UNIQUE INDEX messages_key ON messages (aor, key)",
+        "CREATE INDEX messages_expires ON messages (expires_epoch)",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

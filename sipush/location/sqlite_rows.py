@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sipush.core.bindings import Binding, Platform, PushRecord, Subscriber
+from sipush.core.stored_message import StoredMessage
 
 Row = tuple[Any, ...]
 
@@ -22,6 +23,7 @@ PUSH_RECORD = (
     "aor, device, platform, app_id, call_token, message_token, allow_call, allow_message,"
     " dialect, extra, updated_epoch, expires_epoch"
 )
+MESSAGE = "aor, key, content, stored_epoch, expires_epoch, id"
 SUBSCRIBER = "aor, ha1_md5, ha1_sha256, hold, hold_seconds, fallback"
 
 
@@ -111,6 +113,17 @@ def push_record_of(row: Row) -> PushRecord:
         row[10],
         row[11],
     )
+
+
+def message_row(m: StoredMessage) -> Row:
+    """In the order of MESSAGE."""
+    aor, key = storable((m.aor, m.key))
+    return aor, key, m.content, m.stored_epoch, m.expires_epoch, m.id
+
+
+def message_of(row: Row) -> StoredMessage:
+    """The StoredMessage of a MESSAGE row."""
+    return StoredMessage(*texts(row[:2]), *row[2:])
 
 
 def subscriber_row(s: Subscriber) -> Row:

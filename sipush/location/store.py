@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
+from sipush.core.stored_message import Receipt, StoredMessage
 
 WakeListener = Callable[[Aor], None]
 """Called on the event loop, with the AOR, when *another* process has stored a Registration."""
@@ -38,6 +39,19 @@ class LocationStore(Protocol):
 
     def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record, in no order (for the CLI; may be slow)."""
+
+    async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
+        """Store a message durably, unless one with its key is there. None: ``max_stored`` are.
+
+        Its id is higher than every id given before, by any process, and no less than
+        ``stored_epoch``, so that ids rise even after a store has lost its data.
+        """
+
+    async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
+        """Those that have not expired, by rising id."""
+
+    async def remove_message(self, message: StoredMessage) -> bool:
+        """Whether it was there."""
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call (ASCII JSON) of the process ``owner``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sipush.core.bindings import Binding, Platform, PushRecord, Registration
+from sipush.core.stored_message import StoredMessage
 
 AOR = "101@example.com"
 NOW = 1_800_000_000.25
@@ -45,4 +46,10 @@ def registration(*bind: Binding, **changes: object) -> Registration:
     """A REGISTER; its Call-ID, CSeq and AOR are those of the first binding, if any."""
     first = bind[0] if bind else binding()
     made = Registration(first.aor, first.call_id, first.cseq, NOW, 10, bind)
+    return replace(made, **changes)
+
+
+def message(key: str = "k1", **changes: object) -> StoredMessage:
+    """A message that waits for an hour."""
+    made = StoredMessage(AOR, key, b"MESSAGE sip:101@example.com SIP/2.0\r\n\r\n", NOW, NOW + 3600)
     return replace(made, **changes)

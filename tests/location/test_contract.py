@@ -9,7 +9,16 @@ import pytest
 
 from sipush.core.bindings import Location, Platform, Refusal, Subscriber
 from sipush.location.store import LocationStore
-from tests.location.rows import AOR, NOW, PHONE, TABLET, binding, record, registration
+from tests.location.rows import (
+    AOR,
+    NOW,
+    PHONE,
+    TABLET,
+    binding,
+    message,
+    record,
+    registration,
+)
 
 
 async def test_an_unknown_aor_has_nothing(store: LocationStore):
@@ -319,6 +328,95 @@ async def test_many_subscribers_are_each_listed_once(store: LocationStore):
     listed = [s async for s in store.subscribers()]
     assert len(listed) == len(people)
     assert set(listed) == people
+
+
+async def test_messages_come_back_as_they_went_in_by_rising_id(store: LocationStore):
+    odd = '\xdcn\xef "q" {b} latin-1:\udce9@example.com'
+    rows = [message(f"k{n}", aor=odd, content=bytes(range(256)) * n) for n in range(12)]
+    receipts = [await store.put_message(row, 100) for row in rows]
+    ids = [receipt.id for receipt in receipts if receipt and not receipt.repeated]
+    assert ids == sorted(set(ids))
+    assert len(ids) == 12
+    expected = tuple(replace(row, id=n) for row, n in zip(rows, ids, strict=True))
+    assert await store.messages(odd, NOW) == expected
+    assert await store.messages(AOR, NOW) == ()
+
+
+async def test_a_message_repeated_is_stored_once(store: LocationStore):
+    first = await store.put_message(message(), 1)
+    again = await store.put_message(message(stored_epoch=NOW + 1), 1)
+    assert first is not None
+    assert again == replace(first, repeated=True)
+    assert len(await store.messages(AOR, NOW)) == 1
+
+
+async def test_the_same_key_of_another_user_is_another_message(store: LocationStore):
+    first = await store.put_message(message(), 1)
+    other = await store.put_message(message(aor="102@example.com"), 1)
+    assert first is not None
+    assert other is not None
+    assert other.id > first.id
+    assert not other.repeated
+
+
+async def test_a_full_mailbox_takes_no_more_until_one_is_removed(store: LocationStore):
+    await store.put_message(message("k1"), 2)
+    await store.put_message(message("k2"), 2)
+    assert await store.put_message(message("k3"), 2) is None
+    first, second = await store.messages(AOR, NOW)
+    assert await store.remove_message(first) is True
+    assert await store.remove_message(first) is False
+    third = await store.put_message(message("k3"), 2)
+    assert third is not None
+    assert third.id > second.id
+
+
+async def test_ids_rise_even_when_nothing_is_left(store: LocationStore):
+    first = await store.put_message(message("k1"), 2)
+    for stored in await store.messages(AOR, NOW):
+        await store.remove_message(stored)
+    second = await store.put_message(message("k2", stored_epoch=NOW - 1000), 2)
+    assert first is not None
+    assert second is not None
+    assert second.id > first.id >= int(NOW)
+
+
+async def test_an_expired_message_is_absent_and_makes_room(store: LocationStore):
+    await store.put_message(message("k1", expires_epoch=NOW + 10), 1)
+    assert await store.messages(AOR, NOW + 10) == ()
+    assert await store.put_message(message("k2", stored_epoch=NOW + 10), 1) is not None
+    assert [m.key for m in await store.messages(AOR, NOW)] == ["k2"]
+
+
+async def test_an_expired_message_may_be_sent_again(store: LocationStore):
+    first = await store.put_message(message(expires_epoch=NOW + 10), 1)
+    again = await store.put_message(message(stored_epoch=NOW + 10), 1)
+    assert first is not None
+    assert again is not None
+    assert again.id > first.id
+
+
+async def test_a_registration_tells_whether_messages_wait(store: LocationStore):
+    assert await store.bind(registration(binding())) == Location((binding(),))
+    await store.put_message(message(), 1)
+    waiting = Location((binding(),), messages=True)
+    assert await store.bind(registration(binding())) == waiting
+    assert await store.lookup(AOR, NOW) == waiting
+    for stored in await store.messages(AOR, NOW):
+        await store.remove_message(stored)
+    assert await store.bind(registration(binding())) == Location((binding(),))
+    assert await store.lookup(AOR, NOW) == Location((binding(),))
+
+
+async def test_messages_stored_at_once_are_all_kept(store: LocationStore):
+    receipts = await asyncio.gather(
+        *(store.put_message(message(f"k{n}"), 100) for n in range(50)),
+        *(store.put_message(message("same"), 100) for _ in range(10)),
+    )
+    ids = {receipt.id for receipt in receipts if receipt}
+    stored = await store.messages(AOR, NOW)
+    assert {m.id for m in stored} == ids
+    assert len(stored) == 51
 
 
 async def test_a_held_call_is_claimed_by_the_next_life_of_its_owner(store: LocationStore):

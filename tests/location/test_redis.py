@@ -16,7 +16,7 @@ from sipush.core.bindings import Location, Subscriber
 from sipush.errors import ConfigError, LocationError
 from sipush.location import make_store, redis_connection
 from sipush.location.redis import RedisStore
-from tests.location.rows import AOR, NOW, PHONE, binding, record, registration
+from tests.location.rows import AOR, NOW, PHONE, binding, message, record, registration
 from tests.servers.redis_server import RedisServer
 
 TIMEOUT = 0.5
@@ -280,3 +280,23 @@ async def test_the_calls_of_a_dead_node_are_taken_over_by_one_other(
     assert await store.claim_held_calls("third", 10, own=True) == []
     await other_node.remove_held_call("alive", "1")
     assert await other_node.claim_held_calls("alive", 10, own=True) == []
+
+
+async def test_messages_are_a_hash_a_person_can_read(store: RedisStore, client: Redis):
+    await store.put_message(message(), 10)
+    key = f"sipush:{{{AOR}}}:messages"
+    assert await client.hget(key, f"{int(NOW)} {NOW!r} {NOW + 3600!r} k1") == (
+        "MESSAGE sip:101@example.com SIP/2.0\r\n\r\n"
+    )
+    assert 3_590_000 < await client.pttl(key) <= 3_600_000
+    assert [name async for name in store.aors()] == []
+
+
+async def test_a_message_never_gets_a_number_below_one_that_another_node_put(
+    store: RedisStore, client: Redis
+):
+    await store.put_message(message("k1"), 10)
+    await client.set("sipush:message-id", 1)  # as if this node had drawn its number long ago
+    second = await store.put_message(message("k2", stored_epoch=5.0), 10)
+    assert second is not None
+    assert second.id == int(NOW) + 1

@@ -18,7 +18,7 @@ from sipush.core.bindings import Location, Subscriber
 from sipush.errors import LocationError
 from sipush.location import sqlite, sqlite_file
 from sipush.location.sqlite import SqliteStore
-from tests.location.rows import AOR, NOW, binding, record, registration
+from tests.location.rows import AOR, NOW, binding, message, record, registration
 
 
 @pytest.fixture
@@ -149,6 +149,19 @@ async def test_an_old_file_is_migrated(
     await again.close()
 
 
+async def test_numbers_of_messages_rise_across_a_restart(store: SqliteStore, path: Path):
+    first = await store.put_message(message("k1"), 10)
+    (stored,) = await store.messages(AOR, NOW)
+    await store.remove_message(stored)
+    await store.close()
+    again = await reopened(path)
+    second = await again.put_message(message("k2", stored_epoch=NOW - 1000), 10)
+    await again.close()
+    assert first is not None
+    assert second is not None
+    assert second.id == first.id + 1
+
+
 async def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(LocationError, match=r"file.*Not a directory|file.*exists"):
@@ -216,6 +229,9 @@ async def test_a_closed_store_says_so(store: SqliteStore):
         sqlite._DELETE_BINDING,
         sqlite._DELETE_RECORD,
         *sqlite._PURGE,
+        sqlite._SELECT_MESSAGES,
+        sqlite._HAS_MESSAGES,
+        sqlite._PURGE_MESSAGES,
         sqlite._AORS_AFTER,
         sqlite._SUBSCRIBERS_AFTER,
     ],

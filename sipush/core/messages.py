@@ -1,0 +1,359 @@
+"""What becomes of a MESSAGE to a user of ours: forwarded, or stored and delivered (RFC 3428).
+
+Two machines, pure like the response context: ``Arrival`` decides on one request, ``Delivery`` takes
+what is stored for a user to the devices that register, one message at a time. docs/messages.md
+holds their tables; the tests read them from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sipush.core.stored_message import StoredMessage
+from sipush.core.target_set import Target
+from sipush.sip.status import Status
+
+#: A device that says this, or nothing, cannot take a message now; all else is its last word on it.
+NOT_NOW = frozenset(
+    {
+        Status.REQUEST_TIMEOUT,
+        Status.FLOW_FAILED,
+        Status.TEMPORARILY_UNAVAILABLE,
+        Status.SERVER_INTERNAL_ERROR,
+        Status.SERVICE_UNAVAILABLE,
+        Status.SERVER_TIMEOUT,
+    }
+)
+
+MAILBOX_FULL = "Mailbox Full"
+
+
+# --- Actions: what the driver must do ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send the request to the device at this place of the target set."""
+
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Answer the sender: with the device's own response, or with one of ours."""
+
+    status: int
+    target: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Store the message, then call ``kept``, ``full`` or ``store_failed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Push the devices that have not refused the message."""
+
+    later: bool = False
+    "Only if it is still there after the probe time: a device seems to be awake."
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """Deliver to devices that are awake and have not been tried: they registered meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Remove the message from the store: a device took it after all."""
+
+
+ArrivalAction = Forward | Respond | Keep | Notify | CatchUp | Discard
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read what is stored for the user, then call ``loaded`` or ``store_failed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a stored message to a device."""
+
+    message: StoredMessage
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Retransmit:
+    """Send what is out once more, in its transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nothing more is heard of what is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a message from the store."""
+
+    message: StoredMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A device refused a message for good."""
+
+    message: StoredMessage
+    device: str
+    status: int
+
+
+DeliveryAction = Load | Send | Retransmit | Abandon | Remove | Report
+
+
+# --- A MESSAGE arrives ---------------------------------------------------------------------------
+
+
+class ArrivalState(Enum):
+    """How far one request has come."""
+
+    TRYING = "trying"
+    "Forwarded to the devices that seem to be awake."
+    KEEPING = "keeping"
+    "Being stored."
+    TAKEN = "taken"
+    "Being stored although a device has taken it meanwhile."
+    KEPT = "kept"
+    "Stored and accepted with 202."
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One MESSAGE from its arrival to its final response."""
+
+    storable: bool
+    state: ArrivalState = ArrivalState.TRYING
+    statuses: list[int] = field(default_factory=list)
+    "What each device answered; 0: nothing yet."
+    asleep: bool = False
+    "The user has a device that was not tried, or none at all: one may register."
+    behind: bool = False
+    "Earlier messages wait for a device that seems to be awake."
+
+    def start(self, awake: int, *, asleep: bool, waiting: bool) -> list[ArrivalAction]:
+        """Try ``awake`` devices; ``waiting``: unless earlier messages must come first."""
+        self.statuses = [0] * awake
+        self.asleep = asleep or not awake
+        self.behind = waiting and awake > 0
+        if awake and not (waiting and self.storable):
+            return [Forward(target) for target in range(awake)]
+        return self._settle()
+
+    def answered(self, target: int, status: int) -> list[ArrivalAction]:
+        """A device's final response; 408 when it had none, 430 when its flow failed."""
+        if status < 300:
+            return self._taken(target, status)
+        self.statuses[target] = status
+        if self.state is not ArrivalState.TRYING:
+            return []
+        if status >= 600:
+            return self._finish(Respond(status, target))
+        return [] if 0 in self.statuses else self._settle()
+
+    def probe_expired(self) -> list[ArrivalAction]:
+        """The devices that are silent up to now count as asleep, if the message can wait."""
+        if self.state is not ArrivalState.TRYING or not self.storable:
+            return []
+        self.asleep = True
+        return self._settle()
+
+    def refused(self, target: int) -> bool:
+        """Whether this device has refused the message for good."""
+        return self.statuses[target] != 0 and self.statuses[target] not in NOT_NOW
+
+    def kept(self, *, repeated: bool = False) -> list[ArrivalAction]:
+        """It is stored; ``repeated``: since an earlier request, whose push is not repeated."""
+        if self.state is ArrivalState.TAKEN:
+            return self._finish(Discard())
+        self.state = ArrivalState.KEPT
+        pushes = [] if repeated else [Notify(later=self.behind)]
+        return [Respond(Status.ACCEPTED), *pushes, CatchUp()]
+
+    def full(self) -> list[ArrivalAction]:
+        """The user has as many messages waiting as is allowed."""
+        return self._not_kept(Respond(Status.TEMPORARILY_UNAVAILABLE, reason=MAILBOX_FULL))
+
+    def store_failed(self) -> list[ArrivalAction]:
+        """The store did not answer: the sender shall try again."""
+        return self._not_kept(Respond(Status.SERVICE_UNAVAILABLE))
+
+    def _taken(self, target: int, status: int) -> list[ArrivalAction]:
+        match self.state:
+            case ArrivalState.TRYING:
+                return self._finish(Respond(status, target))
+            case ArrivalState.KEEPING:
+                self.state = ArrivalState.TAKEN
+                return [Respond(status, target)]
+            case ArrivalState.KEPT:
+                return self._finish(Discard())
+            case _:
+                return []
+
+    def _settle(self) -> list[ArrivalAction]:
+        """Nobody has taken it: store it if anybody still may, else say what the devices said."""
+        unreached = self.asleep or any(status in NOT_NOW for status in self.statuses)
+        if self.storable and (unreached or self.behind):
+            self.state = ArrivalState.KEEPING
+            return [Keep()]
+        refusals = [
+            (status // 100, place, status)
+            for place, status in enumerate(self.statuses)
+            if self.refused(place)
+        ]
+        if not refusals:
+            return self._finish(Respond(Status.TEMPORARILY_UNAVAILABLE))
+        _, target, status = min(refusals)  # §16.7 step 6: the lowest class
+        return self._finish(Respond(status, target))
+
+    def _not_kept(self, answer: Respond) -> list[ArrivalAction]:
+        if self.state is ArrivalState.TAKEN:
+            return self._finish()
+        return self._finish(answer)
+
+    def _finish(self, *actions: ArrivalAction) -> list[ArrivalAction]:
+        self.state = ArrivalState.FINISHED
+        return list(actions)
+
+
+# --- Stored messages are delivered ---------------------------------------------------------------
+
+
+class DeliveryState(Enum):
+    """What the messages of one user wait for."""
+
+    IDLE = "idle"
+    LOADING = "loading"
+    SENDING = "sending"
+    "One message is out on one device."
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Takes the stored messages of one user to its devices, in order, one at a time."""
+
+    refusals: dict[int, set[str]] = field(default_factory=dict)
+    "Message id -> devices that refused it."
+    state: DeliveryState = DeliveryState.IDLE
+    devices: Collection[str] = ()
+    "All devices of the user."
+    queue: dict[str, Target] = field(default_factory=dict)
+    "Those that are awake, in the order in which they came."
+    messages: list[StoredMessage] = field(default_factory=list)
+    sent: Send | None = None
+    "What is out."
+    silent: bool = False
+    "And has been for the probe time."
+    again: bool = False
+    "More may have been stored since the last look."
+
+    def registered(self, target: Target, devices: Collection[str]) -> list[DeliveryAction]:
+        """A device registered, one of the user's ``devices``."""
+        known = self.queue.get(target.device)
+        self.queue[target.device] = target
+        self.devices = devices
+        if self.state is not DeliveryState.SENDING:
+            return self._look()
+        assert self.sent is not None
+        if target.device != self.sent.target.device:
+            return self._leave_silent()
+        if known is not None and _same_way(known, target):
+            self.silent = False
+            return [Retransmit()]
+        return [Abandon(), self._send(self.sent.message, target)]
+
+    def stored(self, target: Target, devices: Collection[str]) -> list[DeliveryAction]:
+        """A message was stored although this device seems to be awake."""
+        self.queue.setdefault(target.device, target)
+        self.devices = devices
+        return self._look()
+
+    def loaded(self, messages: Sequence[StoredMessage]) -> list[DeliveryAction]:
+        """What the store holds, in order."""
+        self.messages = list(messages)
+        ids = {message.id for message in messages}
+        for gone in [each for each in self.refusals if each not in ids]:
+            del self.refusals[gone]
+        return self._next()
+
+    def answered(self, status: int) -> list[DeliveryAction]:
+        """The final response to what is out; 408 when there was none, 430 when the flow failed."""
+        assert self.sent is not None
+        message, device = self.sent.message, self.sent.target.device
+        if status < 300:
+            self.again = True
+            return [self._remove(message), *self._next()]
+        if status in NOT_NOW:
+            del self.queue[device]
+            return self._next()
+        refused = self.refusals.setdefault(message.id, set())
+        refused.add(device)
+        actions: list[DeliveryAction] = [Report(message, device, status)]
+        if status >= 600 or refused.issuperset(self.devices):
+            actions.append(self._remove(message))
+        return actions + self._next()
+
+    def probe_expired(self) -> list[DeliveryAction]:
+        """Nothing was heard of what is out: another device goes first."""
+        self.silent = True
+        return self._leave_silent()
+
+    def store_failed(self) -> list[DeliveryAction]:
+        """The store did not answer: the next REGISTER tries again."""
+        self.queue.clear()
+        self.again = False
+        return self._next()
+
+    def _look(self) -> list[DeliveryAction]:
+        if self.state is not DeliveryState.IDLE:
+            self.again = True
+            return []
+        self.state = DeliveryState.LOADING
+        return [Load()]
+
+    def _leave_silent(self) -> list[DeliveryAction]:
+        assert self.sent is not None
+        if not self.silent or len(self.queue) == 1:
+            return []
+        del self.queue[self.sent.target.device]
+        return [Abandon(), *self._next()]
+
+    def _next(self) -> list[DeliveryAction]:
+        """The first message that the first device may still take."""
+        for target in self.queue.values():
+            for message in self.messages:
+                if target.device not in self.refusals.get(message.id, ()):
+                    return [self._send(message, target)]
+        self.sent, self.state = None, DeliveryState.IDLE
+        look, self.again = self.again and bool(self.queue), False
+        return self._look() if look else []
+
+    def _send(self, message: StoredMessage, target: Target) -> Send:
+        self.state, self.silent = DeliveryState.SENDING, False
+        self.sent = Send(message, target)
+        return self.sent
+
+    def _remove(self, message: StoredMessage) -> Remove:
+        self.messages.remove(message)
+        self.refusals.pop(message.id, None)
+        return Remove(message)
+
+
+def _same_way(one: Target, other: Target) -> bool:
+    return (one.uri, one.flow, one.route) == (other.uri, other.flow, other.route)

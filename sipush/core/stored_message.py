@@ -1,0 +1,138 @@
+"""A MESSAGE that waits for its recipient (RFC 3428): what is stored, shown and delivered."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.utils import formatdate
+from hashlib import sha256
+
+from sipush.core.bindings import Aor
+from sipush.core.routing import forward_request, strip_push_params
+from sipush.core.target_set import Target
+from sipush.errors import ProtocolError
+from sipush.sip.message import Request, parse_datagram
+
+COMPOSING = "application/im-iscomposing+xml"
+"RFC 3994: worth nothing a moment later."
+
+_CPIM = "message/cpim"
+_SILENT = frozenset({COMPOSING, "message/imdn+xml"})
+"Nobody is called to the phone for these."
+
+_NOT_OURS_TO_PASS = ("x-push-id", "portsip-push-id")
+"Apps drop messages by these numbers: only we may write them."
+
+_OF_THE_WAY = ("via", "route", "record-route", "proxy-authorization")
+"Headers of the way from the sender, which ends with our 202."
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One MESSAGE of an AOR. Times are UNIX seconds."""
+
+    aor: Aor
+    key: str
+    "``message_key``: what a repeated request has in common with the first."
+    content: bytes
+    "The request, without the headers of the way it came."
+    stored_epoch: float
+    expires_epoch: float
+    id: int = 0
+    "Given by the store: rising, never given twice. Push id of the push and of the MESSAGE."
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The store holds the message."""
+
+    id: int
+    repeated: bool = False
+    "It held it before."
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a push says of a MESSAGE."""
+
+    mime_type: str
+    text: str
+    silent: bool = False
+    "Not worth a push."
+
+
+def message_key(request: Request) -> str:
+    """Call-ID, CSeq and From tag in one word: equal for the same MESSAGE sent again (§8.2.2.2)."""
+    identity = (request.call_id, str(request.cseq.number), request.from_.tag or "")
+    return sha256("\n".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def lifetime(request: Request, longest: float) -> float:
+    """Seconds for which the MESSAGE may wait: its Expires (RFC 3428 §4), at most ``longest``."""
+    text = request.headers.get("expires") or ""
+    if not (text.isascii() and text.isdigit()):  # §20.19: malformed is as good as absent
+        return longest
+    return min(float(text[:12]), longest)
+
+
+def without_push_ids(request: Request) -> Request:
+    """The request without push ids that its sender made up."""
+    clean = request.copy()
+    for name in _NOT_OURS_TO_PASS:
+        clean.headers.remove(name)
+    return clean
+
+
+def to_store(request: Request, aor: Aor, now_epoch: float, seconds: float) -> StoredMessage:
+    """The MESSAGE as it is stored, to expire in ``seconds``. Raises MessageError."""
+    stored = without_push_ids(request)
+    strip_push_params(stored)
+    for name in _OF_THE_WAY:
+        stored.headers.remove(name)
+    if "date" not in stored.headers:  # the only way to learn when it was sent
+        stored.headers.append("Date", formatdate(now_epoch, usegmt=True))
+    stored.set_body(request.body)
+    return StoredMessage(
+        aor, message_key(request), stored.to_bytes(), now_epoch, now_epoch + seconds
+    )
+
+
+def to_deliver(message: StoredMessage, target: Target) -> Request:
+    """The stored MESSAGE as ``target`` gets it, but for our Via."""
+    request = parse_datagram(message.content)
+    if not isinstance(request, Request):
+        raise ProtocolError("a response was stored as a message")
+    push_id = str(message.id)
+    forwarded = forward_request(request, target, (), push_id)
+    forwarded.headers.set("portsip-push-id", push_id)
+    return forwarded
+
+
+def shown(request: Request) -> Shown:
+    """Type and, where it is plain, text of a MESSAGE; of what a CPIM wrapper holds (RFC 3862)."""
+    mime_type, body = _mime_type(request.headers.get("content-type")), request.body
+    if mime_type == _CPIM:
+        mime_type, body = _unwrapped(body)
+    if mime_type in _SILENT:
+        return Shown(mime_type, "", silent=True)
+    if mime_type == "text/plain":
+        return Shown(mime_type, body.decode("utf-8", "replace"))
+    return Shown(mime_type, "New message")
+
+
+def _unwrapped(body: bytes) -> tuple[str, bytes]:
+    """Message headers, an empty line, the headers of the content, an empty line, the content."""
+    parts = re.split(rb"\r?\n\r?\n", body.lstrip(b"\r\n"), maxsplit=2)
+    if len(parts) < 3:
+        return _CPIM, b""
+    found = re.search(rb"^content-type[ \t]*:(.*)$", parts[1], re.IGNORECASE | re.MULTILINE)
+    return _mime_type(found[1].decode("ascii", "replace") if found else None), parts[2]
+
+
+def _mime_type(value: str | None) -> str:
+    return (value or "text/plain").partition(";")[0].strip().lower()
+
+
+def is_composing(request: Request) -> bool:
+    """Whether it says only that somebody is typing."""
+    return shown(request).mime_type == COMPOSING

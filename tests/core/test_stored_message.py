@@ -1,0 +1,163 @@
+"""What is stored of a MESSAGE, shown of it and delivered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sipush.core.stored_message import (
+    Shown,
+    is_composing,
+    lifetime,
+    message_key,
+    shown,
+    to_deliver,
+    to_store,
+)
+from sipush.core.target_set import Target
+from sipush.errors import MessageError
+from sipush.sip.message import Request, parse_datagram
+
+AOR = "bob@example.com"
+NOW = 1_800_000_000.0
+PHONE = Target("phone", "sip:bob@192.0.2.1:5060", "tcp/1", live=True)
+
+
+def request(*lines: str, body: bytes = b"Lunch?", content_type: str = "text/plain") -> Request:
+    head = "\r\n".join(
+        [
+            "MESSAGE sip:bob@example.com SIP/2.0",
+            "Via: SIP/2.0/UDP 192.0.2.7;branch=z9hG4bK1",
+            "Max-Forwards: 70",
+            "From: Alice <sip:alice@example.com>;tag=a1",
+            "To: <sip:bob@example.com>",
+            "Call-ID: c1@192.0.2.7",
+            "CSeq: 7 MESSAGE",
+            f"Content-Type: {content_type}",
+            *lines,
+        ]
+    )
+    message = parse_datagram(head.encode() + b"\r\n\r\n" + body)
+    assert isinstance(message, Request)
+    return message
+
+
+def test_the_way_from_the_sender_is_not_stored_and_the_rest_is_kept() -> None:
+    stored = to_store(
+        request(
+            "Route: <sip:pbx.example.com;lr>",
+            "Record-Route: <sip:pbx.example.com;lr>",
+            'Proxy-Authorization: Digest username="alice"',
+            "X-Own:   kept  as it came",
+            body=b"\x00\xff\r\n\r\nz",
+        ),
+        AOR,
+        NOW,
+        60,
+    )
+    delivered = to_deliver(replace(stored, id=17), PHONE)
+    for name in ("via", "route", "record-route", "proxy-authorization"):
+        assert name not in delivered.headers
+    assert ("x-own", "X-Own:   kept  as it came") in delivered.headers.fields
+    assert delivered.body == b"\x00\xff\r\n\r\nz"
+    assert delivered.headers.get("content-length") == "7"
+    assert delivered.uri == PHONE.uri
+    assert (stored.stored_epoch, stored.expires_epoch) == (NOW, NOW + 60)
+
+
+def test_a_delivered_message_has_its_number_and_the_senders_own_ones_are_gone() -> None:
+    stored = to_store(request("X-Push-Id: 99999", "portsip-push-id: 99999"), AOR, NOW, 60)
+    assert b"99999" not in stored.content
+    delivered = to_deliver(replace(stored, id=17), PHONE)
+    assert delivered.headers.get_all("x-push-id") == ["17"]
+    assert delivered.headers.get_all("portsip-push-id") == ["17"]
+
+
+def test_a_stored_message_says_when_it_was_sent() -> None:
+    stored = to_store(request(), AOR, NOW, 60)
+    assert b"\r\nDate: Fri, 15 Jan 2027 08:00:00 GMT\r\n" in stored.content
+    own = "Date: Thu, 14 Jan 2027 23:59:59 GMT"
+    assert own.encode() in to_store(request(own), AOR, NOW, 60).content
+
+
+def test_a_message_that_cannot_be_delivered_later_is_refused_now() -> None:
+    with pytest.raises(MessageError):
+        to_store(request('Contact: "x <sip:alice@192.0.2.7;pn-prid=1>'), AOR, NOW, 60)
+
+
+def test_the_same_message_has_the_same_key_whatever_way_it_came() -> None:
+    once = request()
+    again = request("Date: Fri, 15 Jan 2027 08:00:00 GMT", "Route: <sip:x;lr>")
+    assert message_key(once) == message_key(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Call-ID", "c2@192.0.2.7"),
+        ("CSeq", "8 MESSAGE"),
+        ("From", "Alice <sip:alice@example.com>;tag=a2"),
+    ],
+)
+def test_another_message_has_another_key(name: str, value: str) -> None:
+    other = request()
+    other.headers.set(name, value)
+    assert message_key(other) != message_key(request())
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ((), 600),
+        (("Expires: 60",), 60),
+        (("Expires: 0",), 0),
+        (("Expires: 601",), 600),
+        (("Expires: 99999999999999999999",), 600),
+        (("Expires: soon",), 600),
+        (("Expires: -1",), 600),
+        (("Expires:",), 600),
+    ],
+)
+def test_expires_is_honoured_up_to_the_longest_lifetime(
+    lines: tuple[str, ...], seconds: float
+) -> None:
+    assert lifetime(request(*lines), 600) == seconds
+
+
+def cpim(content_type: str, body: str) -> bytes:
+    return (
+        "From: <sip:alice@example.com>\r\nTo: <sip:bob@example.com>\r\n"
+        "NS: imdn <urn:ietf:params:imdn>\r\n\r\n"
+        f"Content-Type: {content_type}\r\nContent-Length: 9\r\n\r\n{body}"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        ("text/plain", b"Lunch?", Shown("text/plain", "Lunch?")),
+        ("Text/Plain;charset=UTF-8", "Z\xfcri".encode(), Shown("text/plain", "Z\xfcri")),
+        ("text/plain", b"\xff", Shown("text/plain", "\ufffd")),
+        ("text/html", b"<b>x</b>", Shown("text/html", "New message")),
+        ("message/cpim", cpim("text/plain; charset=utf-8", "Hi\r\n\r\nyou"), None),
+        ("message/cpim", cpim("image/png", "x"), Shown("image/png", "New message")),
+        (
+            "message/cpim",
+            cpim("message/imdn+xml", "<imdn/>"),
+            Shown("message/imdn+xml", "", silent=True),
+        ),
+        ("message/cpim", b"nonsense", Shown("message/cpim", "New message")),
+        ("message/imdn+xml", b"<imdn/>", Shown("message/imdn+xml", "", silent=True)),
+    ],
+)
+def test_a_push_shows_the_text(content_type: str, body: bytes, expected: Shown | None) -> None:
+    what = shown(request(content_type=content_type, body=body))
+    assert what == (expected or Shown("text/plain", "Hi\r\n\r\nyou"))
+
+
+def test_somebody_typing_is_recognised_also_inside_cpim() -> None:
+    typing = "application/im-iscomposing+xml"
+    assert is_composing(request(content_type=typing))
+    assert is_composing(request(content_type="message/cpim", body=cpim(typing, "<x/>")))
+    assert not is_composing(request())
