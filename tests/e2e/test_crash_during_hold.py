@@ -1,0 +1,117 @@
+"""kill -9 of the server at every step of a hold: the call still completes (W11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.e2e.daemon import in_time
+from tests.e2e.wire import Phone, _Stream
+from tests.e2e.world import World, apns_token, x_push
+
+
+async def test_a_phone_that_wakes_after_the_crash_gets_the_call(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    pushed = await world.pushes.next()
+    await daemon.restart_after_kill()
+    await daemon.log_event("call_resumed")
+    reborn = await world.registered(daemon, "bob", transport, push)
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    assert incoming.push_id == pushed.push_id
+    await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_two_crashes_are_survived_like_one(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    for _ in range(2):
+        await daemon.restart_after_kill()
+        await daemon.log_event("call_resumed")
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, _ = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+
+
+async def test_a_ringing_phone_answers_after_the_crash(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", "UDP", push)
+    incoming = await reborn.incoming()
+    incoming.reply(180)
+    await daemon.log_event("response", status=180)
+    await daemon.restart_after_kill()
+    again = await incoming.expect("INVITE")  # in the same transaction: a retransmission
+    assert again["via"] == incoming.invite["via"]
+    answer, _ = await in_time(call.final(), incoming.answer())
+    assert answer.status == 200
+    await in_time(incoming.hang_up(), call.hung_up())
+
+
+async def test_a_caller_can_give_up_after_the_crash(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    await daemon.restart_after_kill()
+    await daemon.log_event("call_resumed")
+    cancelled, final = await in_time(call.cancel(), call.final())
+    assert (cancelled.status, final.status) == (200, 487)
+    # Too late: the phone sees the call begin and end.
+    reborn = await world.registered(daemon, "bob", "UDP", push)
+    incoming = await reborn.incoming()
+    incoming.reply(180)
+    await incoming.cancelled()
+
+
+async def test_the_hold_ends_at_the_time_it_would_have(world: World) -> None:
+    daemon = await world.start(wake={"hold": 3.0, "probe": 0.25})
+    await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    await daemon.restart_after_kill()
+    assert (await call.final()).status == 480
+
+
+async def test_a_tcp_caller_gets_the_answer_where_it_listens(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice", "TCP")
+    async with listening(alice):
+        call = await alice.call("bob")
+        await world.pushes.next()
+        await daemon.restart_after_kill()
+        await daemon.log_event("call_resumed")
+        reborn = await world.registered(daemon, "bob", "UDP", push)
+        incoming = await reborn.incoming()
+        incoming.reply(200, f"Contact: <{reborn.contact_uri}>")
+        assert (await call.expect(200)).tag("to")
+
+
+@asynccontextmanager
+async def listening(phone: Phone) -> AsyncIterator[None]:
+    """The phone names a port in Via on which it accepts connections (RFC 3261 §18.2.2)."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Stream(phone.wire), "127.0.0.1", 0)
+    phone.wire.local = server.sockets[0].getsockname()
+    yield
+    server.close()
