@@ -103,7 +103,10 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, table: ConnectionTable, address: ListenAddress, *, is_incoming: bool
     ) -> None:
-        """``address``: the listener it came to; for an outgoing one, where the peer may call."""
+        """``address``: the listener it came to; for an outgoing one, where the peer may call.
+
+        Its port is 0 when the peer can reach us over this connection only.
+        """
         self.transport = address.transport
         self.is_incoming = is_incoming
         self.name = ""
@@ -128,7 +131,10 @@ class Connection(asyncio.Protocol):
             return
         self.local = transport.get_extra_info("sockname")[:2]
         self.remote = peer[:2]
-        self.sent_by = self._address.sent_by(self.local[0])
+        has_listener = self._address.bound[1] != 0
+        self.sent_by = (
+            self._address.sent_by(self.local[0]) if has_listener else format_address(self.local)
+        )
         _set_options(transport.get_extra_info("socket"))
         if not self._table.add(self):
             transport.abort()
