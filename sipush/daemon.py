@@ -34,6 +34,7 @@ from sipush.server.endpoint import Endpoint
 from sipush.server.held_calls import HeldCalls
 from sipush.server.proxy import Proxy, ProxyPolicy
 from sipush.server.push_bucket import PushBucket
+from sipush.server.refreshes import push_refreshes
 from sipush.server.registrar import Registrar
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
@@ -96,6 +97,7 @@ class Daemon:
             self._install_signals()
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
             self._tasks.spawn(self._watch_certificates())
+            self._tasks.spawn(push_refreshes(self._store, self._dispatcher))
             await self._tell()
             await self._stopping.wait()
             await self._drain()

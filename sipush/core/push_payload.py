@@ -26,7 +26,7 @@ FIELDS = (
     "text",
     "mime_type",
 )
-"What a template may name. ``type`` is ``audio``, ``video``, ``im`` or ``cancel``."
+"What a template may name. ``type`` is ``audio``, ``video``, ``im``, ``cancel`` or ``refresh``."
 
 VOIP_LIMIT = 5120
 ALERT_LIMIT = 4096
@@ -37,11 +37,16 @@ NAME_LIMIT = 128
 WAKE_UP = "call.mobile_push_wakeup"
 CANCELLED = "call.mobile_push_cancelled"
 MESSAGE = "message.mobile_push_wakeup"
+REGISTER = "registration.mobile_push_wakeup"
 EVENT_TYPES = {
     PushKind.CALL: WAKE_UP,
     PushKind.CANCEL: CANCELLED,
     PushKind.MESSAGE: MESSAGE,
+    PushKind.REFRESH: REGISTER,
+    PushKind.DIALOG: REGISTER,
 }
+_SILENT = (PushKind.REFRESH, PushKind.DIALOG)
+"Only the app takes notice of these."
 
 _PORTSIP = {
     "msg_type": "{type}",
@@ -103,11 +108,11 @@ def apns_push(profile: Profile, request: PushRequest) -> ApnsPush | None:
     """The APNs notification for a request, or None where none may be sent.
 
     A call goes to the VoIP token, or as an alert to the message token where the app has no VoIP
-    token; a message is an alert. None: the token is missing, or it is a cancellation (an app
-    must report every VoIP push as a call). Raises PayloadTooLargeError.
+    token; a message is an alert. None: the token is missing, or there is nothing to show (an
+    app must report every VoIP push as a call). Raises PayloadTooLargeError.
     """
     record = request.record
-    if request.kind is PushKind.CANCEL:
+    if request.kind is PushKind.CANCEL or request.kind in _SILENT:
         return None
     if request.kind is PushKind.CALL and record.call_token:
         payload = _fitted(lambda text: _data(profile, request, text), request.text, VOIP_LIMIT)
@@ -207,8 +212,14 @@ def _fields(request: PushRequest, text: str) -> dict[str, str]:
         "text": text,
         "mime_type": clean(request.mime_type),
         "caller": caller,
-        "body": text if request.kind is PushKind.MESSAGE else f"{_title(request)}: {caller}",
+        "body": _body(request, text, caller),
     }
+
+
+def _body(request: PushRequest, text: str, caller: str) -> str:
+    if request.kind is PushKind.MESSAGE:
+        return text
+    return "" if request.kind in _SILENT else f"{_title(request)}: {caller}"
 
 
 def _type(request: PushRequest) -> str:
@@ -219,6 +230,8 @@ def _type(request: PushRequest) -> str:
             return "im"
         case PushKind.CANCEL:
             return "cancel"
+        case PushKind.REFRESH | PushKind.DIALOG:
+            return "refresh"
 
 
 def _title(request: PushRequest) -> str:

@@ -15,6 +15,10 @@ class PushKind(Enum):
     MESSAGE = "message"
     CANCEL = "cancel"
     "The call of an earlier CALL push is over (never to APNs VoIP)."
+    REFRESH = "refresh"
+    "The binding is about to expire: register, do not ring (RFC 8599 §5.5; never to APNs)."
+    DIALOG = "dialog"
+    "A request inside a dialog waits: register now, do not ring (RFC 8599 §6.2.3; never to APNs)."
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,12 @@ class FcmChecks:
         return found + _check_fcm_message(read_json(request.body).get("message"))
 
 
+def _priorities(data: Any) -> tuple[str, ...]:
+    """Calls and messages are urgent; a refresh is, when a request waits for it."""
+    silent = isinstance(data, dict) and data.get("msg_type") == "refresh"
+    return ("high", "normal") if silent else ("high",)
+
+
 def _check_fcm_message(message: Any) -> list[Violation]:
     if not isinstance(message, dict) or not message.get("token"):
         return [Violation(400, "INVALID_ARGUMENT", "no message, or no token in it")]
@@ -171,8 +177,8 @@ def _check_fcm_message(message: Any) -> list[Violation]:
     if "notification" in message:
         found.append(Violation(400, "INVALID_ARGUMENT", "a notification key makes it a banner"))
     android = message.get("android", {})
-    if android.get("priority") != "high":
-        found.append(Violation(400, "INVALID_ARGUMENT", "android.priority is not high"))
+    if android.get("priority") not in _priorities(data):
+        found.append(Violation(400, "INVALID_ARGUMENT", "android.priority is not right"))
     if not re.fullmatch(r"\d+(\.\d{1,9})?s", str(android.get("ttl"))):
         found.append(Violation(400, "INVALID_ARGUMENT", f"android.ttl {android.get('ttl')!r}"))
     return found

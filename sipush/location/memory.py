@@ -20,6 +20,7 @@ class MemoryStore:
         self._subscribers: dict[Aor, Subscriber] = {}
         self._messages: dict[Aor, list[StoredMessage]] = {}
         self._message_id = 0
+        self._refreshes: dict[tuple[Aor, str], float] = {}
         self._held_calls: dict[tuple[str, str], bytes] = {}
         self._secret = secrets.token_bytes(32)
 
@@ -41,6 +42,8 @@ class MemoryStore:
         if isinstance(location, Refusal):
             return location
         self._put(registration.aor, location)
+        for device, due in registration.refreshes:
+            self._refreshes[registration.aor, device] = due
         waiting = self._live_messages(registration.aor, registration.now_epoch)
         return replace(location, messages=bool(waiting))
 
@@ -85,6 +88,13 @@ class MemoryStore:
 
     def _live_messages(self, aor: Aor, now_epoch: float) -> list[StoredMessage]:
         return [m for m in self._messages.get(aor, ()) if m.expires_epoch > now_epoch]
+
+    async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
+        """All that are due."""
+        due = [key for key, epoch in self._refreshes.items() if epoch <= now_epoch]
+        for key in due:
+            del self._refreshes[key]
+        return due
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call, as far as this store stores anything."""

@@ -23,6 +23,7 @@ from sipush.location.redis_script import (
     NEXT_ID,
     PUT_MESSAGE,
     REMOVE_PUSH_RECORD,
+    TAKE_REFRESHES,
 )
 from sipush.location.store import WakeListener
 
@@ -42,6 +43,7 @@ class RedisStore:
         self._prefix = config.prefix.encode()
         self._node = secrets.token_hex(8).encode()
         self._channel = self._prefix + b":wakes"
+        self._refreshes = self._prefix + b":refreshes"
         self._listeners: list[WakeListener] = []
         self._hearing: asyncio.Task[None] | None = None
         self._open = False
@@ -71,6 +73,8 @@ class RedisStore:
         aor = registration.aor
         bindings = [rows.binding_text(b) for b in registration.bind]
         records = [rows.push_record_text(r) for r in registration.push]
+        if registration.refreshes:  # first: one too many does no harm
+            await self._redis.call(b"ZADD", self._refreshes, *rows.refresh_arguments(registration))
         reply = await self._redis.call(
             *self._keys(aor),
             self._channel,
@@ -151,6 +155,12 @@ class RedisStore:
         """Whether it was there."""
         key = self._key(message.aor, b"messages")
         return bool(await self._redis.call(b"HDEL", key, rows.message_field(message)))
+
+    async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
+        """Taken out of their sorted set."""
+        now = repr(now_epoch).encode()
+        due = await self._redis.call(b"1", self._refreshes, now, script=TAKE_REFRESHES)
+        return [rows.refresh_of(member) for member in due]
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call."""

@@ -151,6 +151,19 @@ def subscriber_of(aor: Aor, flat: Sequence[bytes]) -> Subscriber:
     )
 
 
+def refresh_arguments(registration: Registration) -> Iterator[bytes]:
+    """Scores and members for ZADD: when due, and the AOR and device as JSON."""
+    for device, due in registration.refreshes:
+        yield repr(due).encode()
+        yield json.dumps([registration.aor, device]).encode()
+
+
+def refresh_of(member: bytes) -> tuple[Aor, str]:
+    """The AOR and device of a member."""
+    aor, device = json.loads(member)
+    return aor, device
+
+
 def bind_arguments(
     registration: Registration, bindings: Sequence[bytes], records: Sequence[bytes]
 ) -> Iterator[bytes]:

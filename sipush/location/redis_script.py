@@ -239,6 +239,14 @@ return {'stored', written}
 """
 )
 
+TAKE_REFRESHES = Script(
+    b"""-- KEYS: refreshes. ARGV: now. Returns those due, which are then gone.
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, 200)
+if #due > 0 then redis.call('ZREM', KEYS[1], unpack(due)) end
+return due
+"""
+)
+
 CLAIM_HELD_CALLS = Script(
     b"""-- KEYS: leases. ARGV: prefix of the owners' call hashes, owner, lease (s), own (1, 0).
 -- Renews the owner's lease and returns the calls that become its own: those of owners whose lease

@@ -31,6 +31,12 @@ _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
 _PUT_BINDING = f"INSERT OR REPLACE INTO bindings ({rows.BINDING}) VALUES {_TWELVE}"
 _PUT_RECORD = f"INSERT OR REPLACE INTO push_records ({rows.PUSH_RECORD}) VALUES {_TWELVE}"
 _PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
+_PUT_REFRESH = "INSERT OR REPLACE INTO refreshes (aor, device, due_epoch) VALUES (?,?,?)"
+_TAKE_REFRESHES = (
+    "DELETE FROM refreshes WHERE (aor, device) IN"
+    " (SELECT aor, device FROM refreshes WHERE due_epoch <= ? ORDER BY due_epoch LIMIT 200)"
+    " RETURNING aor, device"
+)
 _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,?,?)"
 _DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
 _DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
@@ -114,6 +120,9 @@ class SqliteStore:
                 return after
             now = registration.now_epoch
             _save(connection, before, after)
+            for device, due in registration.refreshes:
+                row = rows.storable((registration.aor, device, due))
+                connection.execute(_PUT_REFRESH, row)
             for purge in _PURGE:
                 connection.execute(purge, (now,))
             return replace(after, messages=_has_messages(connection, registration.aor, now))
@@ -165,6 +174,15 @@ class SqliteStore:
         """Whether it was there."""
         sql, key = "DELETE FROM messages WHERE id = ?", (message.id,)
         return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
+
+    async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
+        """Taken out of their table."""
+
+        def job(connection: sqlite3.Connection) -> list[tuple[Aor, str]]:
+            due = connection.execute(_TAKE_REFRESHES, (now_epoch,)).fetchall()
+            return [(aor, device) for aor, device in map(rows.texts, due)]
+
+        return await self._write(job)
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call."""

@@ -75,6 +75,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX messages_key ON messages (aor, key)",
         "CREATE INDEX messages_expires ON messages (expires_epoch)",
     ),
+    (
+        """CREATE TABLE refreshes (
+            aor TEXT NOT NULL,
+            device TEXT NOT NULL,
+            due_epoch REAL NOT NULL,
+            PRIMARY KEY (aor, device)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX refreshes_due ON refreshes (due_epoch)",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

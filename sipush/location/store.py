@@ -53,6 +53,12 @@ class LocationStore(Protocol):
     async def remove_message(self, message: StoredMessage) -> bool:
         """Whether it was there."""
 
+    async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
+        """(AOR, device) that a Registration had due by now, some hundred at most.
+
+        Each is handed out once, to one process; whether its binding is still there is not known.
+        """
+
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call (ASCII JSON) of the process ``owner``."""
 

@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 
 from sipush.config import FcmConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
-from sipush.core.push_request import PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after, word
 
 READ_TIMEOUT = 30.0
@@ -102,7 +102,9 @@ class FcmProvider:
 
     def _message(self, request: PushRequest) -> messaging.Message:
         rest = min(max(0.0, request.deadline_epoch - self._clock()), MAX_TTL)
-        android = messaging.AndroidConfig(priority="high", ttl=timedelta(seconds=int(rest)))
+        # Google slows down apps whose high-priority messages show the user nothing.
+        priority = "normal" if request.kind is PushKind.REFRESH else "high"
+        android = messaging.AndroidConfig(priority=priority, ttl=timedelta(seconds=int(rest)))
         return messaging.Message(
             token=request.record.call_token,
             data=fcm_data(self._profile, request),

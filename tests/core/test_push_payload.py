@@ -123,6 +123,17 @@ def test_the_end_of_a_call_is_not_for_apns() -> None:
     assert fcm_data("portsip", request(PushKind.CANCEL))["msg_type"] == "cancel"
 
 
+@pytest.mark.parametrize("kind", [PushKind.REFRESH, PushKind.DIALOG])
+def test_a_push_that_only_asks_to_register_shows_nothing_and_never_goes_to_apple(
+    kind: PushKind,
+) -> None:
+    silent = request(kind, from_user="", from_name="")
+    assert apns_push("portsip", silent) is None
+    data = fcm_data("portsip", silent)
+    assert (data["msg_type"], data["msg_title"], data["msg_content"]) == ("refresh", "", "")
+    assert fcm_data("dialstack", silent)["type"] == "registration.mobile_push_wakeup"
+
+
 @pytest.mark.parametrize(
     "hostile",
     ["A\r\nX-Evil: 1", "A\x00B", "A\x1b[2JB", "A\u2028B", "\u202eecilA", "A\ud800B", "A\x85B"],

@@ -419,6 +419,36 @@ async def test_messages_stored_at_once_are_all_kept(store: LocationStore):
     assert len(stored) == 51
 
 
+async def test_a_refresh_is_handed_out_once_when_it_is_due(store: LocationStore):
+    tablet = binding(TABLET, "sip:101@192.0.2.2", call_id="call-2")
+    await store.bind(registration(binding(), refreshes=((PHONE, NOW + 450),)))
+    await store.bind(registration(tablet, refreshes=((TABLET, NOW + 600),)))
+    assert await store.take_refreshes(NOW + 449) == []
+    assert await store.take_refreshes(NOW + 450) == [(AOR, PHONE)]
+    assert await store.take_refreshes(NOW + 599) == []
+    assert await store.take_refreshes(NOW + 9999) == [(AOR, TABLET)]
+
+
+async def test_a_device_that_refreshes_in_time_is_due_later(store: LocationStore):
+    await store.bind(registration(binding(), refreshes=((PHONE, NOW + 450),)))
+    await store.bind(registration(binding(cseq=2), refreshes=((PHONE, NOW + 700),)))
+    assert await store.take_refreshes(NOW + 699) == []
+    assert await store.take_refreshes(NOW + 700) == [(AOR, PHONE)]
+
+
+async def test_many_refreshes_are_handed_out_in_parts_each_to_one(store: LocationStore):
+    devices = [f"instance:\udce9{n}" for n in range(450)]
+    due = tuple((device, NOW + n) for n, device in enumerate(devices))
+    await store.bind(registration(binding(), refreshes=due))
+    taken = []
+    while True:
+        parts = await asyncio.gather(*(store.take_refreshes(NOW + 1000) for _ in range(2)))
+        if not any(parts):
+            break
+        taken += [device for part in parts for _, device in part]
+    assert sorted(taken) == sorted(devices)
+
+
 async def test_a_held_call_is_claimed_by_the_next_life_of_its_owner(store: LocationStore):
     await store.put_held_call("a", "1", b'{"n": 1}')
     await store.put_held_call("a", "1", b'{"n": 2}')

@@ -34,6 +34,19 @@ async def fcm(service: PushService) -> AsyncIterator[FcmProvider]:
     await provider.close()
 
 
+@pytest.mark.parametrize(
+    ("kind", "priority"), [(PushKind.REFRESH, "normal"), (PushKind.DIALOG, "high")]
+)
+async def test_a_refresh_is_not_urgent_unless_a_request_waits_for_it(
+    kind: PushKind, priority: str, fcm: FcmProvider, service: PushService
+) -> None:
+    outcome = await fcm.send(call(Platform.FCM, kind=kind))
+    assert outcome.result is PushResult.ACCEPTED
+    push = await service.next_push(5)
+    assert service.violations == []
+    assert push.payload["android"]["priority"] == priority
+
+
 async def test_a_call_is_data_only_of_high_priority_and_lives_as_long_as_the_hold(
     fcm: FcmProvider, service: PushService
 ) -> None:

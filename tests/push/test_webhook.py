@@ -66,6 +66,7 @@ async def test_a_call_is_told_with_its_fields_and_signed(
     [
         (PushKind.CANCEL, "call.mobile_push_cancelled"),
         (PushKind.MESSAGE, "message.mobile_push_wakeup"),
+        (PushKind.REFRESH, "registration.mobile_push_wakeup"),
     ],
 )
 async def test_other_events_have_types_of_their_own(

@@ -1,0 +1,79 @@
+"""Who is pushed before its binding expires."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from sipush.core.bindings import Binding, Platform, PushRecord, Registration
+from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.location.memory import MemoryStore
+from sipush.push.dispatcher import Dispatcher
+from sipush.server.refreshes import push_refresh
+
+AOR, DEVICE, APP = "bob@example.com", "token:t", "my-project"
+NOW = time.time()
+BINDING = Binding(AOR, DEVICE, "sip:bob@h", "sip:bob@h", NOW + 600, "c", 1, "udp/a/b")
+RECORD = PushRecord(AOR, DEVICE, Platform.FCM, APP, "t", "t", expires_epoch=NOW + 9999)
+ASKED = Registration(AOR, "c", 1, NOW, 10, (BINDING,), push=(RECORD,))
+
+
+class Service:
+    """A push service that answers at once."""
+
+    name = "fcm"
+    max_in_flight = 10
+    retry_delays: tuple[float, ...] = ()
+
+    def __init__(self, result: PushResult = PushResult.ACCEPTED) -> None:
+        self.result = result
+        self.requests: list[PushRequest] = []
+
+    async def send(self, request: PushRequest) -> PushOutcome:
+        self.requests.append(request)
+        return PushOutcome(self.result)
+
+    async def close(self) -> None:
+        pass
+
+
+async def pushed(service: Service, store: MemoryStore, left: float) -> list[PushRequest]:
+    """What is pushed when the binding has ``left`` seconds left."""
+    dispatcher = Dispatcher({APP: {Platform.FCM: service}})
+    await push_refresh(store, dispatcher, AOR, DEVICE, NOW + 600 - left)
+    return service.requests
+
+
+async def test_a_binding_about_to_expire_has_its_device_pushed_and_never_after() -> None:
+    store = MemoryStore()
+    await store.bind(ASKED)
+    (request,) = await pushed(Service(), store, 149)
+    assert (request.kind, request.record) == (PushKind.REFRESH, RECORD)
+    assert request.deadline_epoch == BINDING.expires_epoch
+    assert request.to_uri == "sip:bob@example.com"
+
+
+@pytest.mark.parametrize("left", [151, 0, -1])
+async def test_a_device_that_has_refreshed_or_expired_is_left_alone(left: float) -> None:
+    store = MemoryStore()
+    await store.bind(ASKED)
+    assert await pushed(Service(), store, left) == []
+
+
+@pytest.mark.parametrize(
+    "gone", [{"bind": (), "unbind_all": True}, {"push": (), "push_off": ((DEVICE, ""),)}]
+)
+async def test_a_device_that_is_gone_is_left_alone(gone: dict[str, object]) -> None:
+    store = MemoryStore()
+    await store.bind(ASKED)
+    await store.bind(replace(ASKED, **gone))  # type: ignore[arg-type]
+    assert await pushed(Service(), store, 100) == []
+
+
+async def test_a_token_found_dead_by_a_refresh_is_removed() -> None:
+    store = MemoryStore()
+    await store.bind(ASKED)
+    await pushed(Service(PushResult.TOKEN_DEAD), store, 100)
+    assert (await store.lookup(AOR, NOW)).push_records == ()
