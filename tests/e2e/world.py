@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sipush.demo.credentials import Credentials
 from tests.e2e.baresip import Baresip
 from tests.e2e.daemon import APP, Daemon, account, ha1, merged
 from tests.e2e.process import Program, free_port
@@ -18,6 +20,8 @@ from tests.e2e.shared import SharedDaemons, settings
 from tests.e2e.sipp import Sipp
 from tests.e2e.wire import Account, Phone
 
+DOORS = {"udp": False, "tcp": False, "tls": True, "ws": False, "wss": True}
+"Every transport, and whether it has a certificate."
 ASYNCSIP_PHONE = Path(__file__).with_name("asyncsip_phone.py")
 
 
@@ -63,6 +67,29 @@ class World:
         """``ha1_md5`` of a user of this test."""
         return ha1(user, self.domain)
 
+    @property
+    def credentials(self) -> Credentials:
+        """Of the push services; also a certificate for listeners on loopback, and its CA."""
+        return self._shared.push_log.service.credentials
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """How phones verify a daemon."""
+        return ssl.create_default_context(cafile=self.credentials.ca_file)
+
+    def doors(self) -> list[dict[str, Any]]:
+        """``listen`` with every transport on IPv4 and IPv6."""
+        tls = {
+            "certificate": self.credentials.certificate_file,
+            "private_key": self.credentials.private_key_file,
+        }
+        return [
+            {"transport": transport, "address": address, "port": 0}
+            | ({"tls": {name: str(path) for name, path in tls.items()}} if secure else {})
+            for address in ("127.0.0.1", "::1")
+            for transport, secure in DOORS.items()
+        ]
+
     async def daemon(self, **changes: Any) -> Daemon:
         """A running daemon with the usual configuration and ``changes``; never to be stopped."""
         daemon = await self._shared.get(self._store_type, changes)
@@ -91,7 +118,7 @@ class World:
     ) -> Phone:
         """A text phone."""
         who, server = who or self.account(user), daemon.at(transport, ip)
-        phone = await Phone.open(who, server, transport, instance=instance, ip=ip)
+        phone = await Phone.open(who, server, transport, instance=instance, ip=ip, tls=self.tls)
         self._phones.append(phone)
         return phone
 
