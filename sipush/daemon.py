@@ -208,7 +208,7 @@ class Daemon:
         systemd.notify("STOPPING=1")
         self._proxy.draining = True
         self._listeners.stop_accepting()
-        idle = asyncio.ensure_future(self._layer.drain())
+        idle = asyncio.ensure_future(self._idle())
         hurried = asyncio.ensure_future(self._drained.wait())
         await asyncio.wait(
             (idle, hurried),
@@ -217,6 +217,10 @@ class Daemon:
         )
         idle.cancel()
         hurried.cancel()
+
+    async def _idle(self) -> None:
+        await self._layer.drain()
+        await self._proxy.acknowledgements.drain()
 
     async def _close(self) -> None:
         for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):

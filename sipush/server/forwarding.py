@@ -458,6 +458,8 @@ class Forwarding:
             after = round(time.time() - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
         self.transaction.respond(response)
+        if self.context.invite and Status.OK <= status < 300:
+            self.proxy.acknowledgements.expect(self.request.call_id)
 
     def _response(self, status: int, branch: int | None) -> Response:
         attempt = self.attempts.get(branch) if branch is not None else None

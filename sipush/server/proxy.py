@@ -41,6 +41,7 @@ from sipush.core.target_set import Target, TargetSet, Turn
 from sipush.errors import MessageError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
+from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import DRAINING, answer_for_server, reject, respond
 from sipush.server.forwarding import Forwarding
 from sipush.server.held_calls import HeldCalls
@@ -110,6 +111,7 @@ class Proxy:
     layer: TransactionLayer = field(init=False)
     "Set once, when the layer has been built around us."
     tasks: Tasks = field(default_factory=Tasks)
+    acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     draining: bool = False
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
 
@@ -216,6 +218,7 @@ class Proxy:
             log.info("ack_lost", call_id=ack.call_id, reason="the flow is gone")
             return
         self.send_ack(forward_request(ack, target, ()), flow)
+        self.acknowledgements.came(ack.call_id)
 
     def send_ack(self, ack: Request, flow: Flow) -> None:
         """Send the ACK of a 2xx, which has no transaction, with our Via."""
