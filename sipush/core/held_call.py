@@ -9,7 +9,7 @@ already has it takes for a retransmission. No device is pushed again.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sipush.core.bindings import Platform, PushRecord
@@ -54,7 +54,7 @@ class HeldCall:
 
     def to_json(self) -> bytes:
         """ASCII JSON; bytes of the INVITE that are not UTF-8 survive."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = _values(self)
         values["request"] = self.request.decode("utf-8", "surrogateescape")
         return json.dumps(values).encode("ascii")
 
@@ -101,12 +101,17 @@ def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
 def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
-        push = asdict(target.push) | {"platform": target.push.platform.value}
-    return asdict(target) | {"push": push}
+        push = _values(target.push) | {"platform": target.push.platform.value}
+    return _values(target) | {"push": push}
+
+
+def _values(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, not copied: they are written down at once."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
-    values = {f.name: getattr(branch, f.name) for f in fields(branch)}
+    values = _values(branch)
     values |= {
         "state": branch.state.value,
         "cause": branch.cause.value,

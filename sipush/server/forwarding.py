@@ -59,6 +59,8 @@ from sipush.transport.flow import Flow
 if TYPE_CHECKING:
     from sipush.server.proxy import Proxy
 
+log = structlog.get_logger()
+
 _REASONS = {
     CancelCause.ANSWERED_ELSEWHERE: 'SIP;cause=200;text="Call completed elsewhere"',
     CancelCause.DECLINED_ELSEWHERE: 'SIP;cause=603;text="Declined elsewhere"',
@@ -110,7 +112,12 @@ class Forwarding:
     _cancel_reason: str | None = None
     started: bool = False
     "The target set was opened."
+    call_id: str = field(init=False)
+    "On every line of the log."
     _early: list[tuple[Aor, Location, Collection[str]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.call_id = self.request.call_id
 
     # -- inputs --
 
@@ -265,7 +272,7 @@ class Forwarding:
         try:
             flow = await self.proxy.connect(target.route[0] if target.route else target.uri)
         except (TransportError, MessageError) as error:
-            self.log.warning("next_hop_unreachable", target=target.device, reason=str(error))
+            self.warn("next_hop_unreachable", target=target.device, reason=str(error))
             self._perform(self.context.flow_failed(branch, self._now))
             return
         if self.context.branches[branch].state is not BranchState.COMPLETED:
@@ -349,7 +356,7 @@ class Forwarding:
         try:
             ack, bye = hang_up_requests(sent, attempt.response, self.proxy.realm)
         except MessageError as error:
-            self.log.warning("not_hung_up", branch=branch, reason=error.reason)
+            self.warn("not_hung_up", branch=branch, reason=error.reason)
             return
         self.tell("hung_up", branch=branch)
         self.proxy.send_ack(ack, flow)
@@ -420,9 +427,9 @@ class Forwarding:
         try:
             removed = await self.proxy.store.remove_push_record(record)
         except LocationError as error:
-            self.log.warning("push_record_not_removed", aor=record.aor, reason=str(error))
+            self.warn("push_record_not_removed", aor=record.aor, reason=str(error))
             return
-        self.log.info("push_record_removed", aor=record.aor, removed=removed)
+        self.tell("push_record_removed", aor=record.aor, removed=removed)
 
     # -- fallback --
 
@@ -443,7 +450,7 @@ class Forwarding:
             try:
                 targets = await self.proxy.fallback_targets(self, uri)
             except (LocationError, MessageError) as error:
-                self.log.warning("fallback_failed", to=uri, reason=str(error))
+                self.warn("fallback_failed", to=uri, reason=str(error))
             self.diversions.append(Diversion(origin, status, cause))
         self._perform(self.context.fall_back(targets, self._now))
 
@@ -478,13 +485,9 @@ class Forwarding:
 
     def tell(self, event: str, **facts: object) -> None:
         """What happens to a call is worth a line; the rest is for debugging."""
-        log = self.log
-        (log.info if self.context.invite else log.debug)(event, **facts)
+        say = log.info if self.context.invite else log.debug
+        say(event, call_id=self.call_id, method=self.request.method, **facts)
 
-    @property
-    def log(self) -> structlog.typing.FilteringBoundLogger:
-        """Every line of a call carries its Call-ID."""
-        bound: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
-            call_id=self.request.call_id, method=self.request.method
-        )
-        return bound
+    def warn(self, event: str, **facts: object) -> None:
+        """What an operator should look at."""
+        log.warning(event, call_id=self.call_id, method=self.request.method, **facts)
