@@ -111,6 +111,15 @@ class WakeConfig(Section):
     "Timer C (RFC 3261 §16.6 step 11): how long a device may ring."
 
 
+class MessagesConfig(Section):
+    """Messages for users whose devices are all asleep."""
+
+    lifetime: Seconds = 7 * 86400
+    "How long a message waits at most; its own ``Expires`` may be shorter."
+    max_stored: Annotated[int, Field(ge=0)] = 100
+    "Messages that wait for one user. 0: none is stored."
+
+
 class SqliteConfig(Section):
     """``[store.sqlite]``."""
 
@@ -299,6 +308,7 @@ class Config(Section):
         RegistrationConfig()
     )
     wake: WakeConfig = WakeConfig()
+    messages: MessagesConfig = MessagesConfig()
     store: StoreConfig = StoreConfig()
     apps: dict[str, Annotated[AppConfig, AfterValidator(_check_app)]] = {}
     users: dict[

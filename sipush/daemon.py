@@ -32,6 +32,7 @@ from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.server.endpoint import Endpoint
 from sipush.server.held_calls import HeldCalls
+from sipush.server.messages import MessagePolicy, Messages
 from sipush.server.proxy import Proxy, ProxyPolicy
 from sipush.server.push_bucket import PushBucket
 from sipush.server.refreshes import push_refreshes
@@ -140,6 +141,8 @@ class Daemon:
             new_id=new_id,
             clock=clock,
         )
+        self._messages = Messages(self._proxy, message_policy(config))
+        self._proxy.messages = self._registrar.messages = self._messages
         self._endpoint = Endpoint(self._registrar, self._proxy)
         loop = asyncio.get_running_loop()
         self._layer = TransactionLayer(self._endpoint, Timers(), new_id, clock, loop.call_later)
@@ -199,6 +202,7 @@ class Daemon:
         self._subscribers.replace(subscribers(config.users))
         self._registrar.policy = registration_policy(config)
         self._proxy.policy = proxy_policy(config)
+        self._messages.policy = message_policy(config)
         self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
 
@@ -369,6 +373,11 @@ def _by_cause(fallback: str | dict[str, str]) -> Fallbacks:
     if isinstance(fallback, str):
         return for_every_cause(fallback)
     return {Cause(cause): uri for cause, uri in fallback.items()}
+
+
+def message_policy(config: Config) -> MessagePolicy:
+    """The ``[messages]`` section."""
+    return MessagePolicy(config.messages.lifetime, config.messages.max_stored)
 
 
 def store_name(config: Config) -> str:

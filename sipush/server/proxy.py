@@ -45,6 +45,7 @@ from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import DRAINING, answer_for_server, reject, respond
 from sipush.server.forwarding import Forwarding
 from sipush.server.held_calls import HeldCalls
+from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.return_flow import ReturnFlow
 from sipush.server.subscribers import Subscribers
@@ -110,6 +111,8 @@ class Proxy:
     clock: Callable[[], float]
     layer: TransactionLayer = field(init=False)
     "Set once, when the layer has been built around us."
+    messages: Messages = field(init=False)
+    "Set once, likewise."
     tasks: Tasks = field(default_factory=Tasks)
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     draining: bool = False
@@ -268,6 +271,9 @@ class Proxy:
         if self.draining:
             reject(transaction, DRAINING, forwarding.tag)
             return
+        if request.method == "MESSAGE" and await self._has_mailbox(aor):
+            await self.messages.arrived(transaction, request, aor, forwarding.tag)
+            return
         consents = _consents_to_calls if request.method == "INVITE" else _never
         forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, consents)
         targets = await self._targets(forwarding, aor)
@@ -275,6 +281,9 @@ class Proxy:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
             return
         forwarding.start(targets)
+
+    async def _has_mailbox(self, aor: Aor) -> bool:
+        return aor not in self.policy.groups and await self.subscribers.get(aor) is not None
 
     async def _targets(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
         """The target set of a user or a ring group, or None when nobody has that name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -23,6 +23,7 @@ from sipush.core.registration import (
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
+from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.subscribers import Subscribers
 from sipush.server.transactions import ServerTransactionHandle
@@ -48,6 +49,8 @@ class Registrar:
     clock: Callable[[], float]
     key: bytes
     "Makes the PURRs; the same in every process on one store."
+    messages: Messages = field(init=False)
+    "Set once, when the proxy has been built."
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""
@@ -104,6 +107,7 @@ class Registrar:
         if isinstance(decision, Update):
             # After the 200: the phone must know that it is registered before it is called.
             self.bucket.refreshed(aor, location, decision.devices)
+            self.messages.registered(aor, location, decision.devices)
             self._log(decision, transaction)
 
     def _log(self, update: Update, transaction: ServerTransactionHandle) -> None:
