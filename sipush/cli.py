@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sipush import cli_store
 from sipush.config import Config, load
+from sipush.config_checks import warnings
 from sipush.errors import ConfigError, SipushError
 
 DEFAULT_CONFIG = Path("/etc/sipush/sipush.toml")
@@ -45,6 +46,8 @@ def _check(options: argparse.Namespace) -> int:
     print(f"{options.config} is good.")
     for name, text in _summary(config):
         print(f"  {name:<8} {text}")
+    for text in warnings(config):
+        print(f"  warning  {text}")
     return 0
 
 
@@ -66,6 +69,8 @@ def _summary(config: Config) -> list[tuple[str, str]]:
         ("store", f"{config.store.type}, {place}"),
         ("apps", ", ".join(apps) or "none: nobody can be woken"),
         ("users", f"{len(config.users)} here; `sipush user list` shows those in the store too"),
+        ("groups", ", ".join(config.groups) or "none"),
+        ("sos", ", ".join(config.emergency.route) or "no route: emergency calls go nowhere"),
         ("peers", ", ".join(f"{peer.name} ({peer.address})" for peer in config.peers) or "none"),
     ]
 

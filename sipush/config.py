@@ -20,10 +20,13 @@ from pydantic import (
     ValidationInfo,
 )
 
+from sipush.config_checks import contradictions
 from sipush.config_problems import describe, refuse
 from sipush.config_values import (
+    Address,
     DataPath,
     Domain,
+    EmergencyNumber,
     Fallback,
     FilePath,
     HostPort,
@@ -37,6 +40,7 @@ from sipush.config_values import (
     RedisUrl,
     Seconds,
     Sha256Hex,
+    SipUriText,
 )
 from sipush.errors import ConfigError
 
@@ -221,6 +225,19 @@ class DomainConfig(Section):
     fallback: Fallback = ""
 
 
+class EmergencyConfig(Section):
+    """``[emergency]``: where emergency calls go, and what goes along."""
+
+    numbers: list[EmergencyNumber] = []
+    "As dialled; urn:service:sos always counts."
+    route: list[SipUriText] = []
+    "Tried in order. Without any there are no emergency calls."
+    strangers: bool = True
+    "Whether a caller who is neither a peer nor registered is let through without signing in."
+    addresses: dict[str, Address] = {}
+    "Civic address (RFC 5139) by AOR, of users here and in the store."
+
+
 class PeerConfig(Section):
     """One ``[[peers]]``: a PBX or gateway whose requests are not challenged."""
 
@@ -273,6 +290,12 @@ def _check_app(app: AppConfig) -> AppConfig:
     return app
 
 
+def _check_emergency(emergency: EmergencyConfig) -> EmergencyConfig:
+    if bool(emergency.numbers) > bool(emergency.route):
+        refuse("has numbers and no route (allowed: a route with or without numbers)")
+    return emergency
+
+
 def _check_aor(aor: str, info: ValidationInfo) -> str:
     sip: SipConfig | None = info.data.get("sip")
     user, _, domain = aor.rpartition("@")
@@ -317,6 +340,7 @@ class Config(Section):
     ] = {}
     groups: dict[Annotated[str, AfterValidator(_check_aor)], GroupConfig] = {}
     domains: dict[Annotated[str, AfterValidator(_check_domain)], DomainConfig] = {}
+    emergency: Annotated[EmergencyConfig, AfterValidator(_check_emergency)] = EmergencyConfig()
     peers: list[PeerConfig] = []
     log: LogConfig = LogConfig()
 
@@ -335,6 +359,9 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
     try:
-        return Config.model_validate(data, context={"folder": path.absolute().parent})
+        config = Config.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(describe(error.errors(include_url=False), Config)) from None
+    if problems := contradictions(config):
+        raise ConfigError(problems)
+    return config

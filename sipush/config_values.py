@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from sipush.config_problems import refuse
 from sipush.core.fallback import Cause
+from sipush.core.pidf import CIVIC_ELEMENTS
 from sipush.errors import MessageError
 from sipush.sip.uri import parse_sip_uri
 
@@ -93,6 +96,25 @@ def _fallback(value: object) -> object:
     return value
 
 
+def _number(value: str) -> str:
+    if not re.fullmatch(r"[+*#]?[0-9]+", value):
+        raise ValueError
+    return value
+
+
+def _address(value: object) -> object:
+    if not isinstance(value, dict):
+        raise ValueError
+    for name, text in value.items():
+        if name not in CIVIC_ELEMENTS:
+            near = get_close_matches(name, CIVIC_ELEMENTS, n=1, cutoff=0.4)
+            refuse(f"{name} is no element of a civic address{f' ({near[0]}?)' if near else ''}")
+        _text(text)
+    if not re.fullmatch(r"[A-Z]{2}", value.get("country", "")):
+        refuse("has no country (allowed: two capital letters, such as DE)")
+    return value
+
+
 def _hex(length: int) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value and (len(value) != length or set(value.lower()) - set("0123456789abcdef")):
@@ -147,6 +169,14 @@ SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]
 Fallback = Annotated[
     str | dict[str, str],
     BeforeValidator(_guard(f"{_A_SIP_URI}, or a table of them by cause", _fallback)),
+]
+EmergencyNumber = Annotated[
+    str,
+    AfterValidator(_guard("a number as it is dialled, such as 112", _number)),
+]
+Address = Annotated[
+    dict[str, str],
+    BeforeValidator(_guard('a civic address such as { country = "DE", A3 = "Berlin" }', _address)),
 ]
 Md5Hex = Annotated[str, AfterValidator(_guard("32 hex digits", _hex(32)))]
 Sha256Hex = Annotated[str, AfterValidator(_guard("64 hex digits", _hex(64)))]

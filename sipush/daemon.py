@@ -22,6 +22,7 @@ from sipush.banner import banner
 from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig, load
 from sipush.core.authentication import Authenticator
 from sipush.core.bindings import Aor, Platform, Subscriber
+from sipush.core.emergency import EmergencyPolicy
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.registration import RegistrationPolicy
@@ -205,6 +206,7 @@ class Daemon:
         self._messages.policy = message_policy(config)
         self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
+        self._tasks.spawn(self._tell_who_has_no_address())
 
     async def _drain(self) -> None:
         """Accept no new calls, finish those that are being set up, for a while."""
@@ -263,6 +265,21 @@ class Daemon:
         if self._show_banner:
             self._print_banner(users)
         systemd.notify("READY=1")
+        self._tasks.spawn(self._tell_who_has_no_address())
+
+    async def _tell_who_has_no_address(self) -> None:
+        """An emergency call of theirs would not say where they are."""
+        emergency = self._config.emergency
+        if not emergency.route:
+            return
+        users = set(self._config.users)
+        try:
+            users |= {subscriber.aor async for subscriber in self._store.subscribers()}
+        except LocationError as error:
+            log.warning("store_unavailable", reason=str(error))
+        if missing := sorted(users - emergency.addresses.keys()):
+            shown = missing[:_SHOWN_USERS]
+            log.warning("emergency_address_missing", count=len(missing), users=shown)
 
     def _print_banner(self, users: list[str]) -> None:
         config = self._config
@@ -359,6 +376,12 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             for aor, group in config.groups.items()
         },
         fallbacks=fallbacks(config),
+        emergency=EmergencyPolicy(
+            numbers=frozenset(config.emergency.numbers),
+            route=tuple(config.emergency.route),
+            strangers=config.emergency.strangers,
+            addresses=config.emergency.addresses,
+        ),
     )
 
 

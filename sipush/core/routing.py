@@ -8,6 +8,7 @@ from hashlib import sha256
 from urllib.parse import quote
 
 from sipush.core.bindings import Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
 from sipush.core.fallback import Cause
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest
 from sipush.core.target_set import Target
@@ -46,6 +47,11 @@ class ToAor:
 
 
 @dataclass(frozen=True, slots=True)
+class ToEmergency:
+    """For those who help in an emergency (RFC 5031, or one of the numbers of the policy)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToDialog:
     """Inside a dialog that we recorded a route for."""
 
@@ -53,7 +59,7 @@ class ToDialog:
     "Of the side the request goes to."
 
 
-Destination = ToServer | ToAor | ToDialog | Rejection
+Destination = ToServer | ToAor | ToEmergency | ToDialog | Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,9 @@ def validate(request: Request, realm: Realm) -> Rejection | None:
     return None
 
 
-def destination(request: Request, realm: Realm, key: bytes) -> Destination:
+def destination(
+    request: Request, realm: Realm, key: bytes, emergency: EmergencyPolicy = NO_EMERGENCIES
+) -> Destination:
     """§16.4: take our own Routes off, then decide. Changes the Route headers of ``request``.
 
     Raises MessageError for a URI that cannot be read.
@@ -130,6 +138,9 @@ def destination(request: Request, realm: Realm, key: bytes) -> Destination:
     token = _pop_own_routes(request, realm, key)
     if token is not None:
         return ToDialog(token)
+    if emergency.covers(request) and _is_for_us(request.uri, realm):
+        request.headers.remove("route")
+        return ToEmergency()
     if request.headers.values("route"):
         return Rejection(Status.FORBIDDEN, "Route Not Ours")
     uri = parse_sip_uri(request.uri)
@@ -137,6 +148,12 @@ def destination(request: Request, realm: Realm, key: bytes) -> Destination:
     if aor is None:
         return Rejection(Status.FORBIDDEN, f"Domain {uri.host} Not Served Here")
     return ToAor(aor) if uri.user else ToServer()
+
+
+def _is_for_us(uri: str, realm: Realm) -> bool:
+    """Whether nobody else is responsible: a domain of ours, or a URI without a domain."""
+    sip = uri.partition(":")[0].lower() in ("sip", "sips")
+    return not sip or realm.aor(parse_sip_uri(uri)) is not None
 
 
 def _pop_own_routes(request: Request, realm: Realm, key: bytes) -> RouteToken | None:

@@ -16,6 +16,7 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
+from sipush.core.emergency import EmergencyPolicy, came_from, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
@@ -29,6 +30,7 @@ from sipush.core.routing import (
     TargetPolicy,
     ToAor,
     ToDialog,
+    ToEmergency,
     ToServer,
     destination,
     forward_request,
@@ -38,7 +40,7 @@ from sipush.core.routing import (
     validate,
 )
 from sipush.core.target_set import Target, TargetSet, Turn
-from sipush.errors import MessageError
+from sipush.errors import LocationError, MessageError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.acknowledgements import Acknowledgements
@@ -84,6 +86,7 @@ class ProxyPolicy:
     groups: Mapping[Aor, Group]
     fallbacks: Mapping[str, Fallbacks]
     "By AOR and, for all users and groups of it, by domain."
+    emergency: EmergencyPolicy
 
     def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
         """Where calls to a user or group go; ``stored``: what the store has for a user."""
@@ -131,7 +134,7 @@ class Proxy:
         if rejection is not None:
             reject(transaction, rejection, self.new_id())
             return
-        match destination(request, self.realm, self.key):
+        match destination(request, self.realm, self.key, self.policy.emergency):
             case Rejection() as rejection:
                 reject(transaction, rejection, self.new_id())
             case ToServer():
@@ -139,6 +142,8 @@ class Proxy:
             case ToDialog(token):
                 with self._opened(transaction, request, None) as forwarding:
                     forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
+            case ToEmergency():
+                await self._forward_emergency(transaction, request)
             case ToAor(aor):
                 with self._opened(transaction, request, self.policy.ringback) as forwarding:
                     await self._forward_to_user(forwarding, aor)
@@ -337,6 +342,49 @@ class Proxy:
             return True
         flow = self.transports.flow(binding.flow)
         return flow is not None and not flow.closed
+
+    # -- to those who help --
+
+    async def _forward_emergency(
+        self, transaction: ServerTransactionHandle, request: Request
+    ) -> None:
+        """At once, without challenge, limits or hold, also while we are going down."""
+        policy = self.policy.emergency
+        with self._opened(transaction, request, None) as forwarding:
+            forwarding.caller_aor = await self._known_caller(transaction.flow, request)
+            if not forwarding.caller_aor and not policy.strangers:
+                refusal = await self._authenticate(forwarding)
+                if refusal is not None:
+                    respond(transaction, refusal)
+                    return
+            caller = forwarding.caller_aor
+            address = policy.addresses.get(caller)
+            forwarding.request = emergency_request(
+                request, caller, address, self.new_id(), time.time()
+            )
+            forwarding.warn(
+                "emergency_call",
+                uri=request.uri,
+                caller=caller or "unknown",
+                address=address is not None,
+                remote=transaction.flow.remote[0],
+            )
+            forwarding.start(policy.target_set())
+
+    async def _known_caller(self, flow: Flow, request: Request) -> Aor:
+        """Whom From names, if a peer says so or that user is registered from there; else empty."""
+        claimed = self._claimed_aor(request)
+        if claimed is None:
+            return ""
+        if self._is_peer(flow.remote):
+            return claimed
+        try:
+            location = await self.store.lookup(claimed, time.time())
+        except LocationError as error:
+            log.error("store_unavailable", reason=str(error))
+            return ""
+        known = any(came_from(flow.remote[0], binding.flow) for binding in location.bindings)
+        return claimed if known else ""
 
     # -- who may --
 

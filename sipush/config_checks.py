@@ -1,0 +1,73 @@
+"""What the sections of a configuration say about each other: contradictions and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sipush.config_problems import dotted
+
+if TYPE_CHECKING:
+    from sipush.config import Config
+
+
+def contradictions(config: Config) -> list[str]:
+    """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
+    return [*_groups(config), *_addresses(config), *_numbers(config)]
+
+
+def _groups(config: Config) -> Iterator[str]:
+    for aor, group in config.groups.items():
+        if aor in config.users:
+            yield f"{dotted(('groups', aor))}: is a user too (allowed: a name of its own)"
+        for number, member in enumerate(group.members):
+            place = dotted(("groups", aor, "members", number))
+            if member in config.groups:
+                yield f'{place}: "{member}" is a group (allowed: users)'
+            elif member in group.members[:number]:
+                yield f'{place}: "{member}" stands there twice (allowed: once)'
+            elif not _is_ours(member, config):
+                yield f'{place}: "{member}" {_not_ours(config)}'
+
+
+def _addresses(config: Config) -> Iterator[str]:
+    for aor in config.emergency.addresses:
+        if not _is_ours(aor, config):
+            yield f"{dotted(('emergency', 'addresses', aor))}: {_not_ours(config)}"
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    for section, names in (("users", config.users), ("groups", config.groups)):
+        for aor in names:
+            if aor.rpartition("@")[0] in config.emergency.numbers:
+                yield f"{dotted((section, aor))}: is an emergency number (allowed: another name)"
+
+
+def _is_ours(aor: str, config: Config) -> bool:
+    user, _, domain = aor.rpartition("@")
+    return bool(user) and domain in config.sip.domains
+
+
+def _not_ours(config: Config) -> str:
+    ours = " or ".join(config.sip.domains)
+    return f"is no address-of-record of ours (allowed: user@{ours})"
+
+
+def warnings(config: Config) -> list[str]:
+    """What may be right, but deserves a look. Users of the store are not known here."""
+    return [*_unknown_members(config), *_homeless(config)]
+
+
+def _unknown_members(config: Config) -> Iterator[str]:
+    for aor, group in config.groups.items():
+        for member in group.members:
+            if member not in config.users:
+                yield f"{member}, a member of {aor}, is left out unless the store has that user"
+
+
+def _homeless(config: Config) -> Iterator[str]:
+    """Without a route nobody's address is needed."""
+    if config.emergency.route:
+        for aor in config.users:
+            if aor not in config.emergency.addresses:
+                yield f"{aor} has no address for emergency calls"

@@ -1,0 +1,143 @@
+"""Emergency calls go to the route at once, with the caller's address (D4)."""
+
+from __future__ import annotations
+
+import email
+from email.message import Message
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.e2e.daemon import PBX, Daemon, in_time
+from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.wire import SDP, Msg
+from tests.e2e.world import World, apns_token, x_push
+
+pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+
+CIVIC = "{urn:ietf:params:xml:ns:pidf:geopriv10:civicAddr}"
+HOME = {"country": "DE", "A3": "Berlin", "RD": "Straße des 17. Juni", "HNO": "135", "PC": "10623"}
+
+
+async def with_route(world: World, *servers: FallbackServer, **emergency: Any) -> Daemon:
+    """A daemon whose emergency calls go to ``servers``; alice's address is on file."""
+    return await world.start(
+        users={world.aor("alice"): {"fallback": f"sip:voicemail@{PBX}:1"}},
+        emergency={
+            "numbers": ["112", "911"],
+            "route": [server.uri("psap") for server in servers],
+            "addresses": {world.aor("alice"): HOME},
+        }
+        | emergency,
+    )
+
+
+def parts(invite: Msg) -> dict[str, Message]:
+    """The parts of a multipart body by type."""
+    whole = email.message_from_string(
+        f"Content-Type: {invite['content-type']}\r\n\r\n{invite.body}"
+    )
+    return {part.get_content_type(): part for part in whole.get_payload()}
+
+
+@pytest.mark.parametrize("number", ["112", "911"])
+async def test_an_emergency_call_of_a_registered_phone_carries_its_address(
+    world: World, transport: str, number: str
+) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice = await world.phone(daemon, "alice", transport)
+        await alice.register()
+        call = await alice.call(number, challenged=False)
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        invite = incoming.invite
+        assert invite.uri == psap.uri("psap")
+        assert invite["p-asserted-identity"] == f"<sip:{world.aor('alice')}>"
+        assert f"sip:{world.aor('alice')}" in invite["from"]
+        sdp, pidf = parts(invite).values()
+        assert sdp.get_payload() == SDP
+        assert invite["geolocation"] == f"<cid:{pidf['content-id'].strip('<>')}>"
+        civic = ElementTree.fromstring(pidf.get_payload().encode("utf-8", "surrogateescape"))
+        told = {
+            each.tag.removeprefix(CIVIC): each.text for each in civic.iter() if CIVIC in each.tag
+        }
+        assert told.items() >= HOME.items()
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_an_emergency_call_of_a_stranger_is_not_challenged(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("112", challenged=False)
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite["p-asserted-identity"] == ""
+        assert incoming.invite["geolocation"] == ""
+        assert incoming.invite.body == SDP
+        await daemon.log_event("emergency_call", caller="unknown", address=False)
+
+
+async def test_strangers_may_be_asked_to_sign_in(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap, strangers=False)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("112", challenged=True)
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite["p-asserted-identity"] == f"<sip:{world.aor('alice')}>"
+
+
+@pytest.mark.parametrize("first", ["down", "silent"])
+async def test_the_next_server_is_tried_when_the_first_is(world: World, first: str) -> None:
+    async with FallbackServer() as silent, FallbackServer() as psap:
+        broken = silent if first == "silent" else FallbackServer()
+        daemon = await with_route(world, broken, psap)
+        alice = await world.phone(daemon, "alice")
+        await alice.register()
+        call = await alice.call("112", challenged=False)
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite.uri == psap.uri("psap")
+
+
+async def test_an_emergency_call_is_taken_while_the_server_goes_down(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice, carol = [await world.phone(daemon, user) for user in ("alice", "carol")]
+        await carol.register()
+        ringing = await alice.call("carol")
+        await (await carol.incoming()).phone.wire.options()
+        daemon.terminate()
+        await daemon.log_event("draining")
+        call = await alice.call("112", challenged=False)
+        answer, _ = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        await ringing.cancel()
+
+
+async def test_the_callback_wakes_the_phone(world: World, transport: str) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        push = x_push(apns_token())
+        alice = await world.registered(daemon, "alice", transport, push)
+        call = await alice.call("112", challenged=False)
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        await in_time(call.hang_up(answer), incoming.hung_up())
+        alice.kill()
+        centre = psap.phone(daemon)
+        callback = await centre.call("alice", domain=world.domain, challenged=False)
+        await world.pushes.next()
+        reborn = await world.registered(daemon, "alice", transport, push)
+        final, _ = await in_time(callback.final(), reborn.rings_and_answers())
+        assert final.status == 200
+
+
+async def test_users_without_an_address_are_told_at_the_start(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        told = await daemon.log_event("emergency_address_missing")
+        assert world.aor("bob") in told["users"]
+        assert world.aor("alice") not in told["users"]

@@ -1,0 +1,149 @@
+"""Where a call goes that nobody took, by cause (W3)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.daemon import in_time
+from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.world import World, apns_token, x_push
+
+pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+
+
+def by_cause(pbx: FallbackServer) -> dict[str, str]:
+    """A box for each cause."""
+    causes = ("unreachable", "no_answer", "busy", "declined")
+    return {cause: pbx.uri(cause.replace("_", "-")) for cause in causes}
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "cause", "reason"),
+    [
+        ("refused", 486, "busy", "user-busy"),
+        ("refused", 600, "busy", "user-busy"),
+        ("refused", 603, "declined", "deflection"),
+        ("rang, then refused", 480, "no-answer", "no-answer"),
+        ("rang on", 408, "no-answer", "no-answer"),
+        ("never woke", 480, "unreachable", "unavailable"),
+    ],
+)
+async def test_a_call_goes_on_by_cause(
+    world: World, end: str, status: int, cause: str, reason: str
+) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            wake={"hold": 0.5, "no_answer": 1.0},
+            users={world.aor("bob"): {"fallback": by_cause(pbx)}},
+        )
+        if end == "never woke":
+            await world.sleeping(daemon, "bob", "UDP", x_push(apns_token()))
+        else:
+            bob = await world.phone(daemon, "bob")
+            await bob.register()
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        if end != "never woke":
+            incoming = await bob.incoming()
+            if end.startswith("rang"):
+                incoming.reply(180)
+            if end.endswith("refused"):
+                await incoming.refuse(status)
+            else:
+                await incoming.cancelled()
+        answer, to_pbx = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        assert to_pbx.invite.uri == pbx.uri(cause)
+        assert to_pbx.invite.all("diversion") == [
+            f"<sip:{world.aor('bob')}>;reason={reason};counter=1"
+        ]
+        assert to_pbx.invite.all("history-info") == [
+            f"<sip:{world.aor('bob')}?Reason=SIP%3Bcause%3D{status}>;index=1",
+            f"<{pbx.uri(cause)}>;index=1.1;mp=1",
+        ]
+
+
+async def test_a_cause_without_a_fallback_ends_the_call(world: World) -> None:
+    daemon = await world.start(
+        users={world.aor("bob"): {"fallback": {"unreachable": f"sip:{world.aor('carol')}"}}}
+    )
+    bob = await world.phone(daemon, "bob")
+    await bob.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    final, _ = await in_time(call.final(), (await bob.incoming()).refuse(486))
+    assert final.status == 486
+
+
+async def test_the_domain_has_a_fallback_for_causes_the_user_has_none_for(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            users={world.aor("bob"): {"fallback": {"unreachable": pbx.uri("bobs-own")}}},
+            domains={
+                world.domain: {"fallback": {"busy": pbx.uri("busy"), "unreachable": "sip:x@y"}}
+            },
+        )
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        answer, own = await in_time(call.final(), pbx.answers(daemon))
+        await in_time(call.hang_up(answer), own.hung_up())
+        bob = await world.phone(daemon, "bob")
+        await bob.register()
+        call = await alice.call("bob")
+        await (await bob.incoming()).refuse(486)
+        _, of_domain = await in_time(call.final(), pbx.answers(daemon))
+        assert [own.invite.uri, of_domain.invite.uri] == [pbx.uri("bobs-own"), pbx.uri("busy")]
+
+
+async def test_an_extension_that_sleeps_is_woken_as_fallback(world: World, transport: str) -> None:
+    daemon = await world.start(
+        wake={"hold": 8.0}, users={world.aor("bob"): {"fallback": f"sip:{world.aor('carol')}"}}
+    )
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "carol", transport, push)
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    await world.pushes.next()
+    carol = await world.registered(daemon, "carol", transport, push)
+    incoming = await carol.incoming()
+    answer, _ = await in_time(call.final(), incoming.answer())
+    assert answer.status == 200
+    assert incoming.invite["diversion"].startswith(f"<sip:{world.aor('bob')}>;reason=unavailable")
+    await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_fallbacks_that_lead_in_a_circle_end(world: World) -> None:
+    daemon = await world.start(
+        wake={"hold": 0.4},
+        users={
+            world.aor("bob"): {"fallback": f"sip:{world.aor('carol')}"},
+            world.aor("carol"): {"fallback": f"sip:{world.aor('bob')}"},
+        },
+    )
+    for user in ("bob", "carol"):
+        await world.sleeping(daemon, user, "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    assert (await call.final()).status == 480
+    assert len(world.pushes.all) == 2
+
+
+async def test_each_step_of_a_chain_is_told(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            users={
+                world.aor("bob"): {"fallback": {"busy": f"sip:{world.aor('carol')}"}},
+                world.aor("carol"): {"fallback": pbx.uri("carols-box")},
+            }
+        )
+        bob = await world.phone(daemon, "bob")
+        await bob.register()
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        await (await bob.incoming()).refuse(486)
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        assert [value.partition(";counter")[0] for value in incoming.invite.all("diversion")] == [
+            f"<sip:{world.aor('carol')}>;reason=unavailable",
+            f"<sip:{world.aor('bob')}>;reason=user-busy",
+        ]
