@@ -7,7 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
-TEST_PACKAGES := redis-server sip-tester baresip-core
+TEST_PACKAGES := redis-server sip-tester baresip-core chromium
+# Debian's npm is large, and its node too old for those who have brought their own.
+TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
+BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
 .PHONY: help setup run demo test check format lint types packages lock clean
@@ -24,7 +27,7 @@ run: .venv/runtime.stamp ## Start the server on config/sipush.toml
 demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 	@exec $(BIN)/sipush demo
 
-test: .venv/dev.stamp packages ## Run all tests
+test: .venv/dev.stamp packages $(BROWSER)/node_modules/.stamp ## Run all tests
 	$(BIN)/pytest
 
 check: format lint types test ## Format check, lint, types and tests
@@ -40,6 +43,12 @@ types: .venv/dev.stamp
 
 packages:
 	@.ci/install-packages $(TEST_PACKAGES)
+
+# The phone that the browsers run. Nothing that it brings along is run to install it.
+$(BROWSER)/node_modules/.stamp: $(BROWSER)/package-lock.json | packages
+	@echo "Installing the browser's phone into $(BROWSER)/node_modules …"
+	@npm ci --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 # Each stamp is touched last, so whatever fails half-way is done again by the next call.
 .venv/runtime.stamp: config/uv.lock config/requirements.lock pyproject.toml
@@ -67,4 +76,5 @@ lock: .venv/runtime.stamp ## Pin the newest allowed versions of all dependencies
 
 clean: ## Remove everything that make made
 	rm -rf .venv run *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(BROWSER)/node_modules
 	find sipush tests -name __pycache__ -type d -exec rm -rf {} +

@@ -19,6 +19,7 @@ _CONFIG = """\
 poll_method epoll
 sip_listen 127.0.0.1:{sip_port}
 net_interface 127.0.0.1
+sip_cafile {ca_file}
 ctrl_tcp_listen 127.0.0.1:{control_port}
 audio_player aubridge,nil
 audio_source ausine,440
@@ -31,6 +32,9 @@ module_path {modules}
 module g711.so
 module aubridge.so
 module ausine.so
+module ice.so
+module dtls_srtp.so
+rtcp_mux {rtcp_mux}
 module_tmp uuid.so
 module_tmp account.so
 module_app ctrl_tcp.so
@@ -63,22 +67,29 @@ class Baresip:
         server: tuple[str, int],
         transport: str,
         account: Account,
+        ca_file: Path,
         *,
         instance: str = "",
         answer: bool = True,
         register: bool = True,
+        webrtc: bool = False,
     ) -> Baresip:
-        """Start one phone. ``instance``: its UUID, which it shows as +sip.instance."""
+        """Start one phone. ``instance``: its UUID, which it shows as +sip.instance.
+
+        ``webrtc``: its media is what browsers speak.
+        """
         work = directory / f"baresip-{next(_COUNTER)}-{account.user}"
         work.mkdir()
         control_port, rtp_port = free_port(), free_port()
         (work / "config").write_text(
             _CONFIG.format(
                 sip_port=free_port(),
+                ca_file=ca_file,
                 control_port=control_port,
                 rtp_port=rtp_port,
                 rtp_end=rtp_port + 10,
                 modules=modules(),
+                rtcp_mux="yes" if webrtc else "no",
             )
         )
         (work / "uuid").write_text(instance or str(uuid.uuid4()))
@@ -86,7 +97,8 @@ class Baresip:
             f"<sip:{account.aor};transport={transport.lower()}>;auth_user={account.user};"
             f"auth_pass={account.password};"
             f'outbound="sip:{server[0]}:{server[1]};transport={transport.lower()}";'
-            f"regint={600 if register else 0};answermode={'auto' if answer else 'manual'}\n"
+            f"regint={600 if register else 0};answermode={'auto' if answer else 'manual'}"
+            f"{';medianat=ice;mediaenc=dtls_srtp' if webrtc else ''}\n"
         )
         program = await Program.start("baresip", "-f", work, directory=work)
         await program.output.find(lambda line: "baresip is ready" in line, "baresip's readiness")

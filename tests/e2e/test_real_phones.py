@@ -6,6 +6,8 @@ import re
 import secrets
 import uuid
 
+import pytest
+
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.sipp import Sipp
 from tests.e2e.world import World, apns_token, x_push
@@ -61,11 +63,12 @@ async def test_sipp_waits_in_vain(world: World, transport: str) -> None:
     await in_time(caller.succeeded(), world.pushes.next())
 
 
+@pytest.mark.parametrize("transport", ["UDP", "TCP", "TLS"])
 async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
     world: World, transport: str
 ) -> None:
     """baresip knows no push header: its app registers the token beside it, for the same device."""
-    daemon = await world.daemon()
+    daemon = await world.daemon(listen=world.doors())
     device, push = str(uuid.uuid4()), x_push(apns_token())
     app = await world.phone(daemon, "bob", transport, instance=f"urn:uuid:{device}")
     assert (await app.register(push)).response.status == 200
@@ -76,7 +79,7 @@ async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
 
     alice = await world.baresip(daemon, "alice", transport)
     await alice.registered()
-    alice.command("dial", "sip:bob@example.com")
+    alice.command("dial", f"sip:{world.aor('bob')}")
     await alice.event("CALL_RINGING")
     await world.pushes.next()
     reborn = await world.baresip(daemon, "bob", transport, instance=device)

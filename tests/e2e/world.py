@@ -165,7 +165,8 @@ class World:
     async def baresip(self, daemon: Daemon, user: str, transport: str, **how: Any) -> Baresip:
         """A baresip process."""
         server, who = daemon.at(transport), self.account(user)
-        phone = await Baresip.start(self.directory, server, transport, who, **how)
+        ca_file = self.credentials.ca_file
+        phone = await Baresip.start(self.directory, server, transport, who, ca_file, **how)
         self._programs.append(phone)
         return phone
 

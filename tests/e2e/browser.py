@@ -1,0 +1,197 @@
+"""JsSIP phones in headless Chromium, driven over the DevTools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import signal
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.e2e.process import Program
+from tests.e2e.wire import PATIENCE, Account
+
+_HERE = Path(__file__).with_name("browser")
+_PAGE = b"<!doctype html><script src=/jssip.js></script><script src=/phone.js></script>"
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # it needs more than a container gives to root
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--allow-loopback-in-peer-connection",
+    "--remote-debugging-port=0",
+)
+
+
+def public_key_digest(certificate: Path) -> str:
+    """What Chromium knows a certificate by that no authority of its own has issued."""
+    key = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    info = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(info).digest()).decode()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Serves the page with the phone to any number of browsers."""
+
+    server: asyncio.Server
+    url: str
+
+    @classmethod
+    async def open(cls, directory: Path) -> Site:
+        """Bundle JsSIP as a browser wants it (``npm ci`` has been run) and serve it."""
+        bundle = directory / "jssip.js"
+        esbuild = await Program.start(
+            *(_HERE / "node_modules/.bin/esbuild", _HERE / "node_modules/jssip/lib/JsSIP.js"),
+            *("--bundle", "--global-name=JsSIP", f"--outfile={bundle}"),
+        )
+        assert await esbuild.ended() == 0, esbuild.output.all
+        files = {
+            "/": ("text/html", _PAGE),
+            "/jssip.js": ("text/javascript", bundle.read_bytes()),
+            "/phone.js": ("text/javascript", (_HERE / "phone.js").read_bytes()),
+        }
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            request = await reader.readline()  # or nothing: Chromium connects ahead of need
+            kind, body = files.get(request.split(b" ")[1].decode() if request else "", ("", b""))
+            writer.write(
+                f"HTTP/1.1 200 OK\r\nContent-Type: {kind}; charset=utf-8\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                + body
+            )
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        # A secure context (W3C: loopback is one), without which there is no microphone.
+        return cls(server, f"http://{host}:{port}/")
+
+
+@dataclass
+class Browser:
+    """One Chromium. Each page has a browser context, and so a renderer process, of its own."""
+
+    program: Program
+    site: Site
+    socket: ClientConnection
+    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+    _loaded: defaultdict[str, asyncio.Event] = field(
+        default_factory=lambda: defaultdict(asyncio.Event)
+    )
+    "By session: its page and the scripts in it are there."
+    _reading: asyncio.Task[None] = field(init=False)
+
+    @classmethod
+    async def start(cls, directory: Path, site: Site, certificate: Path) -> Browser:
+        """``certificate``: of the server, to be trusted."""
+        program = await Program.start(
+            *("chromium", *_FLAGS, f"--user-data-dir={directory}"),
+            f"--ignore-certificate-errors-spki-list={public_key_digest(certificate)}",
+            "about:blank",
+        )
+        line = await program.output.find(
+            lambda line: line.startswith("DevTools listening on "), "Chromium's readiness", 60
+        )
+        socket = await connect(line.split()[-1], max_size=None)
+        browser = cls(program, site, socket)
+        browser._reading = asyncio.create_task(browser._read())
+        return browser
+
+    async def _read(self) -> None:
+        with contextlib.suppress(ConnectionClosed):  # killed
+            while True:
+                message = json.loads(await self.socket.recv())
+                if (answer := self._answers.pop(message.get("id"), None)) and not answer.done():
+                    answer.set_result(message)
+                elif message.get("method") == "Page.loadEventFired":
+                    self._loaded[message["sessionId"]].set()
+
+    async def command(self, method: str, session: str = "", **params: Any) -> Any:
+        """One DevTools command and its result."""
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        message = {"id": number, "method": method, "params": params}
+        await self.socket.send(json.dumps(message | ({"sessionId": session} if session else {})))
+        async with asyncio.timeout(PATIENCE):
+            result = await answer
+        assert "error" not in result, (method, result)
+        return result["result"]
+
+    async def phone(self, server: str, account: Account, x_push: str = "") -> BrowserPhone:
+        """Open a page whose phone registers at ``server`` (ws or wss URL)."""
+        context = await self.command("Target.createBrowserContext")
+        target = await self.command(
+            "Target.createTarget", url="about:blank", browserContextId=context["browserContextId"]
+        )
+        attached = await self.command(
+            "Target.attachToTarget", targetId=target["targetId"], flatten=True
+        )
+        session: str = attached["sessionId"]
+        await self.command("Page.enable", session)
+        await self.command("Page.navigate", session, url=self.site.url)
+        async with asyncio.timeout(PATIENCE):
+            await self._loaded[session].wait()
+        options = {
+            "server": server,
+            "uri": f"sip:{account.aor}",
+            "password": account.password,
+            "headers": [f"X-Push: {x_push}"] if x_push else [],
+        }
+        phone = BrowserPhone(self, session)
+        await phone.do(f"window.phone = new BrowserPhone({json.dumps(options)})")
+        return phone
+
+    async def kill(self) -> None:
+        """SIGKILL to all its processes: no page says farewell."""
+        if self.program.running:
+            os.killpg(self.program.process.pid, signal.SIGKILL)
+        await self.program.ended()
+        await self.socket.close()
+        await self._reading
+
+
+@dataclass(frozen=True)
+class BrowserPhone:
+    """One page."""
+
+    browser: Browser
+    session: str
+
+    async def do(self, script: str) -> None:
+        """Run ``script``; its value stays in the page."""
+        await self._evaluate(f"{{ {script}; }} null")
+
+    async def get(self, what: str) -> Any:
+        """The value of ``phone.<what>``, awaited in the page when it is a promise."""
+        return await self._evaluate(f"phone.{what}")
+
+    async def _evaluate(self, expression: str) -> Any:
+        result = await self.browser.command(
+            "Runtime.evaluate",
+            self.session,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
+        return result["result"].get("value")

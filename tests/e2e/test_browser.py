@@ -1,0 +1,129 @@
+"""Browsers call and are called: JsSIP and WebRTC in Chromium (D2)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from sipush.demo.credentials import Credentials
+from tests.e2e.browser import Browser, BrowserPhone, Site
+from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.world import World, apns_token, x_push
+
+
+@pytest.fixture
+def store_type() -> str:
+    """Browsers do not depend on the store."""
+    return "sqlite"
+
+
+@pytest.fixture(params=["WS", "WSS"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How the browsers of a test speak."""
+    name: str = request.param
+    return name
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """Where browsers get the phone from."""
+    site = await Site.open(tmp_path_factory.mktemp("site"))
+    yield site
+    site.server.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def browser(
+    tmp_path_factory: pytest.TempPathFactory, site: Site, credentials: Credentials
+) -> AsyncIterator[Browser]:
+    """One that lives as long as the tests."""
+    directory = tmp_path_factory.mktemp("chromium")
+    browser = await Browser.start(directory, site, credentials.certificate_file)
+    yield browser
+    await browser.kill()
+
+
+async def phone(
+    world: World, browser: Browser, daemon: Daemon, user: str, transport: str, push: str = ""
+) -> BrowserPhone:
+    """A page that has registered."""
+    host, port = daemon.at(transport)
+    page = await browser.phone(f"{transport.lower()}://{host}:{port}", world.account(user), push)
+    echo = await page.get("registered")
+    assert bool(echo) == bool(push), "the 200 OK echoes the push header, the sign that we push"
+    return page
+
+
+async def test_a_browser_is_killed_pushed_restarted_and_media_flows_both_ways(
+    world: World,
+    browser: Browser,
+    site: Site,
+    transport: str,
+    tmp_path: Path,
+) -> None:
+    daemon = await world.daemon(listen=world.doors())
+    push, certificate = x_push(apns_token()), world.credentials.certificate_file
+    mortal = await Browser.start(tmp_path / "chromium", site, certificate)
+    await phone(world, mortal, daemon, "bob", transport, push)
+    await mortal.kill()
+
+    alice = await phone(world, browser, daemon, "alice", transport)
+    await alice.do(f"phone.call('sip:bob@{world.domain}')")
+    pushed = await world.pushes.next()
+    assert await alice.get("ringing")
+    bob = await phone(world, browser, daemon, "bob", transport, push)
+    invited = await bob.get("invited")
+    assert invited["pushId"] == pushed.push_id
+    assert ".invalid;transport=ws" in invited["uri"]
+    await bob.do("phone.answer()")
+    await in_time(alice.get("confirmed"), bob.get("confirmed"))
+    await in_time(alice.get("received(10)"), bob.get("received(10)"))
+    await alice.do("phone.hangUp()")
+    assert await bob.get("ended") == "Terminated"
+
+
+async def test_a_browser_is_called_by_baresip_and_media_flows_both_ways(
+    world: World, browser: Browser, transport: str
+) -> None:
+    daemon = await world.daemon(listen=world.doors())
+    bob = await phone(world, browser, daemon, "bob", transport)
+    alice = await world.baresip(daemon, "alice", "UDP", webrtc=True)
+    await alice.registered()
+    alice.command("dial", f"sip:bob@{world.domain}")
+    await bob.get("invited")
+    await bob.do("phone.answer()")
+    await in_time(alice.event("CALL_ESTABLISHED"), bob.get("confirmed"))
+    await in_time(alice.rtp_received(), bob.get("received(10)"))
+    await bob.do("phone.hangUp()")
+    await alice.event("CALL_CLOSED")
+
+
+async def test_a_browser_hears_that_a_call_it_makes_is_refused(
+    world: World, browser: Browser, transport: str
+) -> None:
+    daemon = await world.daemon(listen=world.doors())
+    bob = await world.phone(daemon, "bob", "TCP")
+    await bob.register()
+    alice = await phone(world, browser, daemon, "alice", transport)
+    await alice.do(f"phone.call('sip:bob@{world.domain}')")
+    incoming = await bob.incoming()
+    await incoming.refuse(486)
+    outcome = await alice.get("confirmed.catch(error => error.message)")
+    assert outcome == "Busy 486"
+
+
+async def test_a_browser_cancels_a_call_to_a_sleeping_phone(
+    world: World, browser: Browser, transport: str
+) -> None:
+    daemon = await world.daemon(listen=world.doors())
+    await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+    alice = await phone(world, browser, daemon, "alice", transport)
+    await alice.do(f"phone.call('sip:bob@{world.domain}')")
+    await world.pushes.next()
+    await alice.get("ringing")
+    await alice.do("phone.hangUp()")
+    assert await alice.get("confirmed.catch(error => error.message)") == "Canceled "
+    await daemon.log_event("failed", status=487)
