@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sipush.demo.push_service import PushService, ReceivedPush
+from sipush.demo.push_service import Misbehaviour, PushService, ReceivedPush
 from tests.e2e.wire import PATIENCE
 
 
@@ -113,6 +114,10 @@ class Pushes:
     def all(self) -> list[Push]:
         """Every push so far, in order."""
         return self._log.of(self._domain)
+
+    def refuse(self, token: str, status: int, reason: str) -> None:
+        """Answer pushes to a token so from now on."""
+        self._log.service.misbehave(token, Misbehaviour(status, reason, timestamp=time.time()))
 
     def assert_each_device_at_most_once_per_call(self) -> None:
         """W4, and no rule of any service broken."""

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import uuid
 
 from tests.e2e.daemon import OTHER_APP, in_time
-from tests.e2e.world import World, apns_token, x_push
+from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 
 def instance() -> str:
     """A device's URN."""
     return f"urn:uuid:{uuid.uuid4()}"
-
-
-def fcm_token() -> str:
-    """A fresh FCM registration token, as long and odd as they are."""
-    return f"{secrets.token_urlsafe(16)}:{secrets.token_urlsafe(100)}_-x"
 
 
 async def test_both_devices_are_woken_and_the_slower_one_is_cancelled(

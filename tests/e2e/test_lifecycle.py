@@ -83,7 +83,7 @@ async def test_a_broken_reload_changes_nothing(world: World) -> None:
     assert (await bob.register()).response.status == 200
 
 
-async def test_sigterm_lets_a_held_call_end_and_takes_no_new_one(
+async def test_sigterm_lets_a_held_call_be_answered_and_takes_no_new_one(
     world: World, transport: str
 ) -> None:
     daemon = await world.start()
@@ -99,12 +99,53 @@ async def test_sigterm_lets_a_held_call_end_and_takes_no_new_one(
     refused = await carol.call("bob")
     assert (await refused.final()).status == 503
 
-    reborn = await world.phone(daemon, "bob", "UDP")
-    assert (await reborn.register(push)).response.status == 200
-    answer, incoming = await in_time(held.final(), reborn.rings_and_answers())
+    # A stop accepts no connections any more.
+    reborn = await world.registered(daemon, "bob", "UDP", push)
+    answer, _ = await in_time(held.final(), reborn.rings_and_answers())
     assert answer.status == 200
-    await in_time(held.hang_up(answer), incoming.hung_up())
     assert await daemon.ended() == 0
+
+
+async def test_a_call_that_was_answered_before_a_restart_can_be_hung_up_after_it(
+    world: World,
+) -> None:
+    daemon = await world.start()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    assert await daemon.stop() == 0
+    await daemon.start()
+    bye, _ = await in_time(call.hang_up(answer), incoming.hung_up())
+    assert bye.status == 200
+
+
+async def test_a_register_that_is_repeated_around_a_restart_counts_once(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "carol", "UDP", push)
+    alice = await world.phone(daemon, "alice")
+    held = await alice.call("carol")
+    await world.pushes.next()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+
+    daemon.terminate()
+    await daemon.log_event("draining")
+    again = await bob.resend_register()
+    assert (again.status, len(again.all("contact"))) == (200, 1)
+    await in_time(held.cancel(), held.final())
+    assert await daemon.ended() == 0
+
+    await daemon.start()
+    challenged = await bob.resend_register()
+    assert challenged.status == 401
+    assert "stale=true" in challenged["www-authenticate"]
+    renewed = (await bob.register()).response
+    assert (renewed.status, len(renewed.all("contact"))) == (200, 1)
+    call = await alice.call("bob")
+    answer, _ = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    assert bob.wire.count("INVITE") == 1
 
 
 async def test_an_idle_server_stops_at_once(world: World) -> None:
@@ -114,16 +155,15 @@ async def test_an_idle_server_stops_at_once(world: World) -> None:
 
 @pytest.mark.parametrize("store_type", ["redis"], indirect=True)
 async def test_while_redis_is_away_registrations_are_refused_and_then_recover(
-    world: World, redis_server: RedisServer, transport: str
+    world: World, own_redis_server: RedisServer, transport: str
 ) -> None:
+    world.store["redis"]["url"] = own_redis_server.url
     daemon = await world.start()
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", transport, push)
-    redis_server.kill()
-    try:
-        refused = (await bob.register(push)).response
-    finally:
-        redis_server.start()
+    own_redis_server.kill()
+    refused = (await bob.register(push)).response
+    own_redis_server.start()
     assert refused.status == 503
     assert int(refused["retry-after"]) > 0
     assert (await bob.register(push)).response.status == 200

@@ -265,15 +265,16 @@ async def test_a_routine_refresh_does_not_ring_twice(world: World, transport: st
     assert len(branches) == 1
 
 
-async def test_two_callers_of_one_sleeping_phone_both_get_through(
+async def test_two_callers_at_once_of_one_sleeping_phone_both_get_through(
     world: World, transport: str
 ) -> None:
     daemon = await world.daemon()
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     callers = [await world.phone(daemon, user, transport) for user in ("alice", "carol")]
-    calls = [await caller.call("bob") for caller in callers]
+    calls = await in_time(*(caller.call("bob") for caller in callers))
     pushed = {(await world.pushes.next()).push_id for _ in calls}
+    assert len(pushed) == 2
     reborn = await world.registered(daemon, "bob", transport, push)
     incoming = [await reborn.incoming() for _ in calls]
     assert {call.push_id for call in incoming} == pushed
@@ -281,3 +282,5 @@ async def test_two_callers_of_one_sleeping_phone_both_get_through(
         *(call.final() for call in calls), *(call.answer() for call in incoming)
     )
     assert [final.status for final in finals] == [200, 200]
+    assert len(world.pushes.all) == 2
+    assert reborn.wire.count("INVITE") == 2

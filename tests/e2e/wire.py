@@ -17,6 +17,7 @@ import ssl
 import struct
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,12 @@ SDP = (
     "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
     "m=audio 40000 RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\n"
 )
+
+FINAL = range(200, 700)
+"Any final response."
+
+Kind = str | int | range
+"A method, a status, or some statuses."
 
 _COMPACT = {
     "v": "via",
@@ -138,22 +145,30 @@ class Wire:
         ip: str = "127.0.0.1",
         port: int = 0,
         tls: ssl.SSLContext | None = None,
+        inside: AbstractContextManager[None] | None = None,
     ) -> Wire:
-        """Bind a loopback address and ``port`` (0: any), connect unless it is UDP.
+        """Bind an address of ours and ``port`` (0: any), connect unless it is UDP.
 
-        ``tls``: how the server is verified, for TLS and WSS.
+        ``tls``: how the server is verified, for TLS and WSS; ``inside``: where the socket is made.
         """
         wire = cls(transport, server)
         loop = asyncio.get_running_loop()
+        kind = socket.SOCK_DGRAM if wire.transport == "UDP" else socket.SOCK_STREAM
+        with inside or nullcontext():
+            sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, kind)
+        sock.setblocking(False)
+        sock.bind((ip, port))
         if wire.transport == "UDP":
-            wire._io, _ = await loop.create_datagram_endpoint(
-                lambda: _Datagrams(wire), local_addr=(ip, port)
-            )
+            wire._io, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(wire), sock=sock)
         else:
-            kind = _WebSocket if wire.transport in ("WS", "WSS") else _Stream
+            stream = _WebSocket if wire.transport in ("WS", "WSS") else _Stream
             secure = tls if wire.transport in ("TLS", "WSS") else None
+            await loop.sock_connect(sock, server)
             wire._io, protocol = await loop.create_connection(
-                lambda: kind(wire), *server, local_addr=(ip, port), ssl=secure
+                lambda: stream(wire),
+                sock=sock,
+                ssl=secure,
+                server_hostname=server[0] if secure else None,
             )
             await protocol.opened(wire._io)
         wire.local = wire._io.get_extra_info("sockname")[:2]
@@ -197,12 +212,12 @@ class Wire:
                 waiter.set_result(None)
         self._waiters.clear()
 
-    def count(self, what: str | int) -> int:
+    def count(self, what: Kind) -> int:
         """How many messages of this kind ever came."""
         return sum(_is(msg, what) for msg in self.seen)
 
     async def expect(
-        self, *kinds: str | int, method: str = "", call_id: str = "", patience: float = PATIENCE
+        self, *kinds: Kind, method: str = "", call_id: str = "", patience: float = PATIENCE
     ) -> Msg:
         """The next unread message that is one of ``kinds`` (a method or a status); others stay.
 
@@ -240,11 +255,17 @@ class Wire:
             f"Max-Forwards: 70\r\nFrom: <sip:tester@localhost>;tag=o{n}\r\nTo: <{uri}>\r\n"
             f"Call-ID: {call_id}\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
         )
-        return await self.expect(*range(200, 700), method="OPTIONS", call_id=call_id)
+        return await self.expect(FINAL, method="OPTIONS", call_id=call_id)
 
 
-def _is(msg: Msg, kind: str | int) -> bool:
-    return msg.status == kind if isinstance(kind, int) else not msg.status and msg.method == kind
+def _is(msg: Msg, kind: Kind) -> bool:
+    match kind:
+        case str():
+            return not msg.status and msg.method == kind
+        case int():
+            return msg.status == kind
+        case range():
+            return msg.status in kind
 
 
 def new_branch() -> str:
@@ -378,6 +399,8 @@ class Phone:
     cseq: int = 0
     challenge: str = ""
     nonce_count: int = 0
+    last_register: str = ""
+    "As sent, for a phone that has heard no answer."
 
     @classmethod
     async def open(
@@ -424,6 +447,11 @@ class Phone:
             sent_at, response = await self._send_register(authorization, expires, contact, extra)
         return Registered(response, sent_at)
 
+    async def resend_register(self) -> Msg:
+        """The last REGISTER once more, as Timer E would; its final response."""
+        self.wire.send(self.last_register)
+        return await self.wire.expect(FINAL, method="REGISTER")
+
     def _authorize(self, method: str) -> str:
         self.nonce_count += 1
         who, uri = self.account, f"sip:{self.account.domain}"
@@ -449,10 +477,10 @@ class Phone:
             *extra,
             "Content-Length: 0",
         ]
+        self.last_register = "\r\n".join(lines) + "\r\n\r\n"
         sent_at = time.perf_counter()
-        self.wire.send("\r\n".join(lines) + "\r\n\r\n")
-        finals = range(200, 700)
-        return sent_at, await self.wire.expect(*finals, method="REGISTER")
+        self.wire.send(self.last_register)
+        return sent_at, await self.wire.expect(FINAL, method="REGISTER")
 
     async def call(
         self,
@@ -531,9 +559,9 @@ class OutCall:
         self.sent_at = time.perf_counter()
         self.phone.wire.send(self._request("INVITE", self.uri, self.branch, "", *lines, body=SDP))
 
-    async def expect(self, *kinds: str | int, patience: float = PATIENCE) -> Msg:
+    async def expect(self, *kinds: Kind, patience: float = PATIENCE) -> Msg:
         """The next message of this call that is one of ``kinds``."""
-        method = "INVITE" if isinstance(kinds[0], int) else ""
+        method = "" if isinstance(kinds[0], str) else "INVITE"
         return await self.phone.wire.expect(
             *kinds, method=method, call_id=self.call_id, patience=patience
         )
@@ -550,9 +578,9 @@ class OutCall:
 
     async def final(self, patience: float = PATIENCE) -> Msg:
         """The final response, acknowledged."""
-        response = await self.expect(*range(200, 700), patience=patience)
+        response = await self.expect(FINAL, patience=patience)
         if response.status < 300:
-            self._in_dialog(response, "ACK", self.cseq)
+            self._send_in_dialog(response, response.contact, "ACK")
         else:
             self._ack_failure(response)
         return response
@@ -560,28 +588,45 @@ class OutCall:
     def _ack_failure(self, response: Msg) -> None:
         self.phone.wire.send(self._request("ACK", self.uri, self.branch, response.tag("to")))
 
-    def _in_dialog(self, answer: Msg, method: str, cseq: int) -> None:
+    def _send_in_dialog(self, answer: Msg, target: str, method: str, body: str = "") -> None:
+        content = ["Content-Type: application/sdp"] if body else []
         routes = [f"Route: {value}" for value in reversed(answer.all("record-route"))]
-        self.cseq = cseq
+        tag, branch = answer.tag("to"), new_branch()
         self.phone.wire.send(
-            self._request(method, answer.contact, new_branch(), answer.tag("to"), *routes)
+            self._request(method, target, branch, tag, *routes, *content, body=body)
         )
+
+    async def request(self, answer: Msg, method: str, body: str = "") -> Msg:
+        """A request inside the dialog, and its final response; that of an INVITE acknowledged.
+
+        ``answer``: the 200 that ``final`` gave.
+        """
+        self.cseq += 1
+        self._send_in_dialog(answer, answer.contact, method, body)
+        response = await self.phone.wire.expect(FINAL, method=method, call_id=self.call_id)
+        if method == "INVITE":
+            self._send_in_dialog(answer, response.contact, "ACK")
+        return response
 
     async def hang_up(self, answer: Msg) -> Msg:
         """BYE, and its answer. ``answer``: the 200 that ``final`` gave."""
-        self._in_dialog(answer, "BYE", self.cseq + 1)
-        return await self.phone.wire.expect(*range(200, 700), method="BYE", call_id=self.call_id)
+        return await self.request(answer, "BYE")
+
+    async def requested(self, method: str, body: str = "") -> Msg:
+        """The callee's next request of this kind, answered."""
+        request = await self.expect(method)
+        content = ["Content-Type: application/sdp"] if body else []
+        InCall(self.phone, request).reply(200, *content, request=request, body=body)
+        return request
 
     async def hung_up(self) -> Msg:
         """The callee's BYE, answered."""
-        bye = await self.expect("BYE")
-        InCall(self.phone, bye).reply(200, request=bye)
-        return bye
+        return await self.requested("BYE")
 
     async def cancel(self) -> Msg:
         """CANCEL, and its answer."""
         self.phone.wire.send(self._request("CANCEL", self.uri, self.branch))
-        return await self.phone.wire.expect(*range(200, 700), method="CANCEL", call_id=self.call_id)
+        return await self.phone.wire.expect(FINAL, method="CANCEL", call_id=self.call_id)
 
 
 @dataclass
@@ -591,6 +636,7 @@ class InCall:
     phone: Phone
     invite: Msg
     tag: str = field(default_factory=lambda: secrets.token_hex(4))
+    cseq: int = 0
 
     @property
     def push_id(self) -> str:
@@ -626,7 +672,7 @@ class InCall:
         self.reply(200, "Content-Type: application/sdp", body=SDP)
         return await self.expect("ACK")
 
-    async def expect(self, *kinds: str | int, patience: float = PATIENCE) -> Msg:
+    async def expect(self, *kinds: Kind, patience: float = PATIENCE) -> Msg:
         """The next message of this call that is one of ``kinds``."""
         return await self.phone.wire.expect(
             *kinds, call_id=self.invite["call-id"], patience=patience
@@ -637,33 +683,52 @@ class InCall:
         self.reply(status, *lines)
         await self.expect("ACK")
 
+    async def requested(self, method: str, body: str = "") -> Msg:
+        """The caller's next request of this kind inside the dialog, answered."""
+        request = await self.expect(method)
+        content = ["Content-Type: application/sdp"] if body else []
+        self.reply(200, *content, request=request, body=body)
+        return request
+
     async def hung_up(self) -> Msg:
         """The BYE, answered."""
-        bye = await self.expect("BYE")
-        self.reply(200, request=bye)
-        return bye
+        return await self.requested("BYE")
 
-    async def hang_up(self) -> Msg:
-        """BYE, and its answer."""
+    async def request(self, method: str, body: str = "") -> Msg:
+        """A request inside the dialog, and its final response; that of an INVITE acknowledged."""
+        self.cseq += 1
+        call_id = self.invite["call-id"]
+        self._send_in_dialog(self.invite.contact, method, body)
+        response = await self.phone.wire.expect(FINAL, method=method, call_id=call_id)
+        if method == "INVITE":
+            self._send_in_dialog(response.contact, "ACK")
+        return response
+
+    def _send_in_dialog(self, target: str, method: str, body: str = "") -> None:
         invite, wire = self.invite, self.phone.wire
         wire.send(
             "\r\n".join(
                 [
-                    f"BYE {invite.contact} SIP/2.0",
+                    f"{method} {target} SIP/2.0",
                     f"Via: SIP/2.0/{wire.transport} {wire.host_port};branch={new_branch()};rport",
                     "Max-Forwards: 70",
                     f"From: {invite['to']};tag={self.tag}",
                     f"To: {invite['from']}",
                     f"Call-ID: {invite['call-id']}",
-                    "CSeq: 1 BYE",
+                    f"CSeq: {self.cseq} {method}",
+                    f"Contact: <{self.phone.contact_uri}>",
                     *(f"Route: {value}" for value in invite.all("record-route")),
-                    "Content-Length: 0",
+                    *(["Content-Type: application/sdp"] if body else []),
+                    f"Content-Length: {len(body)}",
                     "",
-                    "",
+                    body,
                 ]
             )
         )
-        return await wire.expect(*range(200, 700), method="BYE", call_id=invite["call-id"])
+
+    async def hang_up(self) -> Msg:
+        """BYE, and its answer."""
+        return await self.request("BYE")
 
     async def cancelled(self) -> Msg:
         """The CANCEL: 200 to it, 487 to the INVITE, and its ACK has come."""

@@ -38,6 +38,11 @@ def apns_token() -> str:
     return secrets.token_hex(32)
 
 
+def fcm_token() -> str:
+    """A fresh FCM registration token, as long and odd as they are."""
+    return f"{secrets.token_urlsafe(16)}:{secrets.token_urlsafe(100)}_-x"
+
+
 class World:
     """Phones it made are killed when the test is over, daemons of its own are stopped."""
 
