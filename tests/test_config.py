@@ -150,7 +150,76 @@ WRONG = [
     (
         f'users."101@localhost" = {{{HA1}, fallback = "tel:1"}}',
         'users."101@localhost".fallback: is "tel:1" '
-        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com)",
+        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com, or a table of them by cause)",
+    ),
+    (
+        'domains.localhost.fallback = {bussy = "sip:a@b"}',
+        "domains.localhost.fallback: bussy is no cause "
+        "(allowed: unreachable, no_answer, busy, declined)",
+    ),
+    (
+        'domains.localhost.fallback = {busy = ""}',
+        "domains.localhost.fallback: is a table "
+        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com, or a table of them by cause)",
+    ),
+    (
+        'domains."example.org".fallback = "sip:a@b"',
+        'domains."example.org": is no domain of ours (allowed: localhost)',
+    ),
+    (
+        'groups."600@example.org".members = ["101@localhost"]',
+        'groups."600@example.org": is no address-of-record of ours (allowed: user@localhost)',
+    ),
+    (
+        'groups."600@localhost" = {}',
+        'groups."600@localhost".members: is missing and has no default',
+    ),
+    (
+        'groups."600@localhost".members = ["101@example.org"]',
+        'groups."600@localhost".members[0]: "101@example.org" '
+        "is no address-of-record of ours (allowed: user@localhost)",
+    ),
+    (
+        'groups."600@localhost".members = ["1@localhost", "1@localhost"]',
+        'groups."600@localhost".members[1]: "1@localhost" stands there twice (allowed: once)',
+    ),
+    (
+        'groups."600@localhost".members = ["1@localhost", "700@localhost"]\n'
+        'groups."700@localhost".members = ["2@localhost"]',
+        'groups."600@localhost".members[1]: "700@localhost" is a group (allowed: users)',
+    ),
+    (
+        f'users."600@localhost" = {{{HA1}}}\ngroups."600@localhost".members = ["1@localhost"]',
+        'groups."600@localhost": is a user too (allowed: a name of its own)',
+    ),
+    (
+        f'users."112@localhost" = {{{HA1}}}\n'
+        'emergency = {numbers = ["112"], route = ["sip:psap@10.0.0.1"]}',
+        'users."112@localhost": is an emergency number (allowed: another name)',
+    ),
+    (
+        'emergency.numbers = ["112"]',
+        "emergency: has numbers and no route (allowed: a route with or without numbers)",
+    ),
+    (
+        'emergency.numbers = ["one"]',
+        'emergency.numbers[0]: is "one" (allowed: a number as it is dialled, such as 112)',
+    ),
+    (
+        'emergency.addresses."1@localhost" = {country = "DE", HNR = "1"}',
+        'emergency.addresses."1@localhost": HNR is no element of an address (allowed: '
+        "country, A1, A2, A3, A4, A5, A6, PRM, PRD, RD, STS, POD, POM, RDSEC, RDBR, RDSUBBR, HNO, "
+        "HNS, LMK, LOC, FLR, NAM, PC, BLD, UNIT, ROOM, SEAT, PLC, PCN, POBOX, ADDCODE)",
+    ),
+    (
+        'emergency.addresses."1@localhost" = {A3 = "Berlin"}',
+        'emergency.addresses."1@localhost": has no country '
+        "(allowed: two capital letters, such as DE)",
+    ),
+    (
+        'emergency.addresses."1@example.org" = {country = "DE"}',
+        'emergency.addresses."1@example.org": '
+        "is no address-of-record of ours (allowed: user@localhost)",
     ),
     (
         '[[peers]]\nname = "pbx"\naddress = "10.0.0.1/8"',
@@ -211,10 +280,10 @@ def sample_keys() -> list[tuple[str, Any, bool]]:
             continue
         if text.startswith("["):
             table = re.sub(r'"[^"]+"', "*", text.strip("[]")) + "[]" * text.startswith("[[") + "."
-            table = table.replace("listen.", "listen[].")
+            table = table.replace("listen.", "listen[].").replace("domains.localhost", "domains.*")
             continue
         ((key, value),) = tomllib.loads(text).items()
-        if isinstance(value, dict):  # tls.certificate = …
+        if "." in text.partition("=")[0]:  # tls.certificate = …
             ((inner, value),) = value.items()
             key = f"{key}.{inner}"
         found.append((table + key, value, text.endswith("# example")))
