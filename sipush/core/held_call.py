@@ -102,7 +102,7 @@ def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
         push = _values(target.push) | {"platform": target.push.platform.value}
-    return _values(target) | {"push": push}
+    return _values(target) | {"push": push, "others": [*map(_freeze_target, target.others)]}
 
 
 def _values(value: Any) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _thaw_search(values: dict[str, Any], shift: float) -> Search:
 def _thaw_target(values: dict[str, Any]) -> Target:
     push = values["push"]
     record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
-    return Target(**values | {"push": record, "route": tuple(values["route"])})
+    others = tuple(map(_thaw_target, values["others"]))
+    return Target(**values | {"push": record, "route": tuple(values["route"]), "others": others})
 
 
 def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:

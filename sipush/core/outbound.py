@@ -44,6 +44,15 @@ def purr(aor: Aor, device: str, key: bytes) -> str:
     return urlsafe_b64encode(mac).decode()
 
 
+def purr_in(uri: str) -> str:
+    """The PURR in a Request-URI: its device lets itself be woken for it (RFC 8599 §6.1)."""
+    for param in uri.partition("?")[0].split(";")[1:]:
+        name, _, value = param.partition("=")
+        if name.lower() == "pn-purr":
+            return value
+    return ""
+
+
 def encode_route_token(token: RouteToken, key: bytes) -> str:
     """The token as one opaque user part, signed so that nobody can make one up."""
     text = "\n".join((token.flow, token.aor, token.device)).encode("utf-8", "surrogateescape")

@@ -12,7 +12,7 @@ read it from there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from sipush.core.fallback import UNREACHABLE, Cause, cause_of
@@ -140,6 +140,9 @@ Action = (
 
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
 RINGBACK_INTERVAL = 60.0
+
+#: What says that a flow is gone, not that its device is (RFC 5626 §5.3.1).
+FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 
 #: Seconds after the end of a call in which a device pushed for it may still register to see it end.
 TOMBSTONE = 60.0
@@ -275,6 +278,8 @@ class ResponseContext:
         branch = self.branches[branch_id]
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
+        if self._may_change_flow(branch):
+            return self._next_flow(branch, now)
         if branch.target.wakeable and not self.closed:
             return self._wake(branch, now)
         return self._complete(branch, Status.FLOW_FAILED, now)
@@ -293,6 +298,8 @@ class ResponseContext:
             return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE, now)]
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
+        if status in FLOW_GONE and self._may_change_flow(branch):
+            return self._next_flow(branch, now)
         if status in UNREACHABLE and branch.state is not BranchState.PROCEEDING:
             if branch.target.wakeable and not self.closed:
                 return self._wake(branch, now)
@@ -443,6 +450,18 @@ class ResponseContext:
             else:
                 branch.probe_at = now + self.probe
         return actions
+
+    def _may_change_flow(self, branch: Branch) -> bool:
+        """A device that rings already would take the request for another one."""
+        ringing = branch.state is BranchState.PROCEEDING
+        return bool(branch.target.others) and not ringing and not self.closed
+
+    def _next_flow(self, branch: Branch, now: float) -> list[Action]:
+        """Try another flow of the same device (RFC 5626 §7)."""
+        target, *others = branch.target.others
+        _finish(branch, _SUPERSEDED)
+        branch.awaited = False
+        return self._open(replace(target, others=tuple(others)), now, pushed=branch.pushed)
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from urllib.parse import quote
 
-from sipush.core.bindings import Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.bindings import (
+    Aor,
+    Binding,
+    Location,
+    PushRecord,
+    Subscriber,
+    without_reg_id,
+)
 from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
 from sipush.core.fallback import Cause
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest
@@ -208,21 +215,29 @@ class TargetPolicy:
 
     def target_set(self, location: Location, subscriber: Subscriber) -> list[Target]:
         """The devices of a user: those with a contact, and those that can only be woken."""
-        records = {record.device: record for record in location.push_records}
-        bindings = {binding.device: binding for binding in location.bindings}
-        return [
-            self.target(device, bindings.get(device), records.get(device), subscriber)
-            for device in bindings | records
-        ]
+        bound = [binding.device for binding in location.bindings]
+        pushed = [record.device for record in location.push_records]
+        devices = dict.fromkeys(map(without_reg_id, bound + pushed))
+        return [self.target(device, location, subscriber) for device in devices]
 
-    def target(
+    def target(self, device: str, location: Location, subscriber: Subscriber) -> Target:
+        """The target that one device makes; of its flows the newest counts (RFC 5626 §7)."""
+        device = without_reg_id(device)
+        record = location.push_record(device)
+        flows = [b for b in location.bindings if without_reg_id(b.device) == device]
+        flows = [b for b in flows if self.is_live(b)] or flows[:1]
+        if not flows:
+            return self._target(device, None, record, subscriber)
+        first, *others = [self._target(device, flow, record, subscriber) for flow in flows]
+        return replace(first, others=tuple(others)) if others else first
+
+    def _target(
         self,
         device: str,
         binding: Binding | None,
         record: PushRecord | None,
         subscriber: Subscriber,
     ) -> Target:
-        """The target that one device makes."""
         app = self.apps.get(record.app_id) if record and self.consents(record) else None
         hold = 0.0
         if app is not None and subscriber.hold:

@@ -27,6 +27,8 @@ class Target:
     "Window in seconds: how long this request may wait for the device."
     push_always: bool = False
     "Push in parallel with forwarding, not only when the device is unreachable."
+    others: tuple[Target, ...] = ()
+    "Further flows of the device, in the order in which they are tried when this one fails."
 
     @property
     def wakeable(self) -> bool:

@@ -6,13 +6,20 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from sipush.core.bindings import Aor, Location, Platform, PushRecord, Subscriber
+from sipush.core.bindings import (
+    Aor,
+    Location,
+    Platform,
+    PushRecord,
+    Subscriber,
+    without_reg_id,
+)
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
@@ -102,6 +109,8 @@ class Forwarding:
     watched_flows: set[str] = field(default_factory=set)
     "Names of the flows whose devices may have to be woken."
     policy: TargetPolicy | None = None
+    dialog_side: str | None = None
+    "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
     wake_ups: dict[str, WakeUp] = field(default_factory=dict)
     "By device: those that were pushed."
     attempts: dict[int, _Attempt] = field(default_factory=dict)
@@ -148,13 +157,16 @@ class Forwarding:
             self._early.append((aor, location, devices))
             return
         assert self.policy is not None
-        for binding in location.bindings:
-            if binding.device in devices:
-                record = location.push_record(binding.device)
-                target = self.policy.target(binding.device, binding, record, self.watched[aor])
-                if (target.device, target.uri, target.flow) not in known:
-                    self._device_registered(target.device)
-                    self._perform(self.context.binding_refreshed(target, self._now))
+        spoke = (without_reg_id(b.device) for b in location.bindings if b.device in devices)
+        for device in dict.fromkeys(spoke):
+            target = self.policy.target(device, location, self.watched[aor])
+            if self.dialog_side is not None:
+                if target.device != self.dialog_side:
+                    continue
+                target = replace(target, uri=self.request.uri)
+            if (target.device, target.uri, target.flow) not in known:
+                self._device_registered(target.device)
+                self._perform(self.context.binding_refreshed(target, self._now))
 
     def _device_registered(self, device: str) -> None:
         self.tell("device_registered", device=fingerprint(device))
@@ -284,7 +296,7 @@ class Forwarding:
             self.request,
             target,
             self._record_routes(target, flow),
-            self.push_id if target.push is not None else "",
+            self.push_id if target.push is not None and self.dialog_side is None else "",
             self.diversions,
         )
         attempt = self.attempts[branch]
@@ -371,12 +383,14 @@ class Forwarding:
         assert target.push is not None
         if not self.context.branches[branch].awaited:
             return
-        # Stored first: a crash in between may cost the push, but never sends it twice.
-        await self.proxy.held_calls.store(self)
-        if not self.context.branches[branch].awaited:
-            return
+        kind = PushKind.CALL if self.dialog_side is None else PushKind.DIALOG
+        if kind is PushKind.CALL:
+            # Stored first: a crash in between may cost the push, but never sends it twice.
+            await self.proxy.held_calls.store(self)
+            if not self.context.branches[branch].awaited:
+                return
         wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
-        request = self._push_request(PushKind.CALL, target.push, deadline)
+        request = self._push_request(kind, target.push, deadline)
         wake_up.push = await self.proxy.dispatcher.send(request)
         wake_up.push_ended_at = self._now
         self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
@@ -399,6 +413,8 @@ class Forwarding:
 
     async def _cancel_push(self, branch: int) -> None:
         """APNs cannot carry it: the app would have to report a second call."""
+        if self.dialog_side is not None:
+            return
         record = self.context.branches[branch].target.push
         deadline = self.context.branches[branch].tombstone_at
         if record is not None and record.platform is not Platform.APNS and deadline is not None:

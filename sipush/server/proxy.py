@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import assert_never
@@ -15,12 +16,12 @@ from typing import assert_never
 import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
-from sipush.core.bindings import Aor, Binding, PushRecord, Subscriber
+from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Subscriber
 from sipush.core.emergency import EmergencyPolicy, came_from, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
-from sipush.core.outbound import RouteToken
+from sipush.core.outbound import RouteToken, purr, purr_in
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
@@ -63,6 +64,9 @@ from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
 
 log = structlog.get_logger()
+
+NON_INVITE_HOLD = 25.0
+"Seconds. After 32 the sender of a request that is no INVITE has given up (RFC 3261 §17.1.2.2)."
 
 
 def _consents_to_calls(record: PushRecord) -> bool:
@@ -141,7 +145,7 @@ class Proxy:
                 answer_for_server(transaction, self.new_id())
             case ToDialog(token):
                 with self._opened(transaction, request, None) as forwarding:
-                    forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
+                    await self._forward_in_dialog(forwarding, token)
             case ToEmergency():
                 await self._forward_emergency(transaction, request)
             case ToAor(aor):
@@ -248,13 +252,42 @@ class Proxy:
 
     # -- inside a dialog --
 
+    async def _forward_in_dialog(self, forwarding: Forwarding, token: RouteToken) -> None:
+        """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
+        request = forwarding.request
+        forwarding.dialog_side = ""
+        reference = purr_in(request.uri)
+        subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
+        if subscriber is None:
+            forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
+            return
+        forwarding.watch(subscriber)
+        location = await self.store.lookup(token.aor, time.time())
+        target = await self._dialog_target(token, request)
+        is_ours = partial(self._is_referred_to, reference)
+        forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, is_ours)
+        for record in filter(is_ours, location.push_records):
+            side = forwarding.policy.target(record.device, location, subscriber)
+            forwarding.dialog_side = side.device
+            hold = side.hold if request.method == "INVITE" else min(side.hold, NON_INVITE_HOLD)
+            target = replace(target, device=side.device, push=side.push, hold=hold)
+            if side.live and side.flow:
+                target = replace(target, flow=side.flow, live=True)
+        forwarding.start(TargetSet.of(target))
+
+    def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
+        """Whether a PURR is that of a device that may be pushed for it."""
+        if record.platform is Platform.APNS:
+            return False
+        return purr(record.aor, record.device, self.key) == reference
+
     async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
         """The device's newest flow, else the one of the token, else a peer by its URI."""
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor and (flow is None or flow.transport == "UDP"):
             location = await self.store.lookup(token.aor, time.time())
             for binding in location.bindings:
-                if is_side(token, binding, request.uri):
+                if is_side(token, binding, request.uri) and self._is_live(binding):
                     newest = self.transports.flow(binding.flow)
                     flow = newest if newest is not None else flow
                     break
@@ -262,7 +295,7 @@ class Proxy:
             return Target("dialog", request.uri, flow.name, live=not flow.closed)
         remote = parse_sip_uri(request.uri)
         is_peer = is_ip(remote.address) and self._is_peer((remote.address, 0))
-        return Target("dialog", request.uri, live=is_peer)
+        return Target("dialog", request.uri, live=is_peer and not token.aor)
 
     # -- to a user --
 

@@ -1,4 +1,4 @@
-"""Binding-refresh pushes: a sleeping app registers again before its binding expires (RFC 8599 §5.5).
+"""Binding-refresh pushes: a sleeping app registers before its binding expires (RFC 8599 §5.5).
 
 What is due is in the store: it survives a restart, and of many nodes one sends each push.
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from sipush.core.bindings import Platform, PushRecord
@@ -66,6 +69,14 @@ def test_the_hold_still_ends() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)
     assert Respond(480, 0) in again(context).timer_fired(7.0 + 25.0)
+
+
+def test_the_other_flows_of_a_device_come_back_too() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    twin = replace(AWAKE, others=(replace(AWAKE, flow="tcp/2"),))
+    context.start([twin], 100.0)
+    frozen = json.loads(json.dumps(freeze(context, 100.0, 1_000_000.0)))
+    assert thaw(frozen, 7.0, 1_000_000.0).branches[0].target == twin
 
 
 def test_a_ringing_device_can_still_answer() -> None:

@@ -9,6 +9,8 @@ from sipush.core.outbound import (
     decode_route_token,
     device_digest,
     encode_route_token,
+    purr,
+    purr_in,
 )
 from sipush.sip.uri import parse_sip_uri
 
@@ -38,6 +40,26 @@ def test_no_byte_of_a_token_can_be_changed() -> None:
     for i, char in enumerate(user[:-1]):
         forged = user[:i] + ("A" if char != "A" else "B") + user[i + 1 :]
         assert decode_route_token(forged, KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "reference"),
+    [
+        ("sip:bob@h;ob;PN-PURR=a-b_c;x=1", "a-b_c"),
+        ("sip:bob@h;x=1?pn-purr=x", ""),
+        ("sip:bob@h;pn-purr", ""),
+        ("sip:bob@h", ""),
+        ("tel:+4930;pn-purr=x", "x"),
+    ],
+)
+def test_a_request_uri_says_whether_its_device_may_be_woken(uri: str, reference: str) -> None:
+    assert purr_in(uri) == reference
+
+
+def test_all_flows_of_an_instance_are_one_device() -> None:
+    assert device_digest("instance:urn:uuid:1;2") == device_digest("instance:urn:uuid:1")
+    assert device_digest("instance:a;b") != device_digest("instance:a")
+    assert purr("a@b", "instance:u;2", KEY) == purr("a@b", "instance:u", KEY)
 
 
 @pytest.mark.parametrize("user", ["", "bob", "====", "é", "a" * 1000, "101"])

@@ -43,6 +43,9 @@ def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
             return Target(device, **contact, **wakeable)
         case "always":
             return Target(device, **contact, **wakeable, push_always=True)
+        case "twin":
+            other = Target(device, "sip:bob@5.6.7.8", "tcp/2", live=True, **wakeable)
+            return Target(device, **contact, **wakeable, others=(other,))
         case "sleeping":
             return Target(device, **wakeable)
         case "gone":
@@ -445,3 +448,20 @@ def test_the_push_record_of_a_dead_token_is_removed_and_the_call_goes_on_elsewhe
     context.start([target("sleeping", "a"), target("desk", "b")], NOW)
     assert context.push_finished(0, PushResult.TOKEN_DEAD, NOW) == [RemovePushRecord(0)]
     assert context.response_received(1, 200, NOW) == [Respond(200, 1)]
+
+
+def test_the_flows_of_a_device_are_tried_one_after_the_other_and_then_it_is_woken() -> None:
+    context = make()
+    context.start([target("twin")], NOW)
+    assert context.flow_failed(0, NOW) == [Forward(1)]
+    assert (context.branches[1].target.flow, context.branches[1].target.others) == ("tcp/2", ())
+    assert RequestPush(1, NOW + HOLD) in context.flow_failed(1, NOW)
+
+
+def test_a_device_is_pushed_once_whatever_its_flows_do() -> None:
+    context = make()
+    context.start([target("twin")], NOW)
+    assert RequestPush(0, NOW + PROBE + HOLD) in context.timer_fired(NOW + PROBE)
+    assert context.flow_failed(0, NOW + PROBE) == [Forward(1)]
+    assert context.flow_failed(1, NOW + PROBE) == []
+    assert context.branches[1].state is BranchState.WAKING

@@ -215,6 +215,23 @@ def test_a_contact_behind_an_edge_proxy_is_reached_by_its_path() -> None:
     assert (target.flow, target.route) == ("", path)
 
 
+def test_the_flows_of_an_instance_are_one_target_that_tries_the_newest_first() -> None:
+    flows = ("tcp/3", "dead", "tcp/1")
+    bindings = [binding(f"instance:u;{n}", flow) for n, flow in zip((3, 2, 1), flows, strict=True)]
+    location = Location(tuple(bindings), (record("instance:u;1"),))
+    (target,) = policy().target_set(location, BOB)
+    assert (target.device, target.flow, target.wakeable) == ("bob@x instance:u", "tcp/3", True)
+    assert [(other.flow, other.wakeable) for other in target.others] == [("tcp/1", True)]
+    assert target.uri != target.others[0].uri
+    assert policy().target("instance:u;1", location, BOB) == target
+
+
+def test_an_instance_whose_flows_are_all_dead_can_only_be_woken() -> None:
+    bindings = tuple(binding(f"instance:u;{n}", "dead") for n in (2, 1))
+    (target,) = policy().target_set(Location(bindings, (record("instance:u;2"),)), BOB)
+    assert (target.live, target.others, target.wakeable) == (False, (), True)
+
+
 def test_two_devices_are_two_targets() -> None:
     location = Location((binding("a"), binding("b")), (record("b"), record("c")))
     targets = policy().target_set(location, BOB)
@@ -247,6 +264,19 @@ def test_the_users_window_comes_before_the_apps() -> None:
 
 
 # -- the request as it leaves --
+
+
+def test_what_a_device_is_pushed_by_does_not_leave_in_any_uri() -> None:
+    push = "pn-provider=fcm;pn-prid=secret;pn-param=p"
+    diversion = Diversion("sip:bob@example.com", 480, Cause.UNREACHABLE)
+    target = Target("d", f"sip:bob@10.0.0.1;{push};transport=tcp")
+    request = invite("sip:bob@example.com", "m: <sip:x@y;PN-PRID=secret;ob>;+sip.instance=z")
+    request.headers.remove("contact")
+    request.headers.append("Contact", f'"A, B" <sip:x@y;{push};pn-purr=abc;ob>;x=1')
+    forwarded = forward_request(request, target, (), diversions=[diversion])
+    assert forwarded.uri == "sip:bob@10.0.0.1;transport=tcp"
+    assert forwarded.headers.get("contact") == '"A, B" <sip:x@y;pn-purr=abc;ob>;x=1'
+    assert b"secret" not in forwarded.to_bytes()
 
 
 def test_only_what_must_change_changes() -> None:

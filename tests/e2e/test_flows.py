@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
+from typing import Any
+
 import pytest
 
 from tests.e2e.daemon import in_time
+from tests.e2e.wire import Phone
 from tests.e2e.world import World, apns_token, x_push
 
 
 @pytest.mark.parametrize("transport", ["TCP"])
 async def test_a_keep_alive_of_a_silent_phone_is_a_wake(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     bob = await world.registered(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
@@ -29,7 +33,7 @@ async def test_a_keep_alive_of_a_silent_phone_is_a_wake(world: World, transport:
 
 @pytest.mark.parametrize("transport", ["TCP"])
 async def test_an_options_ping_of_a_silent_phone_is_a_wake(world: World, transport: str) -> None:
-    daemon = await world.start()
+    daemon = await world.daemon()
     bob = await world.registered(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
@@ -39,3 +43,81 @@ async def test_an_options_ping_of_a_silent_phone_is_a_wake(world: World, transpo
     again = await bob.incoming()
     answer, _ = await in_time(call.final(), again.answer())
     assert answer.status == 200
+
+
+def outbound(phone: Phone, reg_id: int) -> dict[str, Any]:
+    """What makes a REGISTER one of several flows (RFC 5626)."""
+    contact = f'<{phone.contact_uri};ob>;+sip.instance="<{phone.instance}>";reg-id={reg_id}'
+    return {"contact": contact, "headers": ["Supported: path, outbound"]}
+
+
+async def test_outbound_is_granted_with_the_time_between_keep_alives(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob", transport, instance=f"urn:uuid:{uuid.uuid4()}")
+    response = (await bob.register(**outbound(bob, 1))).response
+    assert response.status == 200
+    assert response["require"] == "outbound"
+    assert response["flow-timer"] == {"UDP": "30", "TCP": "120"}[transport]
+
+
+@pytest.mark.parametrize("transport", ["TCP"])
+async def test_of_two_flows_the_newest_gets_the_call_and_the_other_when_it_fails(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    urn = f"urn:uuid:{uuid.uuid4()}"
+    first, second = [await world.phone(daemon, "bob", transport, instance=urn) for _ in range(2)]
+    await first.register(**outbound(first, 1))
+    listed = await second.register(**outbound(second, 2))
+    assert len(listed.response.all("contact")) == 2
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    await second.incoming()
+    assert first.wire.count("INVITE") == 0
+    second.kill()
+    incoming = await first.incoming()
+    answer, _ = await in_time(call.final(), incoming.answer())
+    assert answer.status == 200
+    assert (await in_time(call.hang_up(answer), incoming.hung_up()))[0].status == 200
+
+
+async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> None:
+    daemon = await world.daemon()
+    sbc = await world.phone(daemon, "bob")
+    phone = await world.phone(daemon, "bob")
+    path = f"<sip:{sbc.wire.host_port};lr;x=1>"
+    contact = "<sip:bob@192.0.2.77:5099>"
+    registered = await phone.register(contact=contact, headers=[f"Path: {path}", "Supported: path"])
+    assert registered.response.all("path") == [path]
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    incoming = await sbc.incoming()
+    assert incoming.invite["route"] == path
+    assert incoming.invite.uri == "sip:bob@192.0.2.77:5099"
+    answer, _ = await in_time(call.final(), incoming.answer())
+    assert answer.status == 200
+
+
+async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob")
+    await bob.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    incoming = await bob.incoming()
+    route = incoming.invite.all("record-route")[0]
+    user = route.partition(":")[2].partition("@")[0]
+    forged = route.replace(user, user[:-1] + ("A" if user[-1] != "A" else "B"))
+    await incoming.refuse(486)
+    await call.final()
+    alice.wire.send(
+        f"INFO {bob.contact_uri} SIP/2.0\r\n"
+        f"Via: SIP/2.0/{alice.wire.transport} {alice.wire.host_port};branch=z9hG4bKforged\r\n"
+        f"Max-Forwards: 70\r\nRoute: {forged}\r\nFrom: <sip:alice@x>;tag=a\r\n"
+        f"To: <sip:bob@x>;tag=b\r\nCall-ID: forged\r\nCSeq: 1 INFO\r\nContent-Length: 0\r\n\r\n"
+    )
+    refused = await alice.wire.expect(*range(200, 700), method="INFO")
+    assert refused.status == 403
+    assert bob.wire.count("INFO") == 0

@@ -394,6 +394,8 @@ class Phone:
     instance: str = ""
     "``urn:uuid:…`` for +sip.instance, or empty."
     register_id: str = field(default_factory=lambda: f"reg-{secrets.token_hex(6)}")
+    contact_params: str = ""
+    "Appended to the Contact URI."
     register_for: str = ""
     "Somebody else's AOR in To, or empty."
     cseq: int = 0
@@ -421,7 +423,7 @@ class Phone:
         """What it puts in Contact."""
         transport = self.wire.transport.lower().replace("wss", "ws")  # RFC 7118 §5.2
         param = "" if transport == "udp" else f";transport={transport}"
-        return f"sip:{self.account.user}@{self.wire.host_port}{param}"
+        return f"sip:{self.account.user}@{self.wire.host_port}{param}{self.contact_params}"
 
     def kill(self, *, reset: bool = False) -> None:
         """The process is gone: the kernel closes its socket."""
