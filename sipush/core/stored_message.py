@@ -20,7 +20,7 @@ _CPIM = "message/cpim"
 _SILENT = frozenset({COMPOSING, "message/imdn+xml"})
 "Nobody is called to the phone for these."
 
-_NOT_OURS_TO_PASS = ("x-push-id", "portsip-push-id")
+_PUSH_IDS = ("x-push-id", "portsip-push-id")
 "Apps drop messages by these numbers: only we may write them."
 
 _OF_THE_WAY = ("via", "route", "record-route", "proxy-authorization")
@@ -75,18 +75,21 @@ def lifetime(request: Request, longest: float) -> float:
     return min(float(text[:12]), longest)
 
 
-def without_push_ids(request: Request) -> Request:
-    """The request without push ids that its sender made up."""
+def from_sender(request: Request) -> Request:
+    """The MESSAGE without push ids that its sender made up, and fit to be sent on.
+
+    Raises MessageError.
+    """
     clean = request.copy()
-    for name in _NOT_OURS_TO_PASS:
+    for name in _PUSH_IDS:
         clean.headers.remove(name)
+    strip_push_params(clean)
     return clean
 
 
 def to_store(request: Request, aor: Aor, now_epoch: float, seconds: float) -> StoredMessage:
-    """The MESSAGE as it is stored, to expire in ``seconds``. Raises MessageError."""
-    stored = without_push_ids(request)
-    strip_push_params(stored)
+    """The MESSAGE, as ``from_sender`` gave it, to be stored for ``seconds``."""
+    stored = request.copy()
     for name in _OF_THE_WAY:
         stored.headers.remove(name)
     if "date" not in stored.headers:  # the only way to learn when it was sent

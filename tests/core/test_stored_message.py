@@ -8,6 +8,8 @@ import pytest
 
 from sipush.core.stored_message import (
     Shown,
+    StoredMessage,
+    from_sender,
     is_composing,
     lifetime,
     message_key,
@@ -43,18 +45,19 @@ def request(*lines: str, body: bytes = b"Lunch?", content_type: str = "text/plai
     return message
 
 
+def stored_from(message: Request) -> StoredMessage:
+    return to_store(from_sender(message), AOR, NOW, 60)
+
+
 def test_the_way_from_the_sender_is_not_stored_and_the_rest_is_kept() -> None:
-    stored = to_store(
+    stored = stored_from(
         request(
             "Route: <sip:pbx.example.com;lr>",
             "Record-Route: <sip:pbx.example.com;lr>",
             'Proxy-Authorization: Digest username="alice"',
             "X-Own:   kept  as it came",
             body=b"\x00\xff\r\n\r\nz",
-        ),
-        AOR,
-        NOW,
-        60,
+        )
     )
     delivered = to_deliver(replace(stored, id=17), PHONE)
     for name in ("via", "route", "record-route", "proxy-authorization"):
@@ -67,7 +70,7 @@ def test_the_way_from_the_sender_is_not_stored_and_the_rest_is_kept() -> None:
 
 
 def test_a_delivered_message_has_its_number_and_the_senders_own_ones_are_gone() -> None:
-    stored = to_store(request("X-Push-Id: 99999", "portsip-push-id: 99999"), AOR, NOW, 60)
+    stored = stored_from(request("X-Push-Id: 99999", "portsip-push-id: 99999"))
     assert b"99999" not in stored.content
     delivered = to_deliver(replace(stored, id=17), PHONE)
     assert delivered.headers.get_all("x-push-id") == ["17"]
@@ -75,15 +78,15 @@ def test_a_delivered_message_has_its_number_and_the_senders_own_ones_are_gone() 
 
 
 def test_a_stored_message_says_when_it_was_sent() -> None:
-    stored = to_store(request(), AOR, NOW, 60)
+    stored = stored_from(request())
     assert b"\r\nDate: Fri, 15 Jan 2027 08:00:00 GMT\r\n" in stored.content
     own = "Date: Thu, 14 Jan 2027 23:59:59 GMT"
-    assert own.encode() in to_store(request(own), AOR, NOW, 60).content
+    assert own.encode() in stored_from(request(own)).content
 
 
 def test_a_message_that_cannot_be_delivered_later_is_refused_now() -> None:
     with pytest.raises(MessageError):
-        to_store(request('Contact: "x <sip:alice@192.0.2.7;pn-prid=1>'), AOR, NOW, 60)
+        from_sender(request('Contact: "x <sip:alice@192.0.2.7;pn-prid=1>'))
 
 
 def test_the_same_message_has_the_same_key_whatever_way_it_came() -> None:

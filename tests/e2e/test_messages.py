@@ -376,6 +376,37 @@ async def test_an_app_that_comes_back_on_another_connection_gets_the_message_the
     await assert_nothing_waits(reborn, alice)
 
 
+async def test_a_message_and_a_register_at_the_same_moment_lose_nothing(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    push, urn = pair()[0], f"urn:uuid:{uuid.uuid4()}"
+    alice = await world.phone(daemon, "alice")
+    for n in range(20):
+        await world.sleeping(daemon, "bob", transport, push, urn)
+        bob = await world.phone(daemon, "bob", transport, instance=urn)
+        text = f"number {n}"
+        answer, registered, came = await in_time(send(alice, text), bob.register(push), take(bob))
+        assert answer.status in (200, 202)
+        assert registered.response.status == 200
+        assert came.body == text
+        bob.kill()
+
+
+async def test_a_phone_behind_an_edge_proxy_gets_its_messages_there(world: World) -> None:
+    daemon = await world.daemon()
+    edge = await world.phone(daemon, "bob")
+    path = f"Path: <sip:{edge.wire.host_port};lr>"
+    alice = await world.phone(daemon, "alice")
+    await edge.register(headers=("Supported: path", path))
+    answer, came = await in_time(send(alice, "hello"), take(edge, 480))
+    assert answer.status == 202
+    assert came["route"] == f"<sip:{edge.wire.host_port};lr>"
+    await edge.register(headers=("Supported: path", path))
+    again = await take(edge)
+    assert (again["route"], again.body) == (came["route"], "hello")
+
+
 async def test_of_two_phones_only_one_gets_it(world: World) -> None:
     daemon = await world.daemon()
     devices = [(pair()[0], f"urn:uuid:{uuid.uuid4()}") for _ in range(2)]

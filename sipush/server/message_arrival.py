@@ -1,0 +1,254 @@
+"""One MESSAGE to a user of ours, from its arrival to its final response (RFC 3428).
+
+Performs what ``core.messages`` decides with real time, flows, the store and the push services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+import structlog
+
+from sipush.core.bindings import Aor, Location, PushRecord
+from sipush.core.messages import (
+    Arrival,
+    ArrivalAction,
+    ArrivalState,
+    CatchUp,
+    Discard,
+    Forward,
+    Keep,
+    Notify,
+    Respond,
+)
+from sipush.core.push_request import PushKind, PushRequest, PushResult
+from sipush.core.routing import caller, forward_request, strip_push_params
+from sipush.core.stored_message import (
+    Shown,
+    StoredMessage,
+    lifetime,
+    shown,
+    to_store,
+)
+from sipush.core.target_set import Target
+from sipush.errors import LocationError
+from sipush.server.answers import STORE_DOWN, reject, respond
+from sipush.server.transactions import ServerTransactionHandle
+from sipush.sip.message import Request, Response, make_response
+from sipush.sip.status import Status
+
+if TYPE_CHECKING:
+    from sipush.server.messages import Leg, Messages
+
+log = structlog.get_logger()
+
+_LONGEST_PROBE = 10.0
+"Seconds, whatever the configuration says: the sender's transaction ends after 32."
+
+
+@dataclass(slots=True, eq=False)
+class Arriving:
+    """One MESSAGE until it has its final response and nothing is out any more."""
+
+    messages: Messages
+    transaction: ServerTransactionHandle
+    request: Request
+    "As ``from_sender`` gave it."
+    tag: str
+    aor: Aor
+    location: Location
+    machine: Arrival
+    message: StoredMessage | None = None
+    "As it is stored, once it is."
+    targets: list[Target] = field(default_factory=list)
+    legs: list[Leg] = field(default_factory=list)
+    responses: dict[int, Response] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Forward it, or have it stored."""
+        location = self.location
+        targets = [self.messages.target(binding) for binding in location.bindings]
+        self.targets = [target for target in targets if target.live]
+        awake = {target.device for target in self.targets}
+        records = {record.device for record in location.push_records}
+        self.messages.arrivals.setdefault(self.aor, set()).add(self)
+        self._perform(
+            self.machine.start(
+                len(awake),
+                asleep=len(targets) > len(awake) or not records <= awake,
+                waiting=location.messages,
+            )
+        )
+        if self.legs:
+            probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
+            asyncio.get_running_loop().call_later(probe, self._probe_expired)
+
+    def abandon(self, devices: Collection[str]) -> None:
+        """These devices get the message from the store, or have it already."""
+        for leg in self.legs:
+            if self.message is not None and leg.target.device in devices:
+                leg.abandon()
+        self._forget_if_done()
+
+    def _probe_expired(self) -> None:
+        self._perform(self.machine.probe_expired())
+
+    def _forget_if_done(self) -> None:
+        """Kept, it stays as long as a device may still say that it has taken it."""
+        if self.machine.state is ArrivalState.KEPT:
+            silent = zip(self.legs, self.machine.statuses, strict=False)
+            if any(not status and not leg.abandoned for leg, status in silent):
+                return
+        elif self.machine.state is not ArrivalState.FINISHED:
+            return
+        arrivals = self.messages.arrivals
+        if others := arrivals.pop(self.aor, set()) - {self}:
+            arrivals[self.aor] = others
+
+    def _answered(self, place: int, status: int, response: Response | None) -> None:
+        if response is not None:
+            self.responses[place] = response
+        self._perform(self.machine.answered(place, status))
+
+    def _perform(self, actions: list[ArrivalAction]) -> None:
+        spawn = self.messages.proxy.tasks.spawn
+        for action in actions:
+            match action:
+                case Forward(place):
+                    self._forward(place)
+                case Respond(status, place, reason):
+                    self._respond(status, reason, place)
+                case Keep():
+                    longest = self.messages.policy.lifetime
+                    seconds = lifetime(self.request, longest)
+                    message = to_store(self.request, self.aor, time.time(), seconds)
+                    spawn(self._keep(message))
+                case Notify(later):
+                    spawn(self._notify(self._stored, later))
+                case CatchUp():
+                    spawn(self._catch_up())
+                case Discard():
+                    spawn(self._discard(self._stored))
+                case _:
+                    assert_never(action)
+        self._forget_if_done()
+
+    def _forward(self, place: int) -> None:
+        target = self.targets[place]
+        forwarded = forward_request(self.request, target, ())
+        self.legs.append(self.messages.send(forwarded, target, partial(self._answered, place)))
+
+    def _respond(self, status: int, reason: str, place: int | None) -> None:
+        log.debug("message_answered", call_id=self.request.call_id, status=status)
+        response = self.responses.get(place) if place is not None else None
+        if response is not None:
+            strip_push_params(response)
+            respond(self.transaction, response)
+        elif status == Status.SERVICE_UNAVAILABLE:
+            reject(self.transaction, STORE_DOWN, self.tag)
+        else:
+            made = make_response(self.request, status, reason or None, self.tag)
+            respond(self.transaction, made)
+
+    @property
+    def _stored(self) -> StoredMessage:
+        assert self.message is not None
+        return self.message
+
+    async def _keep(self, message: StoredMessage) -> None:
+        store, limit = self.messages.proxy.store, self.messages.policy.max_stored
+        try:
+            receipt = await store.put_message(message, limit)
+        except LocationError as error:
+            log.error("store_unavailable", reason=str(error))
+            self._perform(self.machine.store_failed())
+            return
+        if receipt is None:
+            self._tell("mailbox_full")
+            self._perform(self.machine.full())
+            return
+        self.message = replace(message, id=receipt.id)
+        self._tell("message_stored", push_id=receipt.id)
+        self._perform(self.machine.kept(repeated=receipt.repeated))
+
+    async def _catch_up(self) -> None:
+        """Whoever registered between the look-up and the storing has not heard of this."""
+        aor, proxy = self.aor, self.messages.proxy
+        tried = {leg.target.flow or leg.target.route for leg in self.legs}
+        try:
+            location = await proxy.store.lookup(aor, time.time())
+        except LocationError as error:
+            log.warning("messages_not_delivered", aor=aor, reason=str(error))
+            return
+        fresh = [b for b in location.bindings if (b.path or b.flow) not in tried]
+        self.messages.deliver(aor, location, fresh, register=False)
+
+    async def _discard(self, message: StoredMessage) -> None:
+        try:
+            await self.messages.proxy.store.remove_message(message)
+        except LocationError as error:
+            log.warning("message_not_removed", aor=self.aor, reason=str(error))
+            return
+        self._tell("message_taken_late", push_id=message.id)
+
+    # -- push --
+
+    async def _notify(self, message: StoredMessage, later: bool) -> None:
+        if later:
+            await asyncio.sleep(self.messages.proxy.policy.probe)
+            if not await self._still_stored(message):
+                return
+        what = shown(self.request)
+        if what.silent:
+            return
+        refused = {
+            target.device
+            for place, target in enumerate(self.targets)
+            if self.machine.refused(place)
+        }
+        for record in self.location.push_records:
+            if record.allow_message and record.device not in refused:
+                self.messages.proxy.tasks.spawn(self._push(message, record, what))
+
+    async def _still_stored(self, message: StoredMessage) -> bool:
+        try:
+            waiting = await self.messages.proxy.store.messages(self.aor, time.time())
+        except LocationError:
+            return True
+        return any(other.id == message.id for other in waiting)
+
+    async def _push(self, message: StoredMessage, record: PushRecord, what: Shown) -> None:
+        user, name = caller(self.request)
+        proxy = self.messages.proxy
+        outcome = await proxy.dispatcher.send(
+            PushRequest(
+                kind=PushKind.MESSAGE,
+                push_id=str(message.id),
+                record=record,
+                deadline_epoch=message.expires_epoch,
+                created_epoch=message.stored_epoch,
+                call_id=self.request.call_id,
+                from_user=user,
+                from_name=name,
+                to_user=record.aor.rpartition("@")[0],
+                to_uri=f"sip:{record.aor}",
+                text=what.text,
+                mime_type=what.mime_type,
+            )
+        )
+        if outcome.result is not PushResult.TOKEN_DEAD:
+            return
+        try:
+            removed = await proxy.store.remove_push_record(record)
+        except LocationError as error:
+            log.warning("push_record_not_removed", aor=record.aor, reason=str(error))
+            return
+        log.info("push_record_removed", aor=record.aor, removed=removed)
+
+    def _tell(self, event: str, **facts: object) -> None:
+        log.info(event, call_id=self.request.call_id, aor=self.aor, **facts)
