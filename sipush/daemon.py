@@ -310,10 +310,10 @@ class Daemon:
         """The first few users: a store may hold a million."""
         users = list(self._config.users)
         async for subscriber in self._store.subscribers():
-            if len(users) >= _SHOWN_USERS:
-                return [*users[:_SHOWN_USERS], "…"]
+            if len(users) > _SHOWN_USERS:
+                break
             users.append(subscriber.aor)
-        return users
+        return users if len(users) <= _SHOWN_USERS else [*users[:_SHOWN_USERS], "…"]
 
 
 _SHOWN_USERS = 10

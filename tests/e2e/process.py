@@ -13,6 +13,10 @@ from pathlib import Path
 from tests.e2e.wire import PATIENCE
 
 
+LINE_LIMIT = 2**24
+"Bytes; a configuration for all tests makes long lines."
+
+
 class Lines:
     """Lines that a process says, waited for instead of polled."""
 
@@ -80,6 +84,7 @@ class Program:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            limit=LINE_LIMIT,
         )
         return cls(process)
 
