@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tests.e2e.wire import PATIENCE
 
-
 LINE_LIMIT = 2**24
 "Bytes; a configuration for all tests makes long lines."
 
