@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
-TEST_PACKAGES := redis-server sip-tester baresip-core chromium
+TEST_PACKAGES := redis-server sip-tester baresip-core chromium iproute2 iptables
 # Debian's npm is large, and its node too old for those who have brought their own.
 TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
@@ -47,7 +47,7 @@ packages:
 # The phone that the browsers run. Nothing that it brings along is run to install it.
 $(BROWSER)/node_modules/.stamp: $(BROWSER)/package-lock.json | packages
 	@echo "Installing the browser's phone into $(BROWSER)/node_modules …"
-	@npm ci --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --silent
+	@npm ci --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # Each stamp is touched last, so whatever fails half-way is done again by the next call.

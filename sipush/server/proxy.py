@@ -282,15 +282,17 @@ class Proxy:
         return purr(record.aor, record.device, self.key) == reference
 
     async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
-        """The device's newest flow, else the one of the token, else a peer by its URI."""
+        """The flow of the token unless its device has left it, else a peer by its URI.
+
+        A phone that has changed networks leaves a connection behind that nobody has closed.
+        """
         flow = self.transports.flow(token.flow) if token.flow else None
-        if token.aor and (flow is None or flow.transport == "UDP"):
+        if token.aor:
             location = await self.store.lookup(token.aor, time.time())
-            for binding in location.bindings:
-                if is_side(token, binding, request.uri) and self._is_live(binding):
-                    newest = self.transports.flow(binding.flow)
-                    flow = newest if newest is not None else flow
-                    break
+            names = [b.flow for b in location.bindings if is_side(token, b, request.uri)]
+            if token.flow not in names:
+                newest = filter(None, map(self.transports.flow, names))
+                flow = next((each for each in newest if not each.closed), flow)
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed)
         remote = parse_sip_uri(request.uri)

@@ -124,6 +124,10 @@ class World:
         """A text phone."""
         who, server = who or self.account(user), daemon.at(transport, ip)
         phone = await Phone.open(who, server, transport, instance=instance, ip=ip, tls=self.tls)
+        return self.adopt(phone)
+
+    def adopt(self, phone: Phone) -> Phone:
+        """Kill it with the others when the test is over."""
         self._phones.append(phone)
         return phone
 
