@@ -337,6 +337,8 @@ class ResponseContext:
         actions: list[Action] = []
         if self._ringback_at is not None and now >= self._ringback_at:
             actions += self._ring_back(now)
+        if _due(self.search.turn_at, now):
+            actions += self._turn_over(now)
         for branch in list(self.branches):
             if _due(branch.probe_at, now):
                 branch.probe_at = None
@@ -347,8 +349,6 @@ class ResponseContext:
                 branch.tombstone_at = None
             if _due(branch.timer_c_at, now):
                 actions += self._timer_c_expired(branch)
-        if _due(self.search.turn_at, now):
-            actions += self._turn_over(now)
         return actions + self._settle(now)
 
     def next_timer(self) -> float | None:
@@ -373,6 +373,15 @@ class ResponseContext:
         return self.answered and all(
             b.state is BranchState.COMPLETED and b.tombstone_at is None for b in self.branches
         )
+
+    @property
+    def close_cause(self) -> CancelCause:
+        """Why no branch may be added any more."""
+        if self.cancelled_by_caller:
+            return CancelCause.CALLER
+        if self.successful:
+            return CancelCause.ANSWERED_ELSEWHERE
+        return CancelCause.DECLINED_ELSEWHERE
 
     # -- turns --
 

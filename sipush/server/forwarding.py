@@ -119,6 +119,8 @@ class Forwarding:
     _performing: bool = False
     _timer: asyncio.TimerHandle | None = None
     _cancel_reason: str | None = None
+    _failure: Response | None = None
+    "A final response that waits until the end of a held call is stored."
     started: bool = False
     "The target set was opened."
     call_id: str = field(init=False)
@@ -180,6 +182,8 @@ class Forwarding:
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
                 self._forward(branch.id)
+                if self.context.closed:
+                    self._cancel(branch.id, self.context.close_cause)
         for aor, location in locations.items():
             new = {b.device for b in location.bindings if b.registered_epoch > held.saved_epoch}
             self.registered(aor, location, new)
@@ -212,7 +216,10 @@ class Forwarding:
         finally:
             self._performing = False
         self._arm_timer()
-        self.proxy.held_calls.changed(self)
+        stored = self.proxy.held_calls.changed(self)
+        if self._failure is not None:
+            self.proxy.tasks.spawn(self._fail(stored, self._failure))
+            self._failure = None
         if self.context.done:
             self.finish()
 
@@ -480,9 +487,18 @@ class Forwarding:
         if status >= Status.OK:
             after = round(time.time() - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
+        if status >= 300 and self.proxy.held_calls.holds(self):
+            self._failure = response
+            return
         self.transaction.respond(response)
         if self.context.invite and Status.OK <= status < 300:
             self.proxy.acknowledgements.expect(self.request.call_id)
+
+    async def _fail(self, stored: asyncio.Task[None] | None, response: Response) -> None:
+        """End a held call once that is stored: or a crash would bring it back to life."""
+        if stored is not None:
+            await stored
+        self.transaction.respond(response)
 
     def _response(self, status: int, branch: int | None) -> Response:
         attempt = self.attempts.get(branch) if branch is not None else None

@@ -33,15 +33,22 @@ class HeldCalls:
         self._tasks = Tasks()
         self._stored: set[str] = set()
 
-    def changed(self, forwarding: Forwarding) -> None:
-        """The state of a request changed: write it down, or forget it when it is over."""
+    def holds(self, forwarding: Forwarding) -> bool:
+        """Whether the store knows this request."""
+        return forwarding.push_id in self._stored
+
+    def changed(self, forwarding: Forwarding) -> asyncio.Task[None] | None:
+        """The state of a request changed: write it down, or forget it when it is over.
+
+        The task ends when the store has it; None for a request that the store does not know.
+        """
         held_id = forwarding.push_id
-        if forwarding.context.done:
-            if held_id in self._stored:
-                self._stored.discard(held_id)
-                self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
-        elif held_id in self._stored:
-            self._tasks.spawn(self.store(forwarding))
+        if held_id not in self._stored:
+            return None
+        if not forwarding.context.done:
+            return self._tasks.spawn(self.store(forwarding))
+        self._stored.discard(held_id)
+        return self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
 
     async def store(self, forwarding: Forwarding) -> None:
         """Write a held call down; without a store it goes on, but would not survive a crash."""
@@ -66,10 +73,16 @@ class HeldCalls:
             else:
                 own = False
                 for text in stored:
-                    held = HeldCall.from_json(text)
-                    self._stored.add(held.id)
-                    await resume(held)
+                    await self._resume(text, resume)
             await asyncio.sleep(LEASE / 3)
+
+    async def _resume(self, text: bytes, resume: Callable[[HeldCall], Awaitable[None]]) -> None:
+        try:
+            held = HeldCall.from_json(text)
+            self._stored.add(held.id)
+            await resume(held)
+        except Exception:  # one call that cannot be resumed must not cost the others
+            log.exception("call_not_resumed")
 
     async def close(self) -> None:
         """Finish writing. What is still held is left for the next process."""

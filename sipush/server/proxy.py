@@ -180,8 +180,8 @@ class Proxy:
         request = parse_datagram(held.request)
         assert isinstance(request, Request)
         flow = self._way_back(held.flow, request)
-        transaction = self.layer.adopt_request(flow, request)
         context = thaw(held.context, self.clock(), time.time())
+        transaction = self.layer.adopt_request(flow, request, answered=context.answered)
         forwarding = Forwarding(
             self,
             transaction,
@@ -386,8 +386,9 @@ class Proxy:
         """At once, without challenge, limits or hold, also while we are going down."""
         policy = self.policy.emergency
         with self._opened(transaction, request, None) as forwarding:
-            forwarding.caller_aor = await self._known_caller(transaction.flow, request)
-            if not forwarding.caller_aor and not policy.strangers:
+            known = await self._known_caller(transaction.flow, request)
+            forwarding.caller_aor = known or ""
+            if known == "" and not policy.strangers:
                 refusal = await self._authenticate(forwarding)
                 if refusal is not None:
                     respond(transaction, refusal)
@@ -395,7 +396,12 @@ class Proxy:
             caller = forwarding.caller_aor
             address = policy.addresses.get(caller)
             forwarding.request = emergency_request(
-                request, caller, address, self.new_id(), time.time()
+                request,
+                caller,
+                address,
+                self.new_id(),
+                time.time(),
+                from_peer=self._is_peer(transaction.flow.remote),
             )
             forwarding.warn(
                 "emergency_call",
@@ -406,9 +412,12 @@ class Proxy:
             )
             forwarding.start(policy.target_set())
 
-    async def _known_caller(self, flow: Flow, request: Request) -> Aor:
-        """Whom From names, if a peer says so or that user is registered from there; else empty."""
-        claimed = self._claimed_aor(request)
+    async def _known_caller(self, flow: Flow, request: Request) -> Aor | None:
+        """Whom From names, if a peer says so or that user is registered from there; else empty.
+
+        None: nobody can tell, the store is not there.
+        """
+        claimed = self.realm.caller_aor(request)
         if claimed is None:
             return ""
         if self._is_peer(flow.remote):
@@ -417,7 +426,7 @@ class Proxy:
             location = await self.store.lookup(claimed, time.time())
         except LocationError as error:
             log.error("store_unavailable", reason=str(error))
-            return ""
+            return None
         known = any(came_from(flow.remote[0], binding.flow) for binding in location.bindings)
         return claimed if known else ""
 
@@ -426,7 +435,7 @@ class Proxy:
     async def _authenticate(self, forwarding: Forwarding) -> Response | None:
         """Find the caller, or the response that refuses it (§22.3)."""
         request = forwarding.request
-        claimed = self._claimed_aor(request)
+        claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
         credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
         user = subscriber_aor(credentials.username, domain) if credentials else None
@@ -447,13 +456,6 @@ class Proxy:
             return make_response(request, Status.FORBIDDEN, reason, forwarding.tag)
         forwarding.caller_aor = subscriber.aor
         return None
-
-    def _claimed_aor(self, request: Request) -> Aor | None:
-        """The user of ours that From names, or None."""
-        try:
-            return self.realm.aor(parse_sip_uri(request.from_.uri))
-        except MessageError:  # a tel: URI
-            return None
 
     def _is_peer(self, address: Address) -> bool:
         return any(ip_address(address[0]) in network for network in self.policy.peers)

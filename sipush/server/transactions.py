@@ -394,17 +394,24 @@ class TransactionLayer:
         request.headers.prepend("Via", f"{sent_by};branch={branch};rport")
         return self._start_client(request, flow, branch, on_response, on_failure)
 
-    def adopt_request(self, flow: Flow, request: Request) -> ServerTransactionHandle:
+    def adopt_request(
+        self, flow: Flow, request: Request, *, answered: bool = False
+    ) -> ServerTransactionHandle:
         """Go on with the server transaction of an INVITE that another process accepted.
 
-        ``request`` is as it was handed over then. The caller gets another 100.
+        ``request`` is as it was handed over then. The caller gets another 100, unless the request
+        was ``answered``: then there is nothing to go on with but the handle.
         """
         key = server_key(request, request.top_via, request.method)
-        server = self._servers[key] = _Server(self, key, flow, request)
-        self._started()
+        server = _Server(self, key, flow, request)
         handle = server.handle
         assert handle is not None
-        handle.respond(make_response(request, Status.TRYING))
+        if answered:
+            server.completed = True
+        else:
+            self._servers[key] = server
+            self._started()
+            handle.respond(make_response(request, Status.TRYING))
         return handle
 
     def send_stateless(self, message: Message, flow: Flow) -> None:

@@ -30,7 +30,7 @@ async def test_a_phone_that_wakes_after_the_crash_gets_the_call(
 
 
 async def test_two_crashes_are_survived_like_one(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake={"hold": 60.0, "probe": 0.25})
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -79,6 +79,23 @@ async def test_a_caller_can_give_up_after_the_crash(world: World) -> None:
     incoming = await reborn.incoming()
     incoming.reply(180)
     await incoming.cancelled()
+
+
+async def test_a_tombstone_outlives_the_crash(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    await in_time(call.cancel(), call.final())
+    await daemon.restart_after_kill()
+    await daemon.log_event("call_resumed")
+    reborn = await world.registered(daemon, "bob", "UDP", push)
+    incoming = await reborn.incoming()
+    incoming.reply(180)
+    await incoming.cancelled()
+    assert await daemon.stop() == 0
 
 
 async def test_the_hold_ends_at_the_time_it_would_have(world: World) -> None:
