@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -121,3 +122,49 @@ async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:
     refused = await alice.wire.expect(*range(200, 700), method="INFO")
     assert refused.status == 403
     assert bob.wire.count("INFO") == 0
+
+
+@pytest.mark.parametrize(
+    "contact",
+    [
+        '"Doe, Jane; \\"JD\\"" <sip:{user}@{at};x={long}>;q=0.5',
+        "Jane Doe <sip:%62ob%2B1@{at};x=a%3Bb>",
+        "sip:{user}@{at};expires=300",
+        '<sip:{user}@{at};ob;+vendor=1;x=y>;+sip.ice;methods="INVITE, BYE, MESSAGE"',
+    ],
+    ids=["long-and-quoted", "escaped", "bare", "odd-parameters"],
+)
+async def test_a_contact_comes_back_and_is_called_as_it_was_written(
+    world: World, contact: str
+) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob")
+    value = contact.format(user="bob", at=bob.wire.host_port, long="z" * 600)
+    result = await bob.register(contact=value)
+    uri = re.search(r"sips?:[^>\s]+", value)[0].partition(";expires")[0]  # type: ignore[index]
+    assert result.response.contact == uri
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    incoming = await bob.incoming()
+    assert incoming.invite.uri == uri
+    await incoming.refuse(486)
+    assert (await call.final()).status == 486
+
+
+async def test_a_register_in_compact_form_folded_and_on_ipv6_is_understood(world: World) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob", "UDP", ip="::1")
+    plain = bob.wire.send
+
+    def written_otherwise(text: str | bytes) -> None:
+        assert isinstance(text, str)
+        for long, short in (("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i")):
+            text = re.sub(rf"(?m)^{long}: ", f"{short} :\r\n  ", text)
+        text = text.replace("Contact: ", "m:\r\n\t").replace("Content-Length: ", "l: ")
+        plain(text.replace(";branch", "\r\n ;branch"))
+
+    bob.wire.send = written_otherwise  # type: ignore[method-assign]
+    result = await bob.register()
+    assert result.response.status == 200
+    assert result.response.contact == bob.contact_uri
+    assert "[::1]" in bob.contact_uri
