@@ -65,6 +65,22 @@ def test_check_sums_up_a_good_configuration(shell: Shell) -> None:
     assert f"sqlite, {shell.folder}/sipush.db" in out
 
 
+def test_check_warns_of_what_deserves_a_look(shell: Shell) -> None:
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write(
+            f'[users."101@example.com"]\nha1_md5 = "{HA1}"\n'
+            '[groups."600@example.com"]\nmembers = ["100@example.com", "102@example.com"]\n'
+            '[emergency]\nroute = ["sip:112@192.0.2.20"]\n'
+            'addresses = { "101@example.com" = { country = "DE" } }\n'
+        )
+    warnings = [line for line in shell.ok("check").splitlines() if line.startswith("  warning")]
+    assert warnings == [
+        "  warning  102@example.com, a member of 600@example.com, "
+        "is left out unless the store has that user",
+        "  warning  100@example.com has no address for emergency calls",
+    ]
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_every_problem_is_one_line_and_nothing_starts(shell: Shell, command: str) -> None:
     (shell.folder / "sipush.toml").write_text("wake.hodl = 1\nlog.level = 2\n")

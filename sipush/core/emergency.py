@@ -84,20 +84,26 @@ def came_from(ip: str, flow: str) -> bool:
 
 
 def emergency_request(
-    request: Request, caller: Aor, address: CivicAddress | None, boundary: str, now_epoch: float
+    request: Request,
+    caller: Aor,
+    address: CivicAddress | None,
+    boundary: str,
+    now_epoch: float,
+    *,
+    from_peer: bool = False,
 ) -> Request:
     """The request as the route gets it, but for the Request-URI and our Via.
 
     ``caller`` is who we know it is, or empty: asserted, so that a callback finds the phone
-    (RFC 3325 §9.1). The address goes along by value (RFC 6442 §4.1), unless the phone has put
-    its own location in. ``boundary`` must not occur in the body.
+    (RFC 3325 §9.1); what a peer has asserted stays. The address goes along by value (RFC 6442
+    §4.1), unless the phone has put its own location in. ``boundary`` must not occur in the body.
     """
     enriched = request.copy()
     headers = enriched.headers
-    headers.remove("p-preferred-identity")
-    headers.remove("p-asserted-identity")
+    if not from_peer:
+        headers.remove("p-asserted-identity")
     user, _, domain = caller.rpartition("@")
-    if caller:
+    if caller and "p-asserted-identity" not in headers:
         headers.append("P-Asserted-Identity", f"<sip:{quote(user, safe=_UNESCAPED)}@{domain}>")
     if caller and address and "geolocation" not in headers:
         content_id = f"{boundary}@{domain}"

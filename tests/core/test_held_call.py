@@ -14,12 +14,13 @@ from sipush.core.response_context import (
     BranchState,
     Cancel,
     CancelCause,
+    CancelPush,
     Forward,
     RequestPush,
     Respond,
     ResponseContext,
 )
-from sipush.core.target_set import Target
+from sipush.core.target_set import Target, TargetSet, Turn
 
 RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t", "t", extra={"pn-param": "p"})
 SLEEPING = Target("d", push=RECORD, hold=30)
@@ -111,3 +112,13 @@ def test_a_fallback_that_was_being_looked_up_is_looked_up_again() -> None:
     assert context.falling_back
     resumed = again(context)
     assert type(resumed.timer_fired(8.0)[0]).__name__ == "FallBack"
+
+
+def test_a_ring_group_goes_on_with_the_member_whose_turn_it_is() -> None:
+    bob, carol = Target("bob@x d", push=RECORD, hold=30), Target("carol@x d", push=RECORD, hold=30)
+    context = ResponseContext(probe=1.5, timer_c=180)
+    turns = TargetSet((Turn((bob,), "bob@x"), Turn((carol,), "carol@x")), 20, members=True)
+    context.start(turns, 100.0)
+    resumed = again(context)
+    assert resumed.search == replace(context.search, turn_at=7.0 + 15.0)
+    assert resumed.timer_fired(22.0) == [CancelPush(0), RequestPush(1, 42.0)]
