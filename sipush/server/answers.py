@@ -21,9 +21,9 @@ INTERNAL_ERROR = Rejection(Status.SERVER_INTERNAL_ERROR)
 
 
 def respond(transaction: ServerTransactionHandle, response: Response) -> None:
-    """Send a final response, unless a CANCEL has already had the request answered."""
+    """Send a final response to a request that goes nowhere, unless a CANCEL has had it answered."""
     if not transaction.completed:
-        transaction.respond(response)
+        transaction.refuse(response)
 
 
 def reject(transaction: ServerTransactionHandle, rejection: Rejection, tag: str) -> None:

@@ -33,7 +33,7 @@ from sipush.sip.transaction import (
     response_event,
     server_key,
 )
-from sipush.sip.validation import check, stamp_received
+from sipush.sip.validation import MessageLimits, check, stamp_received
 from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
@@ -103,11 +103,29 @@ class ServerTransactionHandle:
         """
         self._transaction.respond(response)
 
+    def refuse(self, response: Response) -> None:
+        """Send a final response to a request whose source may be forged.
+
+        While no ACK comes it is repeated twice only, not for 32 seconds: §26.3.2.4 asks for that,
+        so that nobody is flooded in another's name.
+        """
+        self._transaction.respond(response, max_repeats=2)
+
 
 class _Server:
     """A server transaction. Small: non-INVITE ones live on for Timer J in great numbers."""
 
-    __slots__ = ("_bytes", "_handle", "_key", "_layer", "_machine", "_repeats", "completed", "flow")
+    __slots__ = (
+        "_bytes",
+        "_handle",
+        "_key",
+        "_layer",
+        "_machine",
+        "_max_repeats",
+        "_repeats",
+        "completed",
+        "flow",
+    )
 
     def __init__(
         self, layer: TransactionLayer, key: TransactionKey, flow: Flow, request: Request
@@ -117,6 +135,7 @@ class _Server:
         self._key = key
         self._machine = ServerTransaction(request.method, is_reliable(flow.transport))
         self._repeats = 0
+        self._max_repeats = 1 << 30
         self._bytes = b""
         "The last response, serialised."
         self._handle: ServerTransactionHandle | None = ServerTransactionHandle(self, request)
@@ -132,7 +151,9 @@ class _Server:
     def _is_invite(self) -> bool:
         return self._key[0] == "INVITE"
 
-    def respond(self, response: Response) -> None:
+    def respond(self, response: Response, max_repeats: int | None = None) -> None:
+        if max_repeats is not None:
+            self._max_repeats = max_repeats
         event = response_event(response.status)
         if not self._is_invite:
             if event is Event.PROVISIONAL and response.status != Status.TRYING:
@@ -163,10 +184,12 @@ class _Server:
             match action:
                 case Send():
                     self._send()
+                case SetTimer(Timer.G):
+                    if self._repeats < self._max_repeats:
+                        self._layer.set_timer(Timer.G, self._repeats, self)
+                        self._repeats += 1
                 case SetTimer(timer):
                     self._layer.set_timer(timer, self._repeats, self)
-                    if timer is Timer.G:
-                        self._repeats += 1
                 case Deliver():
                     assert ack is not None
                     self._layer.user.ack_received(self.flow, ack)
@@ -346,6 +369,7 @@ class TransactionLayer:
         new_id: Callable[[], str],
         clock: Callable[[], float],
         call_later: CallLater,
+        limits: MessageLimits | None = None,
     ) -> None:
         self.user = user
         self.call_later = call_later
@@ -355,6 +379,7 @@ class TransactionLayer:
         "Transactions without a final response."
         self._timers = timers
         self._new_id = new_id
+        self._limits = limits or MessageLimits()
         self._wheel = TimerWheel(clock, call_later)
         self._servers: dict[TransactionKey, _Server] = {}
         self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
@@ -430,7 +455,7 @@ class TransactionLayer:
     def message_received(self, flow: Flow, message: Message) -> None:
         """See ``Receiver``."""
         try:
-            check(message)
+            check(message, self._limits)
         except MessageError as error:
             self.malformed_received(flow, error)
             return
@@ -576,7 +601,10 @@ class TransactionLayer:
     def _cancel_received(
         self, handle: ServerTransactionHandle, cancel: Request, key: TransactionKey
     ) -> None:
+        """A CANCEL carries no credentials (§22.1): its INVITE must have come from its address."""
         invite = self._servers.get(key)
+        if invite is not None and invite.flow.remote[0] != handle.flow.remote[0]:
+            invite = None
         status = Status.OK if invite else Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST
         handle.respond(make_response(cancel, status, to_tag=self._new_id()))
         if invite is not None and invite.handle is not None:

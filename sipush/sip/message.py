@@ -16,7 +16,8 @@ from sipush.sip.status import Status
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
-MAX_HEADER_LINES = 200
+MAX_HEADER_LINES = 1000
+"What is parsed at all; ``validation.MessageLimits`` is what is accepted."
 
 
 class Message:

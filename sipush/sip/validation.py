@@ -6,6 +6,7 @@ Only checks that need no configuration.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr
@@ -32,7 +33,21 @@ _EMPTY_ELEMENT = re.compile(r"[;,]\s*[;,]|,\s*$")
 _REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
 
 
-def check(message: Message) -> None:
+@dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """What one message may cost; its size is the transports' business."""
+
+    header_lines: int = 200
+    via_hops: int = 70
+    record_routes: int = 30
+    body_size: int = 32_768
+    "Bytes."
+
+
+NO_LIMITS = MessageLimits(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+
+
+def check(message: Message, limits: MessageLimits = NO_LIMITS) -> None:
     """Make sure of what registrar and proxy rely on.
 
     Afterwards ``top_via``, ``from_``, ``to``, ``call_id`` and ``cseq`` do not raise, and a
@@ -40,7 +55,9 @@ def check(message: Message) -> None:
     the fault.
     """
     try:
-        _check_header_lines(message)
+        _check_header_lines(message, limits)
+        if len(message.body) > limits.body_size:
+            raise MessageError("Request Entity Too Large", Status.REQUEST_ENTITY_TOO_LARGE)
         _ = message.top_via
         _check_address(message.from_, "From")
         _check_address(message.to, "To")
@@ -55,15 +72,25 @@ def check(message: Message) -> None:
         raise MessageError(error.reason, error.status, message) from None
 
 
-def _check_header_lines(message: Message) -> None:
+def _check_header_lines(message: Message, limits: MessageLimits) -> None:
     names = [name for name, _ in message.headers.fields]
+    if len(names) > limits.header_lines:
+        raise MessageError("Too Many Header Fields")
     if len(set(names)) < len(names):
         for name, written in _SINGLE.items():
             if names.count(name) > 1 and len(set(message.headers.get_all(name))) > 1:
                 raise MessageError(f"Conflicting {written}")
+    hops = 0
     for _, line in message.headers.lines("via"):
         if _EMPTY_ELEMENT.search(line):
             raise MessageError("Malformed Via")
+        hops += line.count(",") + 1
+    if hops > limits.via_hops:
+        raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
+    if "record-route" in names:
+        lines = message.headers.lines("record-route")
+        if sum(line.count(",") + 1 for _, line in lines) > limits.record_routes:
+            raise MessageError("Too Many Record-Routes")
 
 
 def _check_address(address: NameAddr, where: str) -> None:
