@@ -111,6 +111,8 @@ class WakeConfig(Section):
     probe: Seconds = 1.5
     "How long a UDP contact may stay silent before its device is pushed."
     push: Literal["when-unreachable", "always"] = "when-unreachable"
+    push_while_ringing: bool = True
+    "Whether a device is still pushed while another one of the call rings."
     no_answer: Seconds = 180
     "Timer C (RFC 3261 §16.6 step 11): how long a device may ring."
 
@@ -206,6 +208,10 @@ class UserConfig(Section):
     hold_seconds: Annotated[float, Field(ge=0)] | None = None
     fallback: Fallback = ""
     "One SIP URI, or one for each cause."
+    forward: SipUriText = ""
+    "Gets every call at once; no device is rung or pushed."
+    do_not_disturb: bool = False
+    "Calls are busy: no device is rung or pushed."
 
 
 class GroupConfig(Section):

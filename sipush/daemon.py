@@ -339,7 +339,7 @@ def new_id() -> str:
 def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
     """The users of the configuration as the server wants them."""
     return {
-        aor: Subscriber(aor, **user.model_dump(exclude={"fallback"})) for aor, user in users.items()
+        aor: Subscriber(aor, **user.model_dump(exclude={"fallback", "forward", "do_not_disturb"})) for aor, user in users.items()
     }
 
 
@@ -371,6 +371,9 @@ def proxy_policy(config: Config) -> ProxyPolicy:
         probe=wake.probe,
         no_answer=wake.no_answer,
         ringback=None if wake.ringback == "none" else int(wake.ringback),
+        push_while_ringing=wake.push_while_ringing,
+        forwards={aor: user.forward for aor, user in config.users.items() if user.forward},
+        do_not_disturb=frozenset(a for a, user in config.users.items() if user.do_not_disturb),
         groups={
             aor: Group(tuple(group.members), group.time if group.strategy == "in-turn" else None)
             for aor, group in config.groups.items()

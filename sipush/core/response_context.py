@@ -191,6 +191,8 @@ class ResponseContext:
     ringback: int | None = None
     "Provisional the caller gets while devices are woken, or None."
     invite: bool = True
+    push_while_ringing: bool = True
+    "Whether a device is still pushed while another one rings."
     fallback: bool = False
     "Whether there is somewhere else to go when no branch succeeds."
     search: Search = field(default_factory=Search)
@@ -280,7 +282,7 @@ class ResponseContext:
             return []
         if self._may_change_flow(branch):
             return self._next_flow(branch, now)
-        if branch.target.wakeable and not self.closed:
+        if self._may_wake(branch):
             return self._wake(branch, now)
         return self._complete(branch, Status.FLOW_FAILED, now)
 
@@ -301,7 +303,7 @@ class ResponseContext:
         if status in FLOW_GONE and self._may_change_flow(branch):
             return self._next_flow(branch, now)
         if status in UNREACHABLE and branch.state is not BranchState.PROCEEDING:
-            if branch.target.wakeable and not self.closed:
+            if self._may_wake(branch):
                 return self._wake(branch, now)
             return self._complete(branch, status, now)
         branch.heard, branch.awaited = True, False
@@ -317,6 +319,12 @@ class ResponseContext:
             return []
         self.falling_back = False
         return self.start(targets, now)
+
+    def refuse(self, target: Target, status: int, now: float) -> list[Action]:
+        """The user takes no calls now: ``status`` stands for what no device is asked."""
+        branch = Branch(len(self.branches), target, BranchState.COMPLETED, status, heard=True)
+        self.branches.append(branch)
+        return self._settle(now)
 
     def cancelled(self, now: float) -> list[Action]:
         """The caller gave up (§16.10): ringing devices are cancelled, nobody else is woken."""
@@ -342,7 +350,7 @@ class ResponseContext:
         for branch in list(self.branches):
             if _due(branch.probe_at, now):
                 branch.probe_at = None
-                actions += self._push(branch, now)
+                actions += self._push(branch, now) if self._may_wake(branch) else []
             if _due(branch.bucket_at, now):
                 actions += self._bucket_expired(branch)
             if _due(branch.tombstone_at, now):
@@ -441,7 +449,7 @@ class ResponseContext:
         self.branches.append(branch)
         if target.live:
             return self._forward(branch, target, now)
-        if target.wakeable:
+        if self._may_wake(branch):
             return self._wake(branch, now)
         branch.state, branch.status = BranchState.COMPLETED, Status.TEMPORARILY_UNAVAILABLE
         return []
@@ -471,6 +479,11 @@ class ResponseContext:
         _finish(branch, _SUPERSEDED)
         branch.awaited = False
         return self._open(replace(target, others=tuple(others)), now, pushed=branch.pushed)
+
+    def _may_wake(self, branch: Branch) -> bool:
+        if self.closed or not branch.target.wakeable:
+            return False
+        return branch.pushed or self.push_while_ringing or not any(self._in(BranchState.PROCEEDING))
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""

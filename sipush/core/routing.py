@@ -25,7 +25,7 @@ from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request, Response
 from sipush.sip.push_params import without_push_params
 from sipush.sip.status import Status
-from sipush.sip.uri import SipUri, contact_key, parse_sip_uri
+from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
 DIALOG_FORMING = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
 _DEFAULT_MAX_FORWARDS = 70
@@ -89,6 +89,21 @@ class Realm:
             return f"{uri.aor.rpartition('@')[0]}@{self.domains[0]}"
         return None
 
+    def tel_aor(self, uri: TelUri, near: Aor | None = None) -> Aor:
+        """The user of ours with that number: in the domain it names, else in that of ``near``."""
+        domain = near.rpartition("@")[2] if near else self.domains[0]
+        return f"{uri.number}@{uri.context if uri.context in self.domains else domain}"
+
+    def caller_aor(self, request: Request) -> Aor | None:
+        """The user of ours that From names, or None."""
+        uri = request.from_.uri
+        if (tel := parse_tel_uri(uri)) is not None:
+            return self.tel_aor(tel)
+        try:
+            return self.aor(parse_sip_uri(uri))
+        except MessageError:
+            return None
+
     def _is_our_address(self, uri: SipUri) -> bool:
         if uri.port is None:  # phones leave the port out of To and From
             return self.is_own_host(uri.address)
@@ -150,6 +165,8 @@ def destination(
         return ToEmergency()
     if request.headers.values("route"):
         return Rejection(Status.FORBIDDEN, "Route Not Ours")
+    if (tel := parse_tel_uri(request.uri)) is not None:
+        return ToAor(realm.tel_aor(tel, realm.caller_aor(request)))
     uri = parse_sip_uri(request.uri)
     aor = realm.aor(uri)
     if aor is None:
@@ -264,8 +281,9 @@ class Diversion:
     uri: str
     "Where it was sent."
     status: int
-    "What came of it."
-    cause: Cause
+    "What came of it; 302 for a call that is always sent on."
+    cause: Cause | None
+    "None: it is always sent on."
 
     @property
     def reason(self) -> str:
@@ -274,6 +292,7 @@ class Diversion:
 
 
 _DIVERSION_REASONS = {
+    None: "unconditional",
     Cause.UNREACHABLE: "unavailable",
     Cause.NO_ANSWER: "no-answer",
     Cause.BUSY: "user-busy",

@@ -463,12 +463,25 @@ class Forwarding:
         may_go_on = self.context.invite and len(self.destinations) <= MAX_FALLBACKS
         self.context.fallback = bool(fallbacks) and may_go_on
 
+    @property
+    def _origin(self) -> str:
+        """Where the call was sent last, as a URI."""
+        return self.request.uri if len(self.destinations) == 1 else f"sip:{self.destinations[-1]}"
+
+    def divert(self, status: int, cause: Cause | None) -> None:
+        """The call goes on from where it was sent last."""
+        self.diversions.append(Diversion(self._origin, status, cause))
+
+    def refuse(self, aor: Aor, status: int) -> None:
+        """The user takes no calls now."""
+        self.started = True
+        self._perform(self.context.refuse(Target(aor), status, self._now))
+
     async def _fall_back(self, status: int, cause: Cause) -> None:
         """Find where the call goes now: a URI of another server, or another user of ours."""
         targets = TargetSet(())
         if uri := self.fallbacks.get(cause):
-            last = self.destinations[-1]
-            origin = self.request.uri if len(self.destinations) == 1 else f"sip:{last}"
+            origin = self._origin
             self.tell("falling_back", to=uri, status=status, cause=cause.value)
             try:
                 targets = await self.proxy.fallback_targets(self, uri)

@@ -103,7 +103,9 @@ def describe(forwarding: Forwarding) -> HeldCall:
         aors=tuple(forwarding.watched),
         destinations=tuple(forwarding.destinations),
         fallbacks={cause.value: uri for cause, uri in forwarding.fallbacks.items()},
-        diversions=tuple((d.uri, d.status, d.cause.value) for d in forwarding.diversions),
+        diversions=tuple(
+            (d.uri, d.status, d.cause.value if d.cause else "") for d in forwarding.diversions
+        ),
         created_epoch=forwarding.created_epoch,
         saved_epoch=time.time(),
     )

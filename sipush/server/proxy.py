@@ -41,7 +41,7 @@ from sipush.core.routing import (
     validate,
 )
 from sipush.core.target_set import Target, TargetSet, Turn
-from sipush.errors import LocationError, MessageError
+from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.acknowledgements import Acknowledgements
@@ -87,6 +87,10 @@ class ProxyPolicy:
     probe: float
     no_answer: float
     ringback: int | None
+    push_while_ringing: bool
+    forwards: Mapping[Aor, str]
+    "Users whose calls are always sent on, and where to."
+    do_not_disturb: frozenset[Aor]
     groups: Mapping[Aor, Group]
     fallbacks: Mapping[str, Fallbacks]
     "By AOR and, for all users and groups of it, by domain."
@@ -164,6 +168,7 @@ class Proxy:
             timer_c=self.policy.no_answer,
             ringback=ringback,
             invite=request.method == "INVITE",
+            push_while_ringing=self.policy.push_while_ringing,
         )
         forwarding = Forwarding(
             self, transaction, request, context, str(uuid.uuid4()), self.new_id()
@@ -192,7 +197,9 @@ class Proxy:
             caller_aor=held.caller_aor,
             destinations=list(held.destinations),
             fallbacks={Cause(cause): uri for cause, uri in held.fallbacks.items()},
-            diversions=[Diversion(uri, n, Cause(cause)) for uri, n, cause in held.diversions],
+            diversions=[
+                Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
+            ],
             policy=TargetPolicy(self.policy.apps, self._is_live, _consents_to_calls),
             created_epoch=held.created_epoch,
         )
@@ -320,7 +327,10 @@ class Proxy:
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
             return
-        forwarding.start(targets)
+        if self._is_busy(forwarding, forwarding.destinations[-1]):
+            forwarding.refuse(forwarding.destinations[-1], Status.BUSY_HERE)
+        else:
+            forwarding.start(targets)
 
     async def _has_mailbox(self, aor: Aor) -> bool:
         return aor not in self.policy.groups and await self.subscribers.get(aor) is not None
@@ -334,9 +344,19 @@ class Proxy:
         subscriber = await self.subscribers.get(aor)
         if subscriber is None:
             return None
-        targets = TargetSet.of(*await self._user_targets(forwarding, subscriber))
         forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
-        return targets
+        if (uri := self._sent_on(forwarding, aor)) is not None:
+            forwarding.divert(Status.MOVED_TEMPORARILY, None)
+            return await self.fallback_targets(forwarding, uri)
+        if self._is_busy(forwarding, aor):
+            return TargetSet(())
+        return TargetSet.of(*await self._user_targets(forwarding, subscriber))
+
+    def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
+        return self.policy.forwards.get(aor) if forwarding.context.invite else None
+
+    def _is_busy(self, forwarding: Forwarding, aor: Aor) -> bool:
+        return forwarding.context.invite and aor in self.policy.do_not_disturb
 
     async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
         """Watch first, look up second: no registration is lost in between."""
@@ -357,6 +377,8 @@ class Proxy:
         if subscriber is None:
             log.warning("group_member_unknown", aor=aor)
             return None
+        if self._is_busy(forwarding, aor) or self._sent_on(forwarding, aor):
+            return None  # a group rings people, not where their own calls go
         return Turn(tuple(await self._user_targets(forwarding, subscriber)), aor)
 
     async def fallback_targets(self, forwarding: Forwarding, uri: str) -> TargetSet:

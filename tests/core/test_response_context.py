@@ -465,3 +465,30 @@ def test_a_device_is_pushed_once_whatever_its_flows_do() -> None:
     assert context.flow_failed(0, NOW + PROBE) == [Forward(1)]
     assert context.flow_failed(1, NOW + PROBE) == []
     assert context.branches[1].state is BranchState.WAKING
+
+
+def test_no_device_is_pushed_while_another_rings_where_the_policy_says_so() -> None:
+    context = make(push_while_ringing=False)
+    context.start([target("desk", "a", "tcp/1"), target("mobile", "b", "tcp/2")], NOW)
+    context.response_received(0, 180, NOW)
+    assert context.timer_fired(NOW + PROBE) == []
+    assert context.flow_failed(1, NOW + 2) == []
+    assert (context.branches[1].state, context.branches[1].status) == (BranchState.COMPLETED, 430)
+
+
+def test_a_device_is_pushed_before_another_rings_whatever_the_policy() -> None:
+    context = make(push_while_ringing=False)
+    actions = context.start([target("desk", "a", "tcp/1"), target("sleeping", "b")], NOW)
+    assert RequestPush(1, NOW + HOLD) in actions
+    context.response_received(0, 180, NOW)
+    assert context.binding_refreshed(target("mobile", "b"), NOW + 1) == [Forward(1)]
+
+
+def test_a_user_who_takes_no_calls_is_busy() -> None:
+    assert make().refuse(Target("bob@x"), 486, NOW) == [Respond(486, 0)]
+
+
+def test_a_user_who_takes_no_calls_has_a_fallback_for_busy() -> None:
+    (fall_back,) = make(fallback=True).refuse(Target("bob@x"), 486, NOW)
+    assert isinstance(fall_back, FallBack)
+    assert fall_back.cause is Cause.BUSY
