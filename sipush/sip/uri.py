@@ -97,6 +97,33 @@ def parse_sip_uri(text: str) -> SipUri:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TelUri:
+    """A parsed tel: URI (RFC 3966)."""
+
+    number: str
+    "Without visual separators; a global one begins with ``+``."
+    context: str
+    "Where a local number counts: a domain, lower-case, or the digits it continues; or empty."
+
+
+def parse_tel_uri(text: str) -> TelUri | None:
+    """Parse a tel: URI; None when it is none."""
+    match = _TEL_URI.fullmatch(text)
+    number = match["number"].translate(_VISUAL_SEPARATORS) if match else ""
+    if match is None or not number:
+        return None
+    context = _PHONE_CONTEXT.search(match["params"])
+    return TelUri(number, context["value"].lower() if context else "")
+
+
+_TEL_URI = re.compile(
+    r"tel:(?P<number>\+?[0-9A-F*#.()\-]+)(?P<params>(?:;[^;<>\"\s]+)*)", re.IGNORECASE
+)
+_PHONE_CONTEXT = re.compile(r";phone-context=(?P<value>[^;]+)", re.IGNORECASE)
+_VISUAL_SEPARATORS = str.maketrans("", "", "-.()")
+
+
 def contact_key(uri: str) -> str:
     """A string that is equal for two Contact URIs that name the same contact (§19.1.4).
 

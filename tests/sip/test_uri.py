@@ -1,7 +1,7 @@
 import pytest
 
 from sipush.errors import MessageError
-from sipush.sip.uri import contact_key, parse_sip_uri
+from sipush.sip.uri import TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,25 @@ def test_a_uri_that_cannot_be_used_is_refused(text: str, status: int) -> None:
     with pytest.raises(MessageError) as caught:
         parse_sip_uri(text)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "context"),
+    [
+        ("tel:+358-(555)-123.4567;postd=pp22", "+3585551234567", ""),
+        ("TEL:7042;phone-context=Example.COM", "7042", "example.com"),
+        ("tel:*21#;x=y;Phone-Context=+49", "*21#", "+49"),
+    ],
+)
+def test_a_telephone_number_loses_what_only_people_read(
+    text: str, number: str, context: str
+) -> None:
+    assert parse_tel_uri(text) == TelUri(number, context)
+
+
+@pytest.mark.parametrize("text", ["tel:", "tel:-", "tel:a b", "tel:12;", "sip:+12@a", "tel:12>"])
+def test_what_is_no_telephone_number_is_none(text: str) -> None:
+    assert parse_tel_uri(text) is None
 
 
 def test_a_contact_stays_the_same_when_only_its_push_token_changes() -> None:
