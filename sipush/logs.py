@@ -6,12 +6,15 @@ keyword arguments.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -47,8 +50,20 @@ def fingerprint(token: str) -> str:
     return sha256(token.encode()).hexdigest()[:8]
 
 
+#: Without any of these a text that is shorter than every token holds nothing to redact.
+_HINTS = (
+    *("authorization", "bearer", "basic", "response", "device-uid", "pn-prid", "pn-tok"),
+    *("password", "access_token", "ha1_", "://", "eyj"),
+)
+_SHORTEST_TOKEN = 64
+
+
 def redact_text(text: str) -> str:
     """The text without the tokens, passwords and digests in it."""
+    if len(text) < _SHORTEST_TOKEN:
+        lower = text.lower()
+        if not any(hint in lower for hint in _HINTS):
+            return text
     return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
 
 
@@ -59,8 +74,13 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+@lru_cache(maxsize=1024)
+def _is_secret(key: str) -> bool:
+    return _SECRET_KEY.search(key.lower().replace("-", "_")) is not None
+
+
 def _redact(key: str, value: Any) -> Any:
-    if value and _SECRET_KEY.search(key.lower().replace("-", "_")):
+    if value and _is_secret(key):
         return REDACTED
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -84,6 +104,34 @@ class _ToStructlog(logging.Handler):
         logger.log(level, record.getMessage(), exc_info=record.exc_info)
 
 
+class _PerTurn:
+    """A stream that gets all lines of one turn of the event loop in one write, at its end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._ordered = False
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write soon, or now where no loop runs (at start, at the end, in other threads)."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write()
+            return
+        if not self._ordered:
+            self._ordered = True
+            loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        lines, self._lines, self._ordered = self._lines, [], False
+        self._stream.write("".join(lines))
+        self._stream.flush()
+
+
 def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     """Send the log to ``stream`` (stderr); calls below the level cost next to nothing."""
     stream = stream or sys.stderr
@@ -98,7 +146,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
             _renderer(console, stream),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _PerTurn(stream))),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_ToStructlog()], force=True)
@@ -109,4 +157,11 @@ def _renderer(console: bool, stream: TextIO) -> Processor:
         return structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
-    return structlog.processors.JSONRenderer(ensure_ascii=False)
+    return _render_json
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return _encode(event)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
