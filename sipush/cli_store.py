@@ -130,6 +130,8 @@ def _writable_aor(text: str, config: Config) -> Aor:
     aor = _aor(text, config)
     if aor in config.users:
         raise SipushError(f"{aor} is a user of the configuration file: change it there")
+    if aor in config.groups:
+        raise SipushError(f"{aor} is a group of the configuration file: nobody would be called")
     return aor
 
 

@@ -172,6 +172,13 @@ def test_a_user_that_cannot_be_added_is_told_why(
     assert line.startswith(f"sipush: {problem}")
 
 
+def test_a_group_is_no_user(shell: Shell) -> None:
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write('[groups."600@example.com"]\nmembers = ["100@example.com"]\n')
+    (line,) = shell.refused("user", "add", "600", stdin="pw")
+    assert line.startswith("sipush: 600@example.com is a group of the configuration file")
+
+
 def test_users_are_imported_by_password_or_by_hash(shell: Shell) -> None:
     lines = f'101@example.com,"a,b"\n\n102@example.org,{HA1},\n103,,{HA1 * 2}\n'
     (shell.folder / "users.csv").write_text(lines)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.fallback_server import FallbackServer
-from tests.e2e.wire import SDP, Msg
+from tests.e2e.wire import SDP, Msg, OutCall
 from tests.e2e.world import World, apns_token, x_push
 
 pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
@@ -78,6 +78,31 @@ async def test_an_emergency_call_of_a_stranger_is_not_challenged(world: World) -
         assert incoming.invite["geolocation"] == ""
         assert incoming.invite.body == SDP
         await daemon.log_event("emergency_call", caller="unknown", address=False)
+
+
+async def test_an_emergency_service_has_no_domain(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice = await world.phone(daemon, "alice")
+        await alice.register()
+        call = OutCall(alice, "urn:service:sos", (), f"sos-{world.domain}")
+        call.send_invite()
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        assert "To: <urn:service:sos>" in incoming.invite.text
+        assert incoming.invite.uri == psap.uri("psap")
+
+
+async def test_a_caller_who_gives_up_reaches_the_emergency_centre_too(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("112", challenged=False)
+        incoming = await psap.phone(daemon).incoming()
+        incoming.reply(180)
+        await call.expect(180)
+        _, final, _ = await in_time(call.cancel(), call.final(), incoming.cancelled())
+        assert final.status == 487
 
 
 async def test_strangers_may_be_asked_to_sign_in(world: World) -> None:
