@@ -333,7 +333,14 @@ def _listeners(config: Config) -> Listeners:
 
 def new_id() -> str:
     """A tag or branch part that nobody can guess (RFC 3261 §19.3)."""
-    return secrets.token_hex(8)
+    if not _ids:
+        # Many at a time: each draw is a system call.
+        text = secrets.token_hex(8 * 256)
+        _ids.extend(text[start : start + 16] for start in range(0, len(text), 16))
+    return _ids.pop()
+
+
+_ids: list[str] = []
 
 
 def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
