@@ -102,7 +102,8 @@ class Registration:
     """What one accepted REGISTER asks of the store, applied atomically (RFC 3261 §10.3 step 7).
 
     In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,
-    apply ``unbind``, ``bind``, ``push_off``, ``push``, check ``max_contacts``.
+    apply ``unbind``, ``bind``, ``push_off``, ``push``, check ``max_contacts``, keep the
+    newest ``max_push_records``.
     """
 
     aor: Aor
@@ -125,6 +126,8 @@ class Registration:
     refreshes: tuple[tuple[str, float], ...] = ()
     """(device, UNIX seconds): due to be pushed by then so that it refreshes its binding; replaces
     what the device had due before."""
+    max_push_records: int = 1000
+    "Of those above, the ones that were refreshed longest ago are removed."
 
 
 class Refusal(Enum):

@@ -54,7 +54,8 @@ def apply(location: Location, registration: Registration) -> Location | Refusal:
         records[record.device] = record
     if len(bindings) > max(registration.max_contacts, len(old.bindings)):
         return Refusal.TOO_MANY_CONTACTS
-    return live(bindings.values(), records.values(), registration.now_epoch)
+    after = live(bindings.values(), records.values(), registration.now_epoch)
+    return replace(after, push_records=after.push_records[: registration.max_push_records])
 
 
 def without_push_record(location: Location, record: PushRecord) -> Location:

@@ -63,6 +63,7 @@ class RegistrationPolicy:
     max_expires: int = 3600
     default_expires: int = 3600
     max_contacts: int = 10
+    max_push_records: int = 20
     push_record_lifetime: float = 7 * 86400
     "How long a push record outlives the last REGISTER."
     apps: Mapping[str, frozenset[Platform]] = field(default_factory=dict)
@@ -222,6 +223,7 @@ class _Register:
             push=tuple(self.push),
             push_off=tuple(self.push_off),
             refreshes=tuple(self.refreshes),
+            max_push_records=self.policy.max_push_records,
         )
 
     def _unbind_all(self, contacts: list[str]) -> None:

@@ -22,6 +22,7 @@ class MemoryStore:
         self._message_id = 0
         self._refreshes: dict[tuple[Aor, str], float] = {}
         self._held_calls: dict[tuple[str, str], bytes] = {}
+        self._bans: dict[str, float] = {}
         self._secret = secrets.token_bytes(32)
 
     async def open(self) -> None:
@@ -124,6 +125,19 @@ class MemoryStore:
         """Every subscriber."""
         for subscriber in list(self._subscribers.values()):
             yield subscriber
+
+    async def put_ban(self, source: str, until_epoch: float) -> None:
+        """Ban a source."""
+        self._bans[source] = until_epoch
+
+    async def bans(self, now_epoch: float) -> dict[str, float]:
+        """Those whose time is not over."""
+        self._bans = {source: until for source, until in self._bans.items() if until > now_epoch}
+        return dict(self._bans)
+
+    async def remove_ban(self, source: str) -> bool:
+        """Whether there was one."""
+        return self._bans.pop(source, None) is not None
 
     async def secret(self) -> bytes:
         """32 random bytes."""

@@ -44,6 +44,7 @@ class RedisStore:
         self._node = secrets.token_hex(8).encode()
         self._channel = self._prefix + b":wakes"
         self._refreshes = self._prefix + b":refreshes"
+        self._bans = self._prefix + b":bans"
         self._listeners: list[WakeListener] = []
         self._hearing: asyncio.Task[None] | None = None
         self._open = False
@@ -209,6 +210,23 @@ class RedisStore:
                 seen.add(aor)
                 if subscriber := await self.subscriber(aor):
                     yield subscriber
+
+    async def put_ban(self, source: str, until_epoch: float) -> None:
+        """Ban a source."""
+        await self._redis.call(b"ZADD", self._bans, repr(until_epoch).encode(), source.encode())
+
+    async def bans(self, now_epoch: float) -> dict[str, float]:
+        """Those whose time is not over; the others are removed."""
+        now = repr(now_epoch).encode()
+        await self._redis.call(b"ZREMRANGEBYSCORE", self._bans, b"-inf", now)
+        flat = await self._redis.call(b"ZRANGE", self._bans, b"0", b"-1", b"WITHSCORES")
+        return {
+            name.decode(): float(until) for name, until in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+    async def remove_ban(self, source: str) -> bool:
+        """Whether there was one."""
+        return bool(await self._redis.call(b"ZREM", self._bans, source.encode()))
 
     async def secret(self) -> bytes:
         """32 random bytes."""

@@ -173,6 +173,7 @@ def bind_arguments(
     yield b"%d" % registration.cseq
     yield b"%d" % registration.max_contacts
     yield b"1" if registration.unbind_all else b"0"
+    yield b"%d" % registration.max_push_records
     yield b"%d" % len(bindings)
     for binding, text in zip(registration.bind, bindings, strict=True):
         yield encode(binding.device)

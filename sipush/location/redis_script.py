@@ -63,16 +63,16 @@ return {reply(bindings), reply(records), messages(KEYS[3])}
 
 BIND = Script(
     b"""-- KEYS: bindings, push, messages.
--- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1), then
--- four lists, each its length first: bind (device, contact_key, expires, JSON), unbind (device,
--- contact_key), push_off (device, token), push (device, expires, JSON).
+-- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1),
+-- max_push_records, then four lists, each its length first: bind (device, contact_key, expires,
+-- JSON), unbind (device, contact_key), push_off (device, token), push (device, expires, JSON).
 -- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
 -- name of a Refusal. A row that came with this call is returned as its place in its list, counted
 -- from 1, as the caller has it already.
 """
     + _COMMON
     + b"""
-local position = 7
+local position = 8
 local function list(width)
   local items = {}
   position = position + 1
@@ -156,6 +156,17 @@ end
 local after = 0
 for _ in pairs(bindings) do after = after + 1 end
 if after > math.max(tonumber(ARGV[6]), before) then return 'too-many-contacts' end
+
+local newest = {}
+for device in pairs(records) do newest[#newest + 1] = device end
+if #newest > tonumber(ARGV[8]) then
+  table.sort(newest, function(one, other)
+    local a, b = records[one].updated_epoch, records[other].updated_epoch
+    if a == b then return one < other end
+    return a > b
+  end)
+  for n = tonumber(ARGV[8]) + 1, #newest do drop(records, gone_records, newest[n]) end
+end
 
 local function write(key, live)
   local put, latest = {}, 0

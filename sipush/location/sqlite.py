@@ -38,6 +38,7 @@ _TAKE_REFRESHES = (
     " RETURNING aor, device"
 )
 _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,?,?)"
+_PUT_BAN = "INSERT OR REPLACE INTO bans (source, until_epoch) VALUES (?,?)"
 _DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
 _DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
 _PURGE = tuple(
@@ -233,6 +234,29 @@ class SqliteStore:
         """Every subscriber."""
         async for row in self._pages(_SUBSCRIBERS_AFTER):
             yield rows.subscriber_of(row)
+
+    async def put_ban(self, source: str, until_epoch: float) -> None:
+        """Ban a source."""
+        row = (source, until_epoch)
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute(_PUT_BAN, row)
+
+        await self._write(job)
+
+    async def bans(self, now_epoch: float) -> dict[str, float]:
+        """Those whose time is not over; the others are deleted."""
+        query = "SELECT source, until_epoch FROM bans"
+        stored = await self._read(lambda connection: connection.execute(query).fetchall())
+        if any(until <= now_epoch for _, until in stored):
+            purge = "DELETE FROM bans WHERE until_epoch <= ?"
+            await self._write(lambda connection: connection.execute(purge, (now_epoch,)).rowcount)
+        return {source: until for source, until in stored if until > now_epoch}
+
+    async def remove_ban(self, source: str) -> bool:
+        """Whether there was one."""
+        sql, key = "DELETE FROM bans WHERE source = ?", (source,)
+        return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
 
     async def secret(self) -> bytes:
         """32 random bytes, kept in ``meta``."""

@@ -84,6 +84,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX refreshes_due ON refreshes (due_epoch)",
     ),
+    (
+        """CREATE TABLE bans (
+            source TEXT NOT NULL PRIMARY KEY,  -- an IPv4 address or an IPv6 /64
+            until_epoch REAL NOT NULL
+        ) WITHOUT ROWID""",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

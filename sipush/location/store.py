@@ -84,5 +84,14 @@ class LocationStore(Protocol):
     def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber, in no order."""
 
+    async def put_ban(self, source: str, until_epoch: float) -> None:
+        """Ban an address or network, or change until when it is banned."""
+
+    async def bans(self, now_epoch: float) -> dict[str, float]:
+        """Until when (UNIX seconds) sources are banned; those whose time is over are left out."""
+
+    async def remove_ban(self, source: str) -> bool:
+        """Whether there was one."""
+
     async def secret(self) -> bytes:
         """32 random bytes, made at the first call ever and the same for every process since."""

@@ -482,3 +482,34 @@ async def test_the_secret_stays_the_same(store: LocationStore):
 async def test_closing_twice_is_harmless(store: LocationStore):
     await store.close()
     await store.close()
+
+
+async def test_of_too_many_push_records_the_ones_refreshed_longest_ago_go(store: LocationStore):
+    for age in range(4):
+        device, at = f"token:{age}", NOW - age
+        row = record(device, device, updated_epoch=at)
+        await store.bind(registration(push=(row,), now_epoch=at, max_push_records=3))
+    kept = (await store.lookup(AOR, NOW)).push_records
+    assert [row.device for row in kept] == ["token:0", "token:1", "token:2"]
+    newer = record("token:new", "token:new", updated_epoch=NOW + 1)
+    bound = await store.bind(registration(push=(newer,), max_push_records=2))
+    assert isinstance(bound, Location)
+    assert [row.device for row in bound.push_records] == ["token:new", "token:0"]
+    assert await store.lookup(AOR, NOW) == bound
+
+
+async def test_a_ban_holds_until_its_time_is_over(store: LocationStore):
+    assert await store.bans(NOW) == {}
+    await store.put_ban("192.0.2.1", NOW + 10)
+    await store.put_ban("2001:db8:1:2::/64", NOW + 600)
+    assert await store.bans(NOW) == {"192.0.2.1": NOW + 10, "2001:db8:1:2::/64": NOW + 600}
+    assert await store.bans(NOW + 10) == {"2001:db8:1:2::/64": NOW + 600}
+
+
+async def test_a_ban_can_be_prolonged_and_lifted(store: LocationStore):
+    await store.put_ban("192.0.2.1", NOW + 10)
+    await store.put_ban("192.0.2.1", NOW + 20)
+    assert await store.bans(NOW + 15) == {"192.0.2.1": NOW + 20}
+    assert await store.remove_ban("192.0.2.1")
+    assert not await store.remove_ban("192.0.2.1")
+    assert await store.bans(NOW) == {}

@@ -60,6 +60,7 @@ def registrations(draw: st.DrawFn) -> Registration:
         draw(st.booleans()) and draw(st.booleans()),
         tuple(draw(st.lists(records, max_size=3))),
         tuple(draw(st.lists(st.tuples(devices, tokens), max_size=2))),
+        max_push_records=draw(st.integers(1, 4)),
     )
 
 
