@@ -307,7 +307,7 @@ class Forwarding:
             self.diversions,
         )
         attempt = self.attempts[branch]
-        if target.wakeable and target.flow not in self.watched_flows:
+        if target.wakeable and target.flow and target.flow not in self.watched_flows:
             self.watched_flows.add(target.flow)
             self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
