@@ -114,6 +114,31 @@ class Realm:
         return self.is_listener(uri.address, uri.port)
 
 
+_SECURE = {"TLS": "tcp", "WSS": "ws"}
+"Transports with TLS, and the transport parameter of a sips: URI for each."
+
+
+def wants_tls(request: Request) -> bool:
+    """Whether every hop must be secure: the Request-URI is a sips: URI (§26.2.2)."""
+    return request.uri[:5].lower() == "sips:"
+
+
+def is_secure(flow: str) -> bool:
+    """Whether the flow of this name (``Flow.name``) is over TLS."""
+    return flow.partition("/")[0].upper() in _SECURE
+
+
+def record_route_uri(user: str, transport: str, sent_by: str, *, sips: bool) -> str:
+    """The URI we record for one side (§16.6 step 4), with the transport parameter it needs.
+
+    ``sips`` for a request that ``wants_tls``.
+    """
+    if sips and transport in _SECURE:
+        return f"sips:{user}@{sent_by};transport={_SECURE[transport]};lr"
+    parameter = "ws" if transport == "WSS" else transport.lower()  # RFC 7118 §5.2
+    return f"sip:{user}@{sent_by};transport={parameter};lr"
+
+
 def loop_digest(request: Request) -> str:
     """The part of our branches that is equal for a request that came back unchanged (§16.6, 8)."""
     headers = request.headers

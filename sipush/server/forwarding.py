@@ -48,7 +48,9 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     has_video,
+    record_route_uri,
     strip_push_params,
+    wants_tls,
 )
 from sipush.core.target_set import Target, TargetSet
 from sipush.core.wake_up import WakeUp, outcome, seconds
@@ -344,9 +346,8 @@ class Forwarding:
         ]
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
-        user = encode_route_token(token, self.proxy.key)
-        transport = "ws" if flow.transport == "WSS" else flow.transport.lower()  # RFC 7118 §5.2
-        return f"sip:{user}@{flow.sent_by};transport={transport};lr"
+        user, sips = encode_route_token(token, self.proxy.key), wants_tls(self.request)
+        return record_route_uri(user, flow.transport, flow.sent_by, sips=sips)
 
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response

@@ -36,9 +36,11 @@ from sipush.core.routing import (
     destination,
     forward_request,
     is_anonymous,
+    is_secure,
     is_side,
     loop_digest,
     validate,
+    wants_tls,
 )
 from sipush.core.target_set import Target, TargetSet, Turn
 from sipush.errors import LocationError
@@ -200,7 +202,7 @@ class Proxy:
             diversions=[
                 Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
             ],
-            policy=TargetPolicy(self.policy.apps, self._is_live, _consents_to_calls),
+            policy=TargetPolicy(self.policy.apps, self._is_live_for(request), _consents_to_calls),
             created_epoch=held.created_epoch,
         )
         self._forwardings[transaction] = forwarding
@@ -272,7 +274,8 @@ class Proxy:
         location = await self.store.lookup(token.aor, time.time())
         target = await self._dialog_target(token, request)
         is_ours = partial(self._is_referred_to, reference)
-        forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, is_ours)
+        is_live = self._is_live_for(request)
+        forwarding.policy = TargetPolicy(self.policy.apps, is_live, is_ours)
         for record in filter(is_ours, location.push_records):
             side = forwarding.policy.target(record.device, location, subscriber)
             forwarding.dialog_side = side.device
@@ -322,7 +325,8 @@ class Proxy:
             await self.messages.arrived(transaction, request, aor, forwarding.tag)
             return
         consents = _consents_to_calls if request.method == "INVITE" else _never
-        forwarding.policy = TargetPolicy(self.policy.apps, self._is_live, consents)
+        is_live = self._is_live_for(request)
+        forwarding.policy = TargetPolicy(self.policy.apps, is_live, consents)
         targets = await self._targets(forwarding, aor)
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
@@ -393,6 +397,12 @@ class Proxy:
             return await self._targets(forwarding, aor) or TargetSet(())
         forwarding.sent_to(uri, {})
         return TargetSet.of(Target(device=uri, uri=uri, live=True))
+
+    def _is_live_for(self, request: Request) -> Callable[[Binding], bool]:
+        """What counts as reachable: for a sips: URI only what is reached over TLS."""
+        if wants_tls(request):
+            return lambda binding: is_secure(binding.flow) and self._is_live(binding)
+        return self._is_live
 
     def _is_live(self, binding: Binding) -> bool:
         if binding.path:

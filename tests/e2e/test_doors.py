@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import ssl
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from sipush.config import TlsConfig
 from tests.e2e.daemon import Daemon, in_time
-from tests.e2e.wire import Msg, Phone, new_branch
+from tests.e2e.wire import Msg, OutCall, Phone, new_branch
 from tests.e2e.world import DOORS, World, apns_token, x_push
 from tests.transport.authority import Authority
 
@@ -168,6 +169,30 @@ async def test_nobody_dials_out_to_a_phone_that_has_hung_up_its_connection(
     assert (await call.final()).status == 480
     assert not dialled.is_set()
     tempting.close()
+
+
+@pytest.mark.parametrize(("caller", "callee"), [("TLS", "WSS"), ("WSS", "TLS")])
+async def test_a_sips_call_stays_secure_on_every_hop(
+    world: World, caller: str, callee: str
+) -> None:
+    """A device that is not reached over TLS is not called (RFC 3261 §26.2.2, RFC 5630 §3)."""
+    daemon = await world.daemon(listen=world.doors())
+    insecure = await world.phone(daemon, "bob", "TCP")
+    secure = await world.phone(daemon, "bob", callee)
+    for bob in (insecure, secure):
+        assert (await bob.register()).response.status == 200
+    alice = await world.phone(daemon, "alice", caller)
+    call = OutCall(alice, f"sips:bob@{world.domain}", (), f"call-{secrets.token_hex(8)}")
+    call.send_invite()
+    await call.authorize(await call.expect(407))
+    answer, incoming = await in_time(call.final(), secure.rings_and_answers())
+    ours, hers = incoming.invite.all("record-route")
+    for transport, route in ((callee, ours), (caller, hers)):
+        parameter = {"TLS": "tcp", "WSS": "ws"}[transport]
+        assert route.startswith("<sips:")
+        assert route.endswith(f"@{host_port(daemon.at(transport))};transport={parameter};lr>")
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    assert insecure.wire.count("INVITE") == 0
 
 
 async def test_a_listener_behind_nat_names_its_public_address(world: World) -> None:
