@@ -21,13 +21,21 @@ MAX_HEADER_LINES = 1000
 
 
 class Message:
-    """What requests and responses have in common. ``headers`` may be edited in place."""
+    """What requests and responses have in common.
 
-    __slots__ = ("body", "headers")
+    ``headers`` may be edited in place, but for From, To, Call-ID and CSeq once they were asked for:
+    these are the same as long as a message lives, and are read from its headers once.
+    """
+
+    __slots__ = ("_call_id", "_cseq", "_from", "_to", "body", "headers")
 
     def __init__(self, headers: Headers, body: bytes = b"") -> None:
         self.headers = headers
         self.body = body
+        self._from: NameAddr | None = None
+        self._to: NameAddr | None = None
+        self._call_id = ""
+        self._cseq: CSeq | None = None
 
     @property
     def start_line(self) -> str:
@@ -70,22 +78,30 @@ class Message:
     @property
     def from_(self) -> NameAddr:
         """From (§20.20). Raises MessageError when missing or malformed."""
-        return self._address("from", "From")
+        if self._from is None:
+            self._from = self._address("from", "From")
+        return self._from
 
     @property
     def to(self) -> NameAddr:
         """To (§20.39). Raises MessageError when missing or malformed."""
-        return self._address("to", "To")
+        if self._to is None:
+            self._to = self._address("to", "To")
+        return self._to
 
     @property
     def call_id(self) -> str:
         """Call-ID (§20.8). Raises MessageError when missing."""
-        return self._need("call-id", "Call-ID")
+        if not self._call_id:
+            self._call_id = self._need("call-id", "Call-ID")
+        return self._call_id
 
     @property
     def cseq(self) -> CSeq:
         """CSeq (§20.16). Raises MessageError when missing or malformed."""
-        return parse_cseq(self._need("cseq", "CSeq"))
+        if self._cseq is None:
+            self._cseq = parse_cseq(self._need("cseq", "CSeq"))
+        return self._cseq
 
 
 class Request(Message):
@@ -192,12 +208,12 @@ _SPACE = re.compile(r"\s").search
 
 def content_length(message: Message) -> int | None:
     """The value of Content-Length (§20.14), or None when there is none. Raises MessageError."""
-    values = set(message.headers.get_all("content-length"))
+    values = message.headers.get_all("content-length")
     if not values:
         return None
-    if len(values) > 1:
+    value = values[0]
+    if any(other != value for other in values[1:]):
         raise MessageError("Conflicting Content-Length", message=message)
-    value = values.pop()
     if not (value.isascii() and value.isdigit()) or len(value) > 9:
         raise MessageError("Malformed Content-Length", message=message)
     return int(value)

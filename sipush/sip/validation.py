@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from sipush.errors import MessageError
-from sipush.sip.fields import NameAddr
+from sipush.sip.fields import NameAddr, Via
 from sipush.sip.grammar import is_token, split_outside
 from sipush.sip.message import Message, Request
 from sipush.sip.status import Status
@@ -27,7 +27,7 @@ _SINGLE = {
     "expires": "Expires",
 }
 
-_EMPTY_ELEMENT = re.compile(r"[;,]\s*[;,]|,\s*$")
+_EMPTY_ELEMENT = re.compile(r"[;,]\s*[;,]|,\s*$").search
 
 #: Schemes a Request-URI may have; what to do with each is routing's business.
 _REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
@@ -82,7 +82,7 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
                 raise MessageError(f"Conflicting {written}")
     hops = 0
     for _, line in message.headers.lines("via"):
-        if _EMPTY_ELEMENT.search(line):
+        if _EMPTY_ELEMENT(line):
             raise MessageError("Malformed Via")
         hops += line.count(",") + 1
     if hops > limits.via_hops:
@@ -119,14 +119,14 @@ def _check_max_forwards(value: str | None) -> None:
         raise MessageError("Malformed Max-Forwards")
 
 
-def stamp_received(request: Request, remote: tuple[str, int]) -> None:
+def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = None) -> None:
     """Note in the top Via where the request really came from (§18.2.1, RFC 3581 §4).
 
     ``received`` is set when sent-by names another host or ``rport`` is asked for, ``rport`` when it
-    is asked for; all other bytes of the line stay. Raises MessageError when the Via is missing or
-    malformed.
+    is asked for; all other bytes of the line stay. ``via`` is the top Via, if it has been parsed.
+    Raises MessageError when the Via is missing or malformed.
     """
-    via = request.top_via
+    via = via or request.top_via
     host, port = remote
     wants_rport = "rport" in via.params
     if not wants_rport and via.host.strip("[]").lower() == host and "received" not in via.params:

@@ -401,7 +401,7 @@ def test_the_caller_is_what_from_says() -> None:
 
 
 def test_an_anonymous_caller_is_known_by_the_uri() -> None:
+    assert not is_anonymous(invite())
     request = invite()
-    assert not is_anonymous(request)
     request.headers.set("From", '"Anonymous" <sip:anonymous@anonymous.invalid>;tag=1')
     assert is_anonymous(request)
