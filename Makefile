@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
-TEST_PACKAGES := redis-server sip-tester baresip-core chromium iproute2 iptables
+TEST_PACKAGES := redis-server sip-tester baresip-core chromium iproute2 iptables faketime
 # Debian's npm is large, and its node too old for those who have brought their own.
 TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
