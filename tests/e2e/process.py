@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -140,13 +141,19 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """A loopback port that nothing uses and that was not handed out before, even numbered."""
+    """A port that nothing uses and that was not handed out before, even numbered.
+
+    It is below those that the kernel gives to sockets that ask for any.
+    """
     while True:
-        with socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            port: int = udp.getsockname()[1] & ~1
-            with contextlib.suppress(OSError):
-                tcp.bind(("127.0.0.1", port))
-                if port not in _handed_out:
-                    _handed_out.add(port)
-                    return port
+        port = random.randrange(20_000, 32_000, 2)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(type=socket.SOCK_DGRAM) as udp,
+            socket.socket() as tcp,
+        ):
+            udp.bind(("", port))
+            tcp.bind(("", port))
+            if port not in _handed_out:
+                _handed_out.add(port)
+                return port

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.e2e.daemon import PBX, in_time
 from tests.e2e.wire import Account
 from tests.e2e.world import World, apns_token, x_push
@@ -88,18 +86,14 @@ async def test_a_trusted_peer_is_not_challenged(world: World, transport: str) ->
     await in_time(call.hang_up(answer), incoming.hung_up())
 
 
-@pytest.mark.parametrize("reason", ["hold over", "nobody registered"])
-async def test_the_fallback_gets_the_call_that_no_device_took(
-    world: World, transport: str, reason: str
-) -> None:
+async def test_the_fallback_gets_the_call_that_no_device_took(world: World, transport: str) -> None:
     voicemail = await world.sipp(None, "voicemail", "voicemail", transport, ip=PBX)
     tail = ";transport=tcp" if transport == "TCP" else ""
     fallback = f"sip:bob-box@{PBX}:{voicemail.port}{tail}"
     daemon = await world.start(
         users={world.aor("bob"): {"fallback": fallback, "hold_seconds": 0.5}}
     )
-    if reason == "hold over":
-        await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
+    await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
     alice = await world.phone(daemon, "alice", transport)
     call = await alice.call("bob")
     answer = await call.final()
