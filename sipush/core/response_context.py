@@ -266,9 +266,16 @@ class ResponseContext:
         branch = self.branches[branch_id]
         if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
             return []
+        actions: list[Action] = []
+        for waiting in self.branches:
+            if waiting is branch or (waiting.awaited and _same_app(waiting, branch)):
+                actions += self._push_failed(waiting, result, now)
+        return actions
+
+    def _push_failed(self, branch: Branch, result: PushResult, now: float) -> list[Action]:
         branch.awaited = False
         disowned = result is PushResult.TOKEN_DEAD
-        actions: list[Action] = [RemovePushRecord(branch_id)] if disowned else []
+        actions: list[Action] = [RemovePushRecord(branch.id)] if disowned else []
         if branch.state is BranchState.PROBING:
             branch.state, branch.bucket_at = BranchState.CALLING, None
         elif branch.state is BranchState.WAKING:
@@ -487,10 +494,8 @@ class ResponseContext:
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""
-        branch.pushed = branch.awaited = True
         branch.state = BranchState.PROBING
-        branch.bucket_at = now + branch.target.hold
-        return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
+        return self._request_push(branch, now)
 
     def _wake(self, branch: Branch, now: float) -> list[Action]:
         branch.state, branch.probe_at, branch.timer_c_at = BranchState.WAKING, None, None
@@ -498,9 +503,15 @@ class ResponseContext:
             if branch.bucket_at is None:
                 branch.bucket_at = now + branch.target.hold
             return []
+        return self._request_push(branch, now)
+
+    def _request_push(self, branch: Branch, now: float) -> list[Action]:
+        """Once for a call and an app on a device, though it be registered for several users."""
+        same = any(other.pushed and _same_app(other, branch) for other in self.branches)
         branch.pushed = branch.awaited = True
         branch.bucket_at = now + branch.target.hold
-        return [RequestPush(branch.id, branch.bucket_at), *self._ring_back_once(now)]
+        push: list[Action] = [] if same else [RequestPush(branch.id, branch.bucket_at)]
+        return push + self._ring_back_once(now)
 
     def _provisional(self, branch: Branch, status: int, now: float) -> list[Action]:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
@@ -649,6 +660,11 @@ def _finish(branch: Branch, status: int) -> None:
 
 def _due(at: float | None, now: float) -> bool:
     return at is not None and now >= at
+
+
+def _same_app(one: Branch, other: Branch) -> bool:
+    first, second = one.target.push, other.target.push
+    return first is not None and second is not None and first.same_tokens(second)
 
 
 def _same_flow(old: Target, new: Target) -> bool:

@@ -492,3 +492,21 @@ def test_a_user_who_takes_no_calls_has_a_fallback_for_busy() -> None:
     (fall_back,) = make(fallback=True).refuse(Target("bob@x"), 486, NOW)
     assert isinstance(fall_back, FallBack)
     assert fall_back.cause is Cause.BUSY
+
+
+def test_an_app_registered_for_two_members_of_a_group_is_pushed_once() -> None:
+    context = make()
+    actions = context.start([target("sleeping", "a@x d"), target("sleeping", "b@x d")], NOW)
+    assert actions == [RequestPush(0, NOW + HOLD), Respond(180)]
+    assert context.binding_refreshed(target("mobile", "b@x d"), NOW) == [Forward(1)]
+    assert context.branches[0].state is BranchState.WAKING
+
+
+def test_a_push_that_fails_fails_for_every_user_of_that_app() -> None:
+    context = make()
+    context.start([target("sleeping", "a@x d"), target("sleeping", "b@x d")], NOW)
+    assert context.push_finished(0, PushResult.TOKEN_DEAD, NOW) == [
+        RemovePushRecord(0),
+        RemovePushRecord(1),
+        Respond(480, 0),
+    ]
