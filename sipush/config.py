@@ -69,6 +69,8 @@ class ListenConfig(Section):
     tls: TlsConfig | None = None
     sni: list[TlsConfig] = []
     "Further certificates, for clients that ask for one of their names (RFC 6066 §3)."
+    proxies: list[Network] = []
+    "Reverse proxies in front of a WebSocket listener, believed in X-Forwarded-For."
 
 
 class SipConfig(Section):
@@ -265,6 +267,8 @@ def _check_door(door: ListenConfig) -> ListenConfig:
         refuse(f"{door.transport} needs tls = {{certificate = …, private_key = …}}")
     if (door.tls or door.sni) and not secure:
         refuse(f"{door.transport} has no use for tls or sni (allowed: with tls and wss)")
+    if door.proxies and door.transport not in ("ws", "wss"):
+        refuse(f"{door.transport} has no use for proxies (allowed: with ws and wss)")
     return door
 
 

@@ -111,6 +111,10 @@ WRONG = [
         "listen[0]: udp has no use for tls or sni (allowed: with tls and wss)",
     ),
     (
+        '[[listen]]\ntransport = "tcp"\nproxies = ["127.0.0.1"]',
+        "listen[0]: tcp has no use for proxies (allowed: with ws and wss)",
+    ),
+    (
         '[[listen]]\ntransport = "tcp"\n[[listen]]\ntransport = "ws"',
         "listen: 0.0.0.0 port 5060 stands there twice (allowed: one listener for each port)",
     ),

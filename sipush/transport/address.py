@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
 from sipush.transport.flow import Address
 
@@ -103,6 +104,8 @@ class ListenAddress:
     "What the socket is bound to; a wildcard stands for every address of its family."
     advertise: str | None = None
     "host[:port] that peers see instead; without a port it is the bound one."
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    "Reverse proxies, which know where a WebSocket really comes from."
 
     @property
     def is_wildcard(self) -> bool:

@@ -78,8 +78,19 @@ class ConnectionTable:
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that ended and tell the receiver; nothing if it was never added."""
+        if self._forget(connection):
+            self.receiver.flow_closed(connection)
+
+    def move(self, connection: Connection, remote: Address) -> bool:
+        """Take a connection nobody knows yet for one from ``remote``; False as ``add``."""
+        if not self._forget(connection):
+            return False
+        connection.remote = remote
+        return self.add(connection)
+
+    def _forget(self, connection: Connection) -> bool:
         if self._open.pop(connection.name, None) is None:
-            return
+            return False
         if connection.is_incoming:
             ip = connection.remote[0]
             self._incoming[ip] -= 1
@@ -87,7 +98,7 @@ class ConnectionTable:
                 del self._incoming[ip]
         if not self._open:
             self._empty.set()
-        self.receiver.flow_closed(connection)
+        return True
 
     async def close(self) -> None:
         """Close every connection and wait until all have ended."""

@@ -68,7 +68,9 @@ class Listeners:
     ) -> None:
         transport = config.transport.upper()
         sock = bind_socket(transport, (config.address, config.port))
-        address = ListenAddress(transport, sock.getsockname()[:2], config.advertise)
+        address = ListenAddress(
+            transport, sock.getsockname()[:2], config.advertise, tuple(config.proxies)
+        )
         if transport == "UDP":
             self._udp[address] = UdpListener(sock, address, receiver)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
@@ -12,7 +13,7 @@ from websockets.typing import Subprotocol
 
 from sipush.errors import MessageError
 from sipush.sip.message import parse_datagram
-from sipush.transport.address import ListenAddress
+from sipush.transport.address import ListenAddress, is_ip
 from sipush.transport.connection import Connection, ConnectionTable
 
 _LOG = logging.getLogger("sipush.transport.websocket")
@@ -42,12 +43,21 @@ class WebSocketConnection(Connection):
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
+                self._believe_proxy(event)
                 self._protocol.send_response(self._protocol.accept(event))
                 if self._protocol.state is State.OPEN:
                     self._ping_later()
             elif isinstance(event, Frame):
                 self._frame_received(event)
         self._flush()
+
+    def _believe_proxy(self, request: Request) -> None:
+        """What a proxy of ours adds to X-Forwarded-For is the last address in it."""
+        if not any(ip_address(self.remote[0]) in network for network in self._address.proxies):
+            return
+        told = ",".join(request.headers.get_all("X-Forwarded-For")).rpartition(",")[2].strip()
+        if is_ip(told) and not self._table.move(self, (told, self.remote[1])):
+            self._wire.abort()
 
     def close(self) -> None:
         """Start the closing handshake; the peer has ``close_timeout`` to answer."""

@@ -47,6 +47,34 @@ async def test_a_request_comes_over_websocket_and_the_answer_goes_back_as_text(
     assert await soon(recorder.closed.get()) is flow
 
 
+@pytest.mark.parametrize(
+    ("proxies", "headers", "remote"),
+    [
+        (["127.0.0.0/8"], ["192.0.2.1"], "192.0.2.1"),
+        (["127.0.0.1"], ["10.0.0.1, 2001:db8::7"], "2001:db8::7"),
+        (["127.0.0.1"], ["10.0.0.1", "192.0.2.1"], "192.0.2.1"),
+        (["127.0.0.1"], ["unknown"], "127.0.0.1"),
+        (["127.0.0.1"], [], "127.0.0.1"),
+        (["192.0.2.1"], ["192.0.2.1"], "127.0.0.1"),
+        ([], ["192.0.2.1"], "127.0.0.1"),
+    ],
+)
+async def test_only_a_proxy_of_ours_is_believed_where_a_browser_is(
+    listen: Open, recorder: Recorder, proxies: list[str], headers: list[str], remote: str
+) -> None:
+    listeners = await listen("ws", proxies=proxies, limits=Limits(connections_per_address=1))
+    told = [("X-Forwarded-For", header) for header in headers]
+    async with await browser(listeners, additional_headers=told) as phone:
+        await phone.send(register(6).decode())
+        flow, _ = await recorder.request()
+        assert flow.remote == (remote, phone.local_address[1])
+        assert listeners.flow(flow.name) is flow
+    assert await soon(recorder.closed.get()) is flow
+    assert recorder.closed.empty()
+    async with await browser(listeners, additional_headers=told):
+        pass
+
+
 async def test_the_same_over_secure_websocket(
     listen: Open, recorder: Recorder, authority: Authority
 ) -> None:
