@@ -33,27 +33,27 @@ class Endpoint:
         """Answer or forward a new request."""
         self._proxy.bucket.flow_active(transaction.flow.name)
         handler = self._registrar if request.method == "REGISTER" else self._proxy
-        self._tasks.spawn(self._guard(transaction, handler.handle(transaction, request)))
+        self._tasks.start(self._guard(transaction, handler.handle(transaction, request)))
 
     async def _guard(
         self, transaction: ServerTransactionHandle, work: Coroutine[Any, Any, None]
     ) -> None:
         """Nothing goes unanswered: every error becomes a final response."""
-        tag = self._proxy.new_id()
         try:
             await work
         except MessageError as error:
-            reject(transaction, Rejection(Status(error.status), error.reason), tag)
+            rejection = Rejection(Status(error.status), error.reason)
+            reject(transaction, rejection, self._proxy.new_id())
         except LocationError as error:
             log.error("store_unavailable", reason=str(error))
-            reject(transaction, STORE_DOWN, tag)
+            reject(transaction, STORE_DOWN, self._proxy.new_id())
         except Exception:
-            reject(transaction, INTERNAL_ERROR, tag)
+            reject(transaction, INTERNAL_ERROR, self._proxy.new_id())
             raise
 
     def ack_received(self, flow: Flow, ack: Request) -> None:
         """The ACK of a 2xx."""
-        self._tasks.spawn(self._forward_ack(ack))
+        self._tasks.start(self._forward_ack(ack))
 
     async def _forward_ack(self, ack: Request) -> None:
         try:
