@@ -74,15 +74,6 @@ def _number(text: str) -> str:
 _SEPARATORS = str.maketrans("", "", "-.() ")
 
 
-def came_from(ip: str, flow: str) -> bool:
-    """Whether the flow of this name (``Flow.name``) leads to the host with address ``ip``.
-
-    The port is left out: behind a NAT it changes between a REGISTER and the call.
-    """
-    parts = flow.split("/")
-    return len(parts) > 2 and parts[2].rpartition(":")[0].strip("[]") == ip
-
-
 def emergency_request(
     request: Request,
     caller: Aor,

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sipush.core.bindings import Platform, PushRecord
-from sipush.core.response_context import (
+from sipush.core.branch import (
     Branch,
     BranchState,
     CancelCause,
-    ResponseContext,
 )
+from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import Search, Target, Turn
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")

@@ -72,5 +72,14 @@ def decode_route_token(user: str, key: bytes) -> RouteToken | None:
     return RouteToken(flow, aor, device)
 
 
+def came_from(ip: str, flow: str) -> bool:
+    """Whether the flow of this name (``Flow.name``) leads to the host with address ``ip``.
+
+    The port is left out: behind a NAT it changes between a REGISTER and the call.
+    """
+    parts = flow.split("/")
+    return len(parts) > 2 and parts[2].rpartition(":")[0].strip("[]") == ip
+
+
 def _mac(text: bytes, key: bytes) -> bytes:
     return hmac.digest(key, b"route" + text, "sha256")[:_MAC_BYTES]

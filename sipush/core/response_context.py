@@ -13,130 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
-from sipush.core.fallback import UNREACHABLE, Cause, cause_of
+from sipush.core.branch import (
+    SUPERSEDED,
+    Abandon,
+    Action,
+    Branch,
+    BranchState,
+    Cancel,
+    CancelCause,
+    CancelPush,
+    FallBack,
+    Forward,
+    HangUp,
+    RemovePushRecord,
+    RequestPush,
+    Respond,
+    Retransmit,
+)
+from sipush.core.fallback import UNREACHABLE, cause_of
 from sipush.core.push_request import PushResult
 from sipush.core.target_set import Search, Target, TargetSet
 from sipush.sip.status import Status
-
-
-class BranchState(Enum):
-    """Where one branch stands."""
-
-    CALLING = "calling"
-    "Forwarded; nothing but a 100 heard."
-    PROBING = "probing"
-    "Forwarded without an answer, and pushed: whichever comes first."
-    PROCEEDING = "proceeding"
-    "A 101-199 came: the device is ringing."
-    WAKING = "waking"
-    "In the push bucket: nothing is forwarded, the device is expected to register."
-    COMPLETED = "completed"
-
-
-class CancelCause(Enum):
-    """Why a branch is cancelled: becomes the CANCEL's Reason, and only when true (RFC 3326)."""
-
-    CALLER = "caller"
-    ANSWERED_ELSEWHERE = "answered-elsewhere"
-    DECLINED_ELSEWHERE = "declined-elsewhere"
-    NO_ANSWER = "no-answer"
-
-
-# --- Actions: what the driver must do ------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send the request to the branch's target in a new client transaction (§16.6)."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Retransmit:
-    """Send the request once more in the client transaction the branch has."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class RequestPush:
-    """Ask the PNS to wake the device; useless after ``deadline`` (seconds, monotonic)."""
-
-    branch: int
-    deadline: float
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """CANCEL the client transaction of the branch (§16.10)."""
-
-    branch: int
-    cause: CancelCause
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Stop retransmitting on the branch; CANCEL it should it turn out to be alive."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class RemovePushRecord:
-    """The PNS disowned the branch's token: remove it unless it has changed (RFC 8599 §5.5)."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelPush:
-    """Tell the device, if its PNS can carry that, that the call it was pushed for is over."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """ACK and BYE an answer that nobody waits for any more."""
-
-    branch: int
-
-
-@dataclass(frozen=True, slots=True)
-class FallBack:
-    """Nobody answered: find the fallback's targets and hand them to ``fall_back``."""
-
-    status: int
-    "What the caller would get without a fallback."
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
-class Respond:
-    """Send ``status`` upstream: the branch's own response if it has that status, else ours."""
-
-    status: int
-    branch: int | None = None
-
-
-Action = (
-    Forward
-    | Retransmit
-    | RequestPush
-    | Cancel
-    | Abandon
-    | RemovePushRecord
-    | CancelPush
-    | HangUp
-    | FallBack
-    | Respond
-)
-
-
-# --- The machine ---------------------------------------------------------------------------------
 
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
 RINGBACK_INTERVAL = 60.0
@@ -146,38 +44,6 @@ FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 
 #: Seconds after the end of a call in which a device pushed for it may still register to see it end.
 TOMBSTONE = 60.0
-
-_SUPERSEDED = 0
-
-
-@dataclass(slots=True)
-class Branch:
-    """One element of the target set, from push to final response."""
-
-    id: int
-    target: Target
-    state: BranchState
-    status: int = _SUPERSEDED
-    "Final status when COMPLETED; 0 when another branch took the device over."
-    forwards: int = 0
-    "How often the request was forwarded here."
-    pushed: bool = False
-    "The device was pushed for this request; never twice."
-    awaited: bool = False
-    "It was pushed, and has neither registered nor answered since."
-    heard: bool = False
-    "The device itself, or a proxy before it, answered something."
-    rang: bool = False
-    "It sent a 101-199, or Timer C ran out."
-    probe_at: float | None = None
-    bucket_at: float | None = None
-    timer_c_at: float | None = None
-    tombstone_at: float | None = None
-    "Until when the device, pushed for a call that is over, gets the INVITE and its CANCEL."
-    cause: CancelCause = CancelCause.NO_ANSWER
-    "Of the tombstone."
-    late: bool = False
-    "Forwarded under a tombstone, only to be cancelled."
 
 
 @dataclass(slots=True)
@@ -247,7 +113,7 @@ class ResponseContext:
                 branch.state, branch.bucket_at, branch.awaited = BranchState.CALLING, None, False
                 return [Retransmit(branch.id)]
             case BranchState.CALLING | BranchState.PROBING:
-                _finish(branch, _SUPERSEDED)
+                branch.finish(SUPERSEDED)
                 branch.awaited = False
                 return [Abandon(branch.id), *self._open(target, now, pushed=branch.pushed)]
             case _:
@@ -299,7 +165,7 @@ class ResponseContext:
         if status < 200:
             return self._provisional(branch, status, now)
         if status < 300:  # forwarded at once, however many there are (step 5)
-            _finish(branch, status)
+            branch.finish(status)
             branch.heard, branch.awaited = True, False
             if branch.late or (self.answered and not self.successful):
                 return [HangUp(branch_id)]
@@ -316,7 +182,7 @@ class ResponseContext:
         branch.heard, branch.awaited = True, False
         closing: list[Action] = []
         if status >= 600:  # not forwarded before the others settle, but ends the search (step 5)
-            _finish(branch, status)
+            branch.finish(status)
             closing = self._decline(branch, now)
         return closing + self._complete(branch, status, now)
 
@@ -339,7 +205,7 @@ class ResponseContext:
         self.fallback = self.falling_back = False
         self.cancelled_by_caller = True
         for branch in self._in(BranchState.CALLING, BranchState.PROBING):
-            _finish(branch, Status.REQUEST_TERMINATED)
+            branch.finish(Status.REQUEST_TERMINATED)
         return actions + self._settle(now)
 
     def resume_ringback(self, now: float) -> None:
@@ -446,7 +312,7 @@ class ResponseContext:
             if branch.state is not BranchState.WAKING:
                 cancel = Cancel(branch.id, cause) if branch.heard else Abandon(branch.id)
                 actions.append(cancel)
-            _finish(branch, status)
+            branch.finish(status)
         return actions + self._bury_awaited(branches, cause, now)
 
     # -- transitions --
@@ -483,7 +349,7 @@ class ResponseContext:
     def _next_flow(self, branch: Branch, now: float) -> list[Action]:
         """Try another flow of the same device (RFC 5626 §7)."""
         target, *others = branch.target.others
-        _finish(branch, _SUPERSEDED)
+        branch.finish(SUPERSEDED)
         branch.awaited = False
         return self._open(replace(target, others=tuple(others)), now, pushed=branch.pushed)
 
@@ -528,11 +394,11 @@ class ResponseContext:
 
     def _bucket_expired(self, branch: Branch) -> list[Action]:
         actions: list[Action] = [Abandon(branch.id)] if branch.state is BranchState.PROBING else []
-        _finish(branch, Status.TEMPORARILY_UNAVAILABLE)
+        branch.finish(Status.TEMPORARILY_UNAVAILABLE)
         return actions
 
     def _timer_c_expired(self, branch: Branch) -> list[Action]:
-        _finish(branch, Status.REQUEST_TIMEOUT)
+        branch.finish(Status.REQUEST_TIMEOUT)
         branch.heard = branch.rang = True
         return [Cancel(branch.id, CancelCause.NO_ANSWER)]
 
@@ -547,7 +413,7 @@ class ResponseContext:
         return [Respond(self.ringback)]
 
     def _complete(self, branch: Branch, status: int, now: float) -> list[Action]:
-        _finish(branch, status)
+        branch.finish(status)
         return self._settle(now)
 
     def _bury_awaited(
@@ -576,7 +442,7 @@ class ResponseContext:
         self.search.stop()
         actions: list[Action] = []
         for branch in self._in(BranchState.WAKING):
-            _finish(branch, Status.REQUEST_TERMINATED)
+            branch.finish(Status.REQUEST_TERMINATED)
         for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
             branch.probe_at = branch.bucket_at = None
             actions.append(Cancel(branch.id, cause))
@@ -651,11 +517,6 @@ _REWRITTEN: dict[int, int] = {
     Status.FLOW_FAILED: Status.TEMPORARILY_UNAVAILABLE,
 }
 _ACTIONABLE = frozenset({401, 407, 415, 420, 484})
-
-
-def _finish(branch: Branch, status: int) -> None:
-    branch.state, branch.status = BranchState.COMPLETED, status
-    branch.probe_at = branch.bucket_at = branch.timer_c_at = None
 
 
 def _due(at: float | None, now: float) -> bool:

@@ -289,6 +289,7 @@ class TargetPolicy:
             uri=binding.contact if binding else "",
             flow=binding.flow if binding and not binding.path else "",
             route=binding.path if binding else (),
+            edge=binding.flow if binding and binding.path else "",
             live=binding is not None and self.is_live(binding),
             push=record if hold > 0 else None,
             hold=hold,

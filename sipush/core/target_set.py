@@ -19,6 +19,8 @@ class Target:
     "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
     route: tuple[str, ...] = ()
     "Route values to add, topmost first (the Path of RFC 3327)."
+    edge: str = ""
+    "With ``route``: name of the flow that the REGISTER came over, from a proxy at our edge."
     live: bool = False
     "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
     push: PushRecord | None = None

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sipush.core.bindings import PushRecord
+from sipush.core.branch import (
+    Branch,
+    CancelCause,
+)
 from sipush.core.push_request import PushOutcome, PushResult
-from sipush.core.response_context import Branch, CancelCause
 
 
 class WakeUpOutcome(Enum):

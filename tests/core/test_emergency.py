@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from sipush.core.branch import (
+    Abandon,
+    Cancel,
+    CancelCause,
+    Forward,
+    Respond,
+)
 from sipush.core.emergency import (
     PATIENCE,
     EmergencyPolicy,
-    came_from,
     emergency_request,
     is_emergency,
 )
-from sipush.core.response_context import Abandon, Cancel, CancelCause, Forward, Respond
 from sipush.core.routing import Rejection, ToAor, ToDialog, ToEmergency, destination
 from sipush.errors import MessageError
 from sipush.sip.message import Request, parse_datagram
@@ -82,21 +87,6 @@ def test_only_calls_and_texts_are_let_through() -> None:
     request = invite("sip:112@example.com")
     request.method = "OPTIONS"
     assert not isinstance(destination(request, REALM, KEY, POLICY), (ToEmergency, ToDialog))
-
-
-@pytest.mark.parametrize(
-    ("ip", "flow", "known"),
-    [
-        ("192.0.2.7", "udp/192.0.2.1:5060/192.0.2.7:5062", True),
-        ("192.0.2.7", "tcp/192.0.2.1:5060/192.0.2.7:40000/77", True),
-        ("192.0.2.7", "udp/192.0.2.7:5060/192.0.2.8:5062", False),
-        ("192.0.2.7", "udp/192.0.2.1:5060/192.0.2.77:5062", False),
-        ("2001:db8::7", "udp/[2001:db8::1]:5060/[2001:db8::7]:5062", True),
-        ("192.0.2.7", "", False),
-    ],
-)
-def test_a_caller_is_known_by_its_host_whatever_the_port(ip: str, flow: str, known: bool) -> None:
-    assert came_from(ip, flow) is known
 
 
 def test_a_known_caller_is_asserted_and_its_address_goes_along() -> None:

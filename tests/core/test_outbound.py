@@ -6,6 +6,7 @@ import pytest
 
 from sipush.core.outbound import (
     RouteToken,
+    came_from,
     decode_route_token,
     device_digest,
     encode_route_token,
@@ -65,3 +66,18 @@ def test_all_flows_of_an_instance_are_one_device() -> None:
 @pytest.mark.parametrize("user", ["", "bob", "====", "é", "a" * 1000, "101"])
 def test_what_is_no_token_is_told_apart(user: str) -> None:
     assert decode_route_token(user, KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("ip", "flow", "known"),
+    [
+        ("192.0.2.7", "udp/192.0.2.1:5060/192.0.2.7:5062", True),
+        ("192.0.2.7", "tcp/192.0.2.1:5060/192.0.2.7:40000/77", True),
+        ("192.0.2.7", "udp/192.0.2.7:5060/192.0.2.8:5062", False),
+        ("192.0.2.7", "udp/192.0.2.1:5060/192.0.2.77:5062", False),
+        ("2001:db8::7", "udp/[2001:db8::1]:5060/[2001:db8::7]:5062", True),
+        ("192.0.2.7", "", False),
+    ],
+)
+def test_a_caller_is_known_by_its_host_whatever_the_port(ip: str, flow: str, known: bool) -> None:
+    assert came_from(ip, flow) is known

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from sipush.core.bindings import Platform, PushRecord
-from sipush.core.fallback import Cause
-from sipush.core.push_request import PushResult
-from sipush.core.response_context import (
-    TOMBSTONE,
+from sipush.core.branch import (
     Abandon,
     Action,
     BranchState,
@@ -23,9 +20,11 @@ from sipush.core.response_context import (
     RemovePushRecord,
     RequestPush,
     Respond,
-    ResponseContext,
     Retransmit,
 )
+from sipush.core.fallback import Cause
+from sipush.core.push_request import PushResult
+from sipush.core.response_context import TOMBSTONE, ResponseContext
 from sipush.core.target_set import Target
 
 TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sipush.core.fallback import Cause
-from sipush.core.groups import Group
-from sipush.core.push_request import PushResult
-from sipush.core.response_context import (
+from sipush.core.branch import (
     Abandon,
     Action,
     BranchState,
@@ -18,8 +15,11 @@ from sipush.core.response_context import (
     Forward,
     RequestPush,
     Respond,
-    ResponseContext,
 )
+from sipush.core.fallback import Cause
+from sipush.core.groups import Group
+from sipush.core.push_request import PushResult
+from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import Target, TargetSet, Turn
 from tests.core.test_response_context import HOLD, NOW, TABLE, make, target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from typing import Any
@@ -168,3 +169,19 @@ async def test_a_register_in_compact_form_folded_and_on_ipv6_is_understood(world
     assert result.response.status == 200
     assert result.response.contact == bob.contact_uri
     assert "[::1]" in bob.contact_uri
+
+
+async def test_a_path_to_a_stranger_is_not_dialled(world: World) -> None:
+    """Whoever may register must not be able to send our INVITEs anywhere."""
+    daemon = await world.start()
+    stranger = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.99", 0)
+    port = stranger.sockets[0].getsockname()[1]
+    bob = await world.phone(daemon, "bob")
+    path = f"Path: <sip:127.0.0.99:{port};transport=tcp;lr>"
+    assert (await bob.register(headers=[path])).response.status == 200
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    assert (await call.final()).status == 480
+    refused = await daemon.log_event("next_hop_unreachable")
+    assert "neither a peer nor where the REGISTER came from" in refused["reason"]
+    stranger.close()
