@@ -128,6 +128,30 @@ class MessagesConfig(Section):
     "Messages that wait for one user. 0: none is stored."
 
 
+class LimitsConfig(Section):
+    """What one message, address or user may cost (docs/bad-input.md, docs/abuse.md)."""
+
+    header_lines: Annotated[int, Field(ge=20, le=1000)] = 200
+    via_hops: Annotated[int, Field(ge=1)] = 70
+    record_routes: Annotated[int, Field(ge=1)] = 30
+    body_size: Annotated[int, Field(ge=1)] = 32_768
+    connections_per_address: Annotated[int, Field(ge=1)] = 10_000
+    "Incoming ones; an office or a session border controller is one address."
+    message_time: Seconds = 30
+    "How long a message on a connection may take, and the first one to begin."
+    held_calls_per_caller: Annotated[int, Field(ge=1)] = 10
+    held_calls_per_callee: Annotated[int, Field(ge=1)] = 10
+    push_records: Annotated[int, Field(ge=1)] = 20
+    "Of one user; those not refreshed for the longest time go."
+    stranger_rate: Annotated[float, Field(gt=0)] = 20
+    "Requests each second from an address where nobody has signed in."
+    stranger_burst: Annotated[int, Field(ge=1)] = 200
+    failed_sign_ins: Annotated[int, Field(ge=0)] = 20
+    "Within ``failure_window``, that get an address banned; 0: never."
+    failure_window: Seconds = 300
+    ban_time: Seconds = 600
+
+
 class SqliteConfig(Section):
     """``[store.sqlite]``."""
 
@@ -342,6 +366,7 @@ class Config(Section):
     )
     wake: WakeConfig = WakeConfig()
     messages: MessagesConfig = MessagesConfig()
+    limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
     apps: dict[str, Annotated[AppConfig, AfterValidator(_check_app)]] = {}
     users: dict[

@@ -20,11 +20,13 @@ import structlog
 from sipush import logs, systemd
 from sipush.banner import banner
 from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig, load
+from sipush.core.abuse import AbusePolicy, Guard, is_vital
 from sipush.core.authentication import Authenticator
 from sipush.core.bindings import Aor, Platform, Subscriber
 from sipush.core.emergency import EmergencyPolicy
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
+from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy, Realm
 from sipush.errors import ConfigError, LocationError, TransportError
@@ -32,6 +34,7 @@ from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.server.endpoint import Endpoint
+from sipush.server.gate import Gate, GateKeeper
 from sipush.server.held_calls import HeldCalls
 from sipush.server.messages import MessagePolicy, Messages
 from sipush.server.proxy import Proxy, ProxyPolicy
@@ -42,7 +45,9 @@ from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
 from sipush.sip.digest import Algorithm
+from sipush.sip.message import Request
 from sipush.sip.timers import Timers
+from sipush.sip.validation import MessageLimits
 from sipush.transport.address import format_address, source_ip
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
@@ -94,10 +99,11 @@ class Daemon:
         await self._store.open()
         try:
             self._build(await self._store.secret())
-            await self._listeners.open(self._layer)
+            await self._listeners.open(GateKeeper(self._gate, self._layer, self._is_vital))
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
+            self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
             self._tasks.spawn(push_refreshes(self._store, self._dispatcher))
             await self._tell()
@@ -116,6 +122,11 @@ class Daemon:
             tuple(Algorithm(name) for name in config.registration.algorithms),
         )
         self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
+        self._gate = Gate(Guard(abuse_policy(config)), self._store, clock)
+        limits = config.limits
+        self._held_call_limits = HeldCallLimits(
+            limits.held_calls_per_caller, limits.held_calls_per_callee
+        )
         self._registrar = Registrar(
             realm,
             registration_policy(config),
@@ -126,6 +137,7 @@ class Daemon:
             new_id,
             clock,
             key,
+            self._gate,
         )
         self._proxy = Proxy(
             realm=realm,
@@ -139,6 +151,8 @@ class Daemon:
             transports=self._listeners,
             resolver=Resolver(self._listeners.families),
             held_calls=self._held_calls,
+            held_call_limits=self._held_call_limits,
+            gate=self._gate,
             new_id=new_id,
             clock=clock,
         )
@@ -147,7 +161,11 @@ class Daemon:
         self._endpoint = Endpoint(self._registrar, self._proxy)
         loop = asyncio.get_running_loop()
         self._layer = TransactionLayer(self._endpoint, Timers(), new_id, clock, loop.call_later)
+        self._layer.limits = message_limits(config)
         self._proxy.layer = self._layer
+
+    def _is_vital(self, request: Request) -> bool:
+        return is_vital(request, self._proxy.key, self._proxy.policy.emergency)
 
     def _realm(self) -> Realm:
         listeners, sip = self._listeners, self._config.sip
@@ -204,9 +222,17 @@ class Daemon:
         self._registrar.policy = registration_policy(config)
         self._proxy.policy = proxy_policy(config)
         self._messages.policy = message_policy(config)
+        self._take_over_limits(config)
         self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
         self._tasks.spawn(self._tell_who_has_no_address())
+
+    def _take_over_limits(self, config: Config) -> None:
+        self._listeners.limit(transport_limits(config))
+        self._layer.limits = message_limits(config)
+        self._gate.guard.policy = abuse_policy(config)
+        self._held_call_limits.per_caller = config.limits.held_calls_per_caller
+        self._held_call_limits.per_callee = config.limits.held_calls_per_callee
 
     async def _drain(self) -> None:
         """Accept no new calls, finish those that are being set up, for a while."""
@@ -326,8 +352,38 @@ def _listeners(config: Config) -> Listeners:
     ca_file = config.sip.ca_file
     return Listeners(
         config.listen,
-        Limits(message_size=config.sip.max_message_size),
+        transport_limits(config),
         client_context(ca_file) if ca_file else None,
+    )
+
+
+def transport_limits(config: Config) -> Limits:
+    """What one peer may cost."""
+    return Limits(
+        message_size=config.sip.max_message_size,
+        connections_per_address=config.limits.connections_per_address,
+        message_timeout=config.limits.message_time,
+    )
+
+
+def message_limits(config: Config) -> MessageLimits:
+    """What one message may have."""
+    limits = config.limits
+    return MessageLimits(
+        limits.header_lines, limits.via_hops, limits.record_routes, limits.body_size
+    )
+
+
+def abuse_policy(config: Config) -> AbusePolicy:
+    """What one source may do."""
+    limits = config.limits
+    return AbusePolicy(
+        stranger_rate=limits.stranger_rate,
+        stranger_burst=limits.stranger_burst,
+        failures=limits.failed_sign_ins,
+        failure_window=limits.failure_window,
+        ban_time=limits.ban_time,
+        peers=tuple(peer.address for peer in config.peers),
     )
 
 
@@ -346,7 +402,8 @@ _ids: list[str] = []
 def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
     """The users of the configuration as the server wants them."""
     return {
-        aor: Subscriber(aor, **user.model_dump(exclude={"fallback", "forward", "do_not_disturb"})) for aor, user in users.items()
+        aor: Subscriber(aor, **user.model_dump(exclude={"fallback", "forward", "do_not_disturb"}))
+        for aor, user in users.items()
     }
 
 
@@ -354,7 +411,9 @@ def registration_policy(config: Config) -> RegistrationPolicy:
     """The ``[registration]`` section and what the apps can be pushed with."""
     values = config.registration.model_dump(exclude={"nonce_lifetime", "algorithms"})
     return RegistrationPolicy(
-        **values, apps={app_id: services(app) for app_id, app in config.apps.items()}
+        **values,
+        max_push_records=config.limits.push_records,
+        apps={app_id: services(app) for app_id, app in config.apps.items()},
     )
 
 

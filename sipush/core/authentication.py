@@ -33,7 +33,12 @@ class Challenge:
     """The client must answer a (new) challenge."""
 
     stale: bool = False
-    "The password was right, the nonce too old or used: the client retries without asking."
+    "The nonce is too old, used, or not this client's: the client retries without asking."
+    wrong: bool = False
+    "The password was wrong, or there is no such user: somebody may be guessing."
+
+
+_STALE = Challenge(stale=True)
 
 
 class Authenticator:
@@ -44,6 +49,10 @@ class Authenticator:
     it expires, and a count that is not higher is a replay (RFC 7616 §3.4.5). That too is answered
     as stale, so a phone that forgets to count, or whose requests overtook each other, only needs
     one more round trip.
+
+    A nonce serves the ``client`` it was made for, and a password is looked at only with a good
+    nonce. So nobody guesses without having received an answer, and nobody guesses in another's
+    name by forging his address.
 
     ``algorithms`` are offered in this order (RFC 8760 §2.4) and no others are accepted.
     """
@@ -73,22 +82,23 @@ class Authenticator:
         now: float,
         to_tag: str,
         *,
+        client: str = "",
         stale: bool = False,
         status: Status = Status.UNAUTHORIZED,
     ) -> Response:
         """401 of a registrar, or 407 of a proxy, with one challenge per algorithm (RFC 8760)."""
         response = make_response(request, status, to_tag=to_tag)
         name = "WWW-Authenticate" if status is Status.UNAUTHORIZED else "Proxy-Authenticate"
-        nonce = self.mint(now)
+        nonce = self.mint(now, client)
         for algorithm in self._algorithms:
             response.headers.append(name, format_challenge(realm, nonce, algorithm, stale))
         return response
 
-    def mint(self, now: float) -> str:
-        """A new nonce: time, serial number and their HMAC."""
+    def mint(self, now: float, client: str = "") -> str:
+        """A new nonce: time, serial number and the HMAC of them and the client."""
         self._serial += 1
         stamp = f"{int(now * 1000):x}-{self._serial:x}"
-        return f"{stamp}-{self._mac(stamp)}"
+        return f"{stamp}-{self._mac(f'{stamp} {client}')}"
 
     def verify(
         self,
@@ -96,6 +106,7 @@ class Authenticator:
         request: Request,
         subscriber: Subscriber | None,
         now: float,
+        client: str = "",
     ) -> Accepted | Challenge:
         """Judge the credentials of ``request``; ``subscriber`` is whom their username names.
 
@@ -104,18 +115,17 @@ class Authenticator:
         """
         if credentials is None or credentials.algorithm not in self._algorithms:
             return Challenge()
+        serial = self._serial_of(credentials.nonce, client, now)
+        if serial is None or serial < self._floor:
+            return _STALE
         ha1 = _ha1(subscriber, credentials.algorithm)
         matches = response_matches(credentials, ha1 or self._dummy_ha1, request.method)
         if not (matches and ha1 and uri_matches(credentials.uri, request.uri)):
-            return Challenge()
-        return Accepted() if self._use(credentials, now) else Challenge(stale=True)
+            return Challenge(wrong=True)
+        return Accepted() if self._use(serial, credentials.nonce_count, now) else _STALE
 
-    def _use(self, credentials: Credentials, now: float) -> bool:
-        """Count one use of the nonce; False when it is not ours, too old, or replayed."""
-        serial = self._serial_of(credentials.nonce, now)
-        if serial is None or serial < self._floor:
-            return False
-        count = credentials.nonce_count
+    def _use(self, serial: int, count: int | None, now: float) -> bool:
+        """Count one use of the nonce; False when it is replayed."""
         count = _ALL if count is None else count
         if count <= self._used.get(serial, self._used_before.get(serial, -1)):
             return False
@@ -124,9 +134,11 @@ class Authenticator:
         self._used[serial] = count
         return True
 
-    def _serial_of(self, nonce: str, now: float) -> int | None:
+    def _serial_of(self, nonce: str, client: str, now: float) -> int | None:
+        """None when it is not ours, not for this client, or too old."""
         stamp, _, mac = nonce.rpartition("-")
-        if not hmac.compare_digest(mac.encode("utf-8", "replace"), self._mac(stamp).encode()):
+        expected = self._mac(f"{stamp} {client}")
+        if not hmac.compare_digest(mac.encode("utf-8", "replace"), expected.encode()):
             return None
         minted, _, serial = stamp.partition("-")
         return int(serial, 16) if now - int(minted, 16) / 1000 <= self._lifetime else None

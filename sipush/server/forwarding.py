@@ -20,11 +20,7 @@ from sipush.core.bindings import (
     Subscriber,
     without_reg_id,
 )
-from sipush.core.fallback import Cause, Fallbacks
-from sipush.core.held_call import HeldCall
-from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.push_request import PushKind, PushRequest
-from sipush.core.response_context import (
+from sipush.core.branch import (
     Abandon,
     Action,
     BranchState,
@@ -37,12 +33,17 @@ from sipush.core.response_context import (
     RemovePushRecord,
     RequestPush,
     Respond,
-    ResponseContext,
     Retransmit,
 )
+from sipush.core.fallback import Cause, Fallbacks
+from sipush.core.held_call import HeldCall
+from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.push_request import PushKind, PushRequest
+from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     DIALOG_FORMING,
     Diversion,
+    Rejection,
     TargetPolicy,
     caller,
     forward_request,
@@ -125,6 +126,10 @@ class Forwarding:
     "A final response that waits until the end of a held call is stored."
     started: bool = False
     "The target set was opened."
+    not_held: Rejection | None = None
+    "Why devices that sleep are left alone."
+    _held: set[str] = field(default_factory=set)
+    "The names under which it counts as held."
     call_id: str = field(init=False)
     "On every line of the log."
     _early: list[tuple[Aor, Location, Collection[str]]] = field(default_factory=list)
@@ -233,6 +238,8 @@ class Forwarding:
                 if (handle := self.attempts[branch].handle) is not None:
                     handle.retransmit()
             case RequestPush(branch, deadline):
+                aor = self.context.branches[branch].target.aor
+                self.proxy.held_call_limits.hold(self.caller_aor, aor, self._held)
                 self.proxy.tasks.spawn(self._push(branch, deadline))
             case Cancel(branch, cause):
                 self._cancel(branch, cause)
@@ -269,6 +276,7 @@ class Forwarding:
         """Nothing but a late 2xx can come any more."""
         for aor in self.watched:
             self.proxy.bucket.unwatch(aor, self.registered)
+        self.proxy.held_call_limits.release(self._held)
         for name in self.watched_flows:
             self.proxy.bucket.unwatch_flow(name, self.flow_active)
         for device, wake_up in self.wake_ups.items():
@@ -291,7 +299,10 @@ class Forwarding:
     async def _connect(self, branch: int, target: Target) -> None:
         """Reach a server by URI: a fallback, or the first hop of a Path."""
         try:
-            flow = await self.proxy.connect(target.route[0] if target.route else target.uri)
+            if target.route:
+                flow = await self.proxy.connect_edge(target.route[0], target.edge)
+            else:
+                flow = await self.proxy.connect(target.uri)
         except (TransportError, MessageError) as error:
             self.warn("next_hop_unreachable", target=target.device, reason=str(error))
             self._perform(self.context.flow_failed(branch, self._now))

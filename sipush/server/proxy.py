@@ -17,11 +17,12 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Subscriber
-from sipush.core.emergency import EmergencyPolicy, came_from, emergency_request
+from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
-from sipush.core.outbound import RouteToken, purr, purr_in
+from sipush.core.held_call_limits import HeldCallLimits
+from sipush.core.outbound import RouteToken, came_from, purr, purr_in
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
@@ -43,12 +44,13 @@ from sipush.core.routing import (
     wants_tls,
 )
 from sipush.core.target_set import Target, TargetSet, Turn
-from sipush.errors import LocationError
+from sipush.errors import LocationError, TransportError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import DRAINING, answer_for_server, reject, respond
 from sipush.server.forwarding import Forwarding
+from sipush.server.gate import Gate
 from sipush.server.held_calls import HeldCalls
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
@@ -120,6 +122,8 @@ class Proxy:
     transports: Transports
     resolver: Resolver
     held_calls: HeldCalls
+    held_call_limits: HeldCallLimits
+    gate: Gate
     new_id: Callable[[], str]
     clock: Callable[[], float]
     layer: TransactionLayer = field(init=False)
@@ -331,6 +335,9 @@ class Proxy:
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
             return
+        if forwarding.not_held and not targets.all and not forwarding.fallbacks:
+            reject(transaction, forwarding.not_held, forwarding.tag)
+            return
         if self._is_busy(forwarding, forwarding.destinations[-1]):
             forwarding.refuse(forwarding.destinations[-1], Status.BUSY_HERE)
         else:
@@ -367,7 +374,12 @@ class Proxy:
         forwarding.watch(subscriber)
         location = await self.store.lookup(subscriber.aor, time.time())
         assert forwarding.policy is not None
-        return forwarding.policy.target_set(location, subscriber)
+        targets = forwarding.policy.target_set(location, subscriber)
+        refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)
+        if refusal is None or not any(target.wakeable for target in targets):
+            return targets
+        forwarding.not_held = refusal
+        return [replace(target, push=None) for target in targets if target.live]
 
     async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
         """The devices of all members but the caller."""
@@ -466,22 +478,28 @@ class Proxy:
 
     async def _authenticate(self, forwarding: Forwarding) -> Response | None:
         """Find the caller, or the response that refuses it (§22.3)."""
-        request = forwarding.request
+        request, flow = forwarding.request, forwarding.transaction.flow
+        since, client = self.clock(), self.gate.client(flow)
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
         credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
         user = subscriber_aor(credentials.username, domain) if credentials else None
         subscriber = await self.subscribers.get(user) if user else None
-        verdict = self.authenticator.verify(credentials, request, subscriber, self.clock())
+        verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if isinstance(verdict, Challenge):
+            if verdict.wrong:
+                log.info("authentication_failed", aor=user, remote=flow.remote[0])
+                await self.gate.sign_in_failed(flow, since)
             return self.authenticator.challenge(
                 request,
                 domain,
                 self.clock(),
                 forwarding.tag,
+                client=client,
                 stale=verdict.stale,
                 status=Status.PROXY_AUTHENTICATION_REQUIRED,
             )
+        self.gate.signed_in(flow)
         assert subscriber is not None
         if claimed != subscriber.aor and not is_anonymous(request):
             reason = "From Does Not Match Credentials"
@@ -494,9 +512,24 @@ class Proxy:
 
     # -- servers --
 
-    async def connect(self, route: str) -> Flow:
-        """A flow to a server named by a URI or a Route value. Raises Transport-, MessageError."""
-        uri = parse_sip_uri(parse_name_addr(route).uri if "<" in route else route)
+    async def connect(self, uri: str) -> Flow:
+        """A flow to a server that the configuration names. Raises Transport-, MessageError."""
+        transport, address, host = await self._resolve(uri)
+        return await self.transports.connect(transport, address, host)
+
+    async def connect_edge(self, route: str, registered_over: str) -> Flow:
+        """A flow to the first hop of a Path, which any user may have written.
+
+        So it leads only to a peer, or back to where the REGISTER came from. Raises TransportError
+        and MessageError.
+        """
+        transport, address, host = await self._resolve(parse_name_addr(route).uri)
+        if not (self._is_peer(address) or came_from(address[0], registered_over)):
+            raise TransportError(f"Path to {host}: neither a peer nor where the REGISTER came from")
+        return await self.transports.connect(transport, address, host)
+
+    async def _resolve(self, text: str) -> tuple[str, Address, str]:
+        uri = parse_sip_uri(text)
         transport = (uri.transport or ("tls" if uri.scheme == "sips" else "udp")).upper()
         address = await self.resolver.resolve(uri.address, uri.port, transport)
-        return await self.transports.connect(transport, address, uri.host)
+        return transport, address, uri.host

@@ -23,6 +23,7 @@ from sipush.core.registration import (
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
+from sipush.server.gate import Gate
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.subscribers import Subscribers
@@ -49,6 +50,7 @@ class Registrar:
     clock: Callable[[], float]
     key: bytes
     "Makes the PURRs; the same in every process on one store."
+    gate: Gate
     messages: Messages = field(init=False)
     "Set once, when the proxy has been built."
 
@@ -60,21 +62,24 @@ class Registrar:
             rejection = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
             transaction.respond(rejection_response(request, rejection, tag))
             return
+        since, client = self.clock(), self.gate.client(transaction.flow)
         domain = aor.rpartition("@")[2]
         credentials = find_credentials(request.headers.get_all("authorization"), domain)
         username = credentials.username if credentials else ""
         user = subscriber_aor(username, domain)
         subscriber = await self.subscribers.get(user) if credentials else None
-        verdict = self.authenticator.verify(credentials, request, subscriber, self.clock())
+        verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if isinstance(verdict, Challenge):
-            if credentials is not None and not verdict.stale:
+            if verdict.wrong:
                 log.info("authentication_failed", aor=aor, remote=transaction.flow.remote[0])
+                await self.gate.sign_in_failed(transaction.flow, since)
             transaction.respond(
                 self.authenticator.challenge(
-                    request, domain, self.clock(), tag, stale=verdict.stale
+                    request, domain, self.clock(), tag, client=client, stale=verdict.stale
                 )
             )
             return
+        self.gate.signed_in(transaction.flow)
         if not authorised(username, aor):
             log.warning("registration_for_another_user", user=user, aor=aor)
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")

@@ -369,17 +369,17 @@ class TransactionLayer:
         new_id: Callable[[], str],
         clock: Callable[[], float],
         call_later: CallLater,
-        limits: MessageLimits | None = None,
     ) -> None:
         self.user = user
         self.call_later = call_later
+        self.limits = MessageLimits()
+        "May be replaced."
         self.malformed = 0
         "Messages received that could not be accepted as SIP."
         self.pending = 0
         "Transactions without a final response."
         self._timers = timers
         self._new_id = new_id
-        self._limits = limits or MessageLimits()
         self._wheel = TimerWheel(clock, call_later)
         self._servers: dict[TransactionKey, _Server] = {}
         self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
@@ -455,7 +455,7 @@ class TransactionLayer:
     def message_received(self, flow: Flow, message: Message) -> None:
         """See ``Receiver``."""
         try:
-            check(message, self._limits)
+            check(message, self.limits)
         except MessageError as error:
             self.malformed_received(flow, error)
             return
@@ -571,7 +571,7 @@ class TransactionLayer:
 
     def _request_received(self, flow: Flow, request: Request) -> None:
         via = request.top_via
-        stamp_received(request, flow.remote)
+        stamp_received(request, flow.remote, via)
         if request.method == "ACK":
             self._ack_received(flow, request, server_key(request, via, "INVITE"))
             return

@@ -31,7 +31,7 @@ class Limits:
     message_size: int = 65_535
     write_buffer: int = 1 << 20
     "Unsent bytes; a peer that lets more pile up does not read and is dropped."
-    connections_per_address: int = 1000
+    connections_per_address: int = 10_000
     "Incoming ones from one IP address (behind which may be a whole office)."
     message_timeout: float = 30
     "For a message once begun, and for the first one of an incoming connection."

@@ -91,6 +91,10 @@ class Listeners:
             return WebSocketConnection(self._table, address)
         return StreamConnection(self._table, address, is_incoming=True)
 
+    def limit(self, limits: Limits) -> None:
+        """Have other limits for connections to come."""
+        self._table.limits = limits
+
     def stop_accepting(self) -> None:
         """Take no new connections; open ones and UDP go on, for calls that must still end."""
         for server in self._servers.values():

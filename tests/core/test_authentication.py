@@ -58,13 +58,13 @@ def test_no_credentials_an_unknown_user_and_a_wrong_password_look_the_same(
 ) -> None:
     nonce = authenticator.mint(10)
     wrong = answer(nonce, password="guess")
+    assert authenticator.verify(None, REGISTER, ALICE, 11) == Challenge()
     verdicts = [
-        authenticator.verify(None, REGISTER, ALICE, 11),
         authenticator.verify(wrong, REGISTER, ALICE, 11),
         authenticator.verify(wrong, REGISTER, None, 11),
         authenticator.verify(wrong, REGISTER, Subscriber("101@example.com"), 11),
     ]
-    assert verdicts == [Challenge(stale=False)] * 4
+    assert verdicts == [Challenge(stale=False, wrong=True)] * 3
 
 
 def test_a_user_without_any_ha1_cannot_get_in_with_the_dummy(
@@ -82,7 +82,7 @@ def test_a_user_without_any_ha1_cannot_get_in_with_the_dummy(
         blank.nc,
         blank.cnonce,
     )
-    assert authenticator.verify(forged, REGISTER, None, 11) == Challenge()
+    assert authenticator.verify(forged, REGISTER, None, 11) == Challenge(wrong=True)
 
 
 def test_a_wrong_password_does_not_use_the_nonce_up(authenticator: Authenticator) -> None:
@@ -91,13 +91,24 @@ def test_a_wrong_password_does_not_use_the_nonce_up(authenticator: Authenticator
     assert authenticator.verify(answer(nonce), REGISTER, ALICE, 10) == Accepted()
 
 
-def test_an_old_nonce_is_stale_only_for_those_who_know_the_password(
+def test_with_an_old_or_forged_nonce_nobody_learns_whether_the_password_is_right(
     authenticator: Authenticator,
 ) -> None:
-    nonce = authenticator.mint(10)
-    wrong = answer(nonce, password="guess")
-    assert authenticator.verify(answer(nonce), REGISTER, ALICE, 310.5) == Challenge(stale=True)
-    assert authenticator.verify(wrong, REGISTER, ALICE, 310.5) == Challenge(stale=False)
+    for nonce in (authenticator.mint(10), "made-up", Authenticator(b"j", 300).mint(310)):
+        for password in ("secret", "guess"):
+            credentials = answer(nonce, password=password)
+            verdict = authenticator.verify(credentials, REGISTER, ALICE, 310.5)
+            assert verdict == Challenge(stale=True)
+
+
+def test_a_nonce_serves_only_the_client_it_was_made_for(authenticator: Authenticator) -> None:
+    nonce = authenticator.mint(10, "192.0.2.1")
+    for client in ("192.0.2.2", ""):
+        for password in ("secret", "guess"):
+            credentials = answer(nonce, password=password)
+            verdict = authenticator.verify(credentials, REGISTER, ALICE, 11, client)
+            assert verdict == Challenge(stale=True)
+    assert authenticator.verify(answer(nonce), REGISTER, ALICE, 11, "192.0.2.1") == Accepted()
 
 
 def test_a_nonce_is_good_until_its_lifetime_ends(authenticator: Authenticator) -> None:
@@ -167,10 +178,10 @@ def test_credentials_for_another_method_or_user_part_are_wrong(
 ) -> None:
     nonce = authenticator.mint(10)
     invite = answer(nonce, method="INVITE")
-    assert authenticator.verify(invite, REGISTER, ALICE, 11) == Challenge()
+    assert authenticator.verify(invite, REGISTER, ALICE, 11) == Challenge(wrong=True)
     call = Request("INVITE", "sip:105@example.com", Headers())
     aimed_elsewhere = answer(nonce, method="INVITE", uri="sip:900@example.com")
-    assert authenticator.verify(aimed_elsewhere, call, ALICE, 11) == Challenge()
+    assert authenticator.verify(aimed_elsewhere, call, ALICE, 11) == Challenge(wrong=True)
     aimed_here = answer(nonce, method="INVITE", uri="sip:105@10.0.0.1:5060")
     assert authenticator.verify(aimed_here, call, ALICE, 11) == Accepted()
 
@@ -191,7 +202,7 @@ def test_a_user_with_one_ha1_gets_in_with_that_algorithm_only(
     sha_only = Subscriber("101@example.com", ha1_sha256=HA1[Algorithm.SHA256])
     has_it, lacks_it = (md5_only, sha_only) if algorithm is Algorithm.MD5 else (sha_only, md5_only)
     credentials = answer(authenticator.mint(1), algorithm=algorithm)
-    assert authenticator.verify(credentials, REGISTER, lacks_it, 1) == Challenge()
+    assert authenticator.verify(credentials, REGISTER, lacks_it, 1) == Challenge(wrong=True)
     assert authenticator.verify(credentials, REGISTER, has_it, 1) == Accepted()
 
 

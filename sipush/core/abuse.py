@@ -1,0 +1,244 @@
+"""Who is heard: strangers at a limited rate, those who guess passwords not at all (docs/abuse.md).
+
+``now`` is monotonic, in seconds. An IPv6 source is its /64, of which one host has every address.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from sipush.core.emergency import METHODS, EmergencyPolicy, is_emergency
+from sipush.core.outbound import decode_route_token
+from sipush.errors import MessageError
+from sipush.sip.fields import parse_name_addr
+from sipush.sip.message import Request
+from sipush.sip.uri import parse_sip_uri
+
+KNOWN_FOR = 7200.0
+"Seconds after its last sign-in that an address is not rate limited: two registrations."
+
+KNOWN_FACTOR = 5
+"Failed sign-ins that an address gets for each of a stranger's: behind it may be a whole office."
+
+MAX_SOURCES = 100_000
+"Addresses remembered: about 30 MB. Beyond it those are forgotten that matter least."
+
+FREE_FAILURES = 2
+"Failed sign-ins in a row that cost no time: people mistype."
+
+FIRST_DELAY, LONGEST_DELAY = 0.25, 4.0
+"Seconds that the answer to the next failure waits, doubled with each further one."
+
+
+@dataclass(frozen=True, slots=True)
+class AbusePolicy:
+    """What the operator allows one source. Times are seconds."""
+
+    stranger_rate: float = 20
+    "Requests each second, from an address where nobody has signed in."
+    stranger_burst: int = 200
+    failures: int = 20
+    "Failed sign-ins within ``failure_window`` that get a stranger banned; 0: nobody is banned."
+    failure_window: float = 300
+    ban_time: float = 600
+    peers: Sequence[IPv4Network | IPv6Network] = ()
+    "Sources that are always heard."
+
+
+def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy) -> bool:
+    """Whether a request is heard wherever it comes from.
+
+    An emergency call (its ACK and CANCEL too), or what belongs to a call that goes through us:
+    that shows by the Route we recorded. ``key``: that of the route tokens.
+    """
+    is_call = bool(emergency.route) and request.method in _EMERGENCY
+    if is_call and is_emergency(request.uri, emergency.numbers):
+        return True
+    try:
+        routes = request.headers.values("route")
+        user = parse_sip_uri(parse_name_addr(routes[0]).uri).user if routes else None
+    except MessageError:
+        return False
+    return user is not None and decode_route_token(user, key) is not None
+
+
+_EMERGENCY = METHODS | {"ACK", "CANCEL"}
+
+
+class Verdict(Enum):
+    """What becomes of a request that came from a source."""
+
+    ADMIT = "admit"
+    TOO_MANY = "too-many"
+    "A stranger sent more than the rate allows."
+    BANNED = "banned"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed sign-in leads to."""
+
+    delay: float
+    "Seconds that its answer waits."
+    banned: str = ""
+    "The source that is banned from now on, or empty."
+
+
+class _Source:
+    """An address or network. Known while ``known_until`` is to come; a peer for ever."""
+
+    __slots__ = ("failures", "filled_at", "known_until", "name", "tokens", "window_ends")
+
+    def __init__(self, name: str, now: float, burst: float, known_until: float) -> None:
+        self.name = name
+        self.known_until = known_until
+        self.tokens = burst
+        self.filled_at = now
+        self.failures = 0
+        self.window_ends = -math.inf
+
+
+class Guard:
+    """Remembers sources. Of a known source one look-up is all it costs to hear it."""
+
+    def __init__(self, policy: AbusePolicy) -> None:
+        self._policy = policy
+        self._sources: dict[str, _Source] = {}
+        self._bans: dict[str, float] = {}
+        "Until when, by name of the source. A banned source is not known."
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @property
+    def policy(self) -> AbusePolicy:
+        """May be replaced: then who is a peer is found out anew, and bans stay."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: AbusePolicy) -> None:
+        if policy != self._policy:
+            self._policy = policy
+            self._sources.clear()
+
+    def judge(self, address: str, now: float) -> Verdict:
+        """Whether a request from there is heard."""
+        source = self._sources.get(address)
+        if source is not None and source.known_until > now:
+            return Verdict.ADMIT
+        return self._weigh(source or self._find(address, now), now)
+
+    def _weigh(self, source: _Source, now: float) -> Verdict:
+        if source.known_until > now:
+            return Verdict.ADMIT
+        if self._bans:
+            until = self._bans.get(source.name)
+            if until is not None and until > now:
+                return Verdict.BANNED
+        policy = self._policy
+        refill = max(now - source.filled_at, 0.0) * policy.stranger_rate
+        source.tokens = min(source.tokens + refill, policy.stranger_burst)
+        source.filled_at = now
+        if source.tokens < 1:
+            return Verdict.TOO_MANY
+        source.tokens -= 1
+        return Verdict.ADMIT
+
+    def client(self, address: str) -> str:
+        """Whom a nonce is for: the source; empty for a peer, who may have several addresses."""
+        source = self._sources.get(address)
+        is_peer = source is not None and source.known_until == math.inf
+        return "" if is_peer else source_name(address)
+
+    def is_known(self, address: str, now: float) -> bool:
+        """Whether somebody there has signed in lately, or it is a peer that has been heard."""
+        source = self._sources.get(address) or self._sources.get(source_name(address))
+        return source is not None and source.known_until > now
+
+    def signed_in(self, address: str, now: float) -> None:
+        """Somebody there proved to be a user of ours, or we have called that server ourselves.
+
+        Failures are not forgotten: whoever guesses may have an account of his own.
+        """
+        source = self._sources.get(address) or self._find(address, now)
+        if source.name not in self._bans:
+            source.known_until = max(source.known_until, now + KNOWN_FOR)
+
+    def failed(self, address: str, now: float) -> Failure:
+        """Somebody there gave a wrong password, or one for a user who does not exist."""
+        source = self._sources.get(address) or self._find(address, now)
+        policy = self._policy
+        if source.known_until == math.inf or not policy.failures:
+            return Failure(0.0)
+        if source.window_ends <= now:
+            source.failures, source.window_ends = 0, now + policy.failure_window
+        source.failures += 1
+        allowed = policy.failures * (KNOWN_FACTOR if source.known_until > now else 1)
+        if source.failures < allowed:
+            return Failure(_delay(source.failures))
+        source.failures, source.known_until = 0, -math.inf
+        self.ban(source.name, now + policy.ban_time)
+        return Failure(LONGEST_DELAY, banned=source.name)
+
+    def ban(self, name: str, until: float) -> None:
+        """Hear nothing more from a source before ``until``. Peers are heard nevertheless."""
+        self._bans[name] = until
+        source = self._sources.get(name)
+        if source is not None and source.known_until != math.inf:
+            source.known_until = -math.inf
+
+    def lift(self, name: str) -> None:
+        """Hear it again, as a stranger."""
+        self._bans.pop(name, None)
+
+    def bans(self, now: float) -> Mapping[str, float]:
+        """Until when sources are banned; what is over is forgotten."""
+        self._bans = {name: until for name, until in self._bans.items() if until > now}
+        return self._bans
+
+    def _find(self, address: str, now: float) -> _Source:
+        """The source of an address, which may be new."""
+        peers = self._policy.peers
+        is_peer = bool(peers) and any(ip_address(address) in network for network in peers)
+        name = address if is_peer else source_name(address)
+        source = self._sources.get(name)
+        if source is None:
+            if len(self._sources) >= MAX_SOURCES:
+                self._forget(now)
+            known_until = math.inf if is_peer else -math.inf
+            source = _Source(name, now, self._policy.stranger_burst, known_until)
+            self._sources[name] = source
+        return source
+
+    def _forget(self, now: float) -> None:
+        """Nobody gains by it: bans are kept, and only with a password is one worth remembering."""
+        self._sources = {
+            name: source
+            for name, source in self._sources.items()
+            if source.known_until > now or source.window_ends > now
+        }
+        if len(self._sources) > MAX_SOURCES // 2:
+            self._sources.clear()
+
+
+def _delay(failures: int) -> float:
+    if failures <= FREE_FAILURES:
+        return 0.0
+    doubled = min(failures - FREE_FAILURES - 1, 10)
+    return float(min(FIRST_DELAY * 2**doubled, LONGEST_DELAY))
+
+
+@lru_cache(8192)
+def source_name(address: str) -> str:
+    """What is banned: an IPv4 address, or the /64 of an IPv6 one. Raises ValueError."""
+    ip = ip_address(address)
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ip_network((int(ip) >> 64 << 64, 64)))
