@@ -245,11 +245,28 @@ class DeliveryState(Enum):
 
 
 @dataclass(slots=True)
-class Delivery:
-    """Takes the stored messages of one user to its devices, in order, one at a time."""
+class Remembered:
+    """What is known of the stored messages of one user, and not in the store."""
 
     refusals: dict[int, set[str]] = field(default_factory=dict)
     "Message id -> devices that refused it."
+    taken: set[int] = field(default_factory=set)
+    "Ids of messages that a device has taken, and that the store could not remove."
+
+    def __bool__(self) -> bool:
+        return bool(self.refusals or self.taken)
+
+    def forget_all_but(self, ids: Collection[int]) -> None:
+        """Only these are still stored."""
+        self.refusals = {each: who for each, who in self.refusals.items() if each in ids}
+        self.taken.intersection_update(ids)
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Takes the stored messages of one user to its devices, in order, one at a time."""
+
+    remembered: Remembered = field(default_factory=Remembered)
     state: DeliveryState = DeliveryState.IDLE
     devices: Collection[str] = ()
     "All devices of the user."
@@ -286,11 +303,14 @@ class Delivery:
 
     def loaded(self, messages: Sequence[StoredMessage]) -> list[DeliveryAction]:
         """What the store holds, in order."""
-        self.messages = list(messages)
-        ids = {message.id for message in messages}
-        for gone in [each for each in self.refusals if each not in ids]:
-            del self.refusals[gone]
-        return self._next()
+        self.remembered.forget_all_but({message.id for message in messages})
+        taken = self.remembered.taken
+        self.messages = [message for message in messages if message.id not in taken]
+        return [*(Remove(m) for m in messages if m.id in taken), *self._next()]
+
+    def not_removed(self, message: StoredMessage) -> None:
+        """The store could not remove it: nobody must get it again."""
+        self.remembered.taken.add(message.id)
 
     def answered(self, status: int) -> list[DeliveryAction]:
         """The final response to what is out; 408 when there was none, 430 when the flow failed."""
@@ -302,7 +322,7 @@ class Delivery:
         if status in NOT_NOW:
             del self.queue[device]
             return self._next()
-        refused = self.refusals.setdefault(message.id, set())
+        refused = self.remembered.refusals.setdefault(message.id, set())
         refused.add(device)
         actions: list[DeliveryAction] = [Report(message, device, status)]
         if status >= 600 or refused.issuperset(self.devices):
@@ -338,7 +358,7 @@ class Delivery:
         """The first message that the first device may still take."""
         for target in self.queue.values():
             for message in self.messages:
-                if target.device not in self.refusals.get(message.id, ()):
+                if target.device not in self.remembered.refusals.get(message.id, ()):
                     return [self._send(message, target)]
         self.sent, self.state = None, DeliveryState.IDLE
         look, self.again = self.again and bool(self.queue), False
@@ -351,7 +371,7 @@ class Delivery:
 
     def _remove(self, message: StoredMessage) -> Remove:
         self.messages.remove(message)
-        self.refusals.pop(message.id, None)
+        self.remembered.refusals.pop(message.id, None)
         return Remove(message)
 
 

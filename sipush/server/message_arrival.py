@@ -24,6 +24,7 @@ from sipush.core.messages import (
     Forward,
     Keep,
     Notify,
+    Remembered,
     Respond,
 )
 from sipush.core.push_request import PushKind, PushRequest, PushResult
@@ -193,6 +194,7 @@ class Arriving:
             await self.messages.proxy.store.remove_message(message)
         except LocationError as error:
             log.warning("message_not_removed", aor=self.aor, reason=str(error))
+            self.messages.remembered.setdefault(self.aor, Remembered()).taken.add(message.id)
             return
         self._tell("message_taken_late", push_id=message.id)
 

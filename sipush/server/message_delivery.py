@@ -61,10 +61,8 @@ class Delivering:
 
     def _finish(self) -> None:
         del self.messages.deliveries[self.aor]
-        if self.machine.refusals:
-            self.messages.refusals[self.aor] = self.machine.refusals
-        else:
-            self.messages.refusals.pop(self.aor, None)
+        if not self.machine.remembered:
+            self.messages.remembered.pop(self.aor, None)
 
     def _perform_one(self, action: DeliveryAction) -> None:
         match action:
@@ -142,6 +140,7 @@ class Delivering:
             await self.messages.proxy.store.remove_message(message)
         except LocationError as error:
             log.warning("message_not_removed", aor=self.aor, reason=str(error))
+            self.machine.not_removed(message)
         return []
 
     def _arm_probe(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sipush.core.bindings import Aor, Binding, Location
-from sipush.core.messages import Arrival, Delivery
+from sipush.core.messages import Arrival, Delivery, Remembered
 from sipush.core.stored_message import from_sender, is_composing, lifetime
 from sipush.core.target_set import Target
 from sipush.errors import MessageError, TransportError
@@ -63,7 +63,7 @@ class Messages:
         "Stored messages that a device refused for good."
         self.arrivals: dict[Aor, set[Arriving]] = {}
         self.deliveries: dict[Aor, Delivering] = {}
-        self.refusals: dict[Aor, dict[int, set[str]]] = {}
+        self.remembered: dict[Aor, Remembered] = {}
 
     async def arrived(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
@@ -94,7 +94,7 @@ class Messages:
         for target in map(self.target, bindings):
             if target.live:
                 if aor not in self.deliveries:
-                    machine = Delivery(self.refusals.get(aor, {}))
+                    machine = Delivery(self.remembered.setdefault(aor, Remembered()))
                     self.deliveries[aor] = Delivering(self, aor, machine)
                 delivering = self.deliveries[aor]
                 tell = delivering.machine.registered if register else delivering.machine.stored
@@ -108,6 +108,7 @@ class Messages:
             binding.contact,
             "" if binding.path else binding.flow,
             binding.path,
+            edge=binding.flow if binding.path else "",
             live=bool(binding.path) or (flow is not None and not flow.closed),
         )
 
@@ -140,7 +141,7 @@ class Messages:
         if target.flow:
             return self.proxy.transports.flow(target.flow)
         try:
-            return await self.proxy.connect(target.route[0])
+            return await self.proxy.connect_edge(target.route[0], target.edge)
         except (TransportError, MessageError) as error:
             log.warning("next_hop_unreachable", target=target.route[0], reason=str(error))
             return None

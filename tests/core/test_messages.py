@@ -171,7 +171,7 @@ def test_a_device_that_refused_a_message_is_not_asked_again() -> None:
     machine.answered(405)
     machine.answered(405)
     assert machine.state is DeliveryState.IDLE
-    again = Delivery(machine.refusals)
+    again = Delivery(machine.remembered)
     again.registered(PHONE, known)
     assert again.loaded([ONE, TWO]) == []
     again.registered(OTHER, known)
@@ -182,10 +182,26 @@ def test_refusals_of_messages_that_are_gone_are_forgotten() -> None:
     known = {"phone", "other"}
     machine = brought_to("sending", known)
     machine.answered(405)
-    again = Delivery(machine.refusals)
+    again = Delivery(machine.remembered)
     again.registered(PHONE, known)
     again.loaded([TWO])
-    assert again.refusals == {}
+    assert not again.remembered
+
+
+def test_a_message_that_cannot_be_removed_is_not_delivered_again() -> None:
+    machine = brought_to("sending", {"phone"})
+    assert shown(machine.answered(200)) == "Remove 1, Send 2"
+    machine.not_removed(ONE)
+    assert shown(machine.answered(200)) == "Remove 2, Load"
+    machine.not_removed(TWO)
+    assert shown(machine.loaded([ONE, TWO])) == "Remove 1, Remove 2"
+    assert machine.state is DeliveryState.IDLE
+    again = Delivery(machine.remembered)
+    again.registered(PHONE, {"phone"})
+    assert shown(again.loaded([TWO])) == "Remove 2"
+    again.registered(PHONE, {"phone"})
+    assert again.loaded([]) == []
+    assert not again.remembered
 
 
 def test_messages_keep_their_order_and_each_is_removed_once() -> None:
