@@ -136,8 +136,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     bindings.add_argument("aor", nargs="?", help="of this user only")
     bindings.set_defaults(command=_on_store(cli_store.list_bindings))
+    _add_ban_commands(commands.add_parser("bans", help="List bans and lift them."), configured)
     commands.add_parser("version", help="Print the version.").set_defaults(command=_version)
     return parser
+
+
+def _add_ban_commands(
+    parser: argparse.ArgumentParser, configured: argparse.ArgumentParser
+) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "List addresses banned for failed sign-ins."
+    list_ = commands.add_parser("list", help=text, description=text, parents=[configured])
+    list_.set_defaults(command=_on_store(cli_store.list_bans))
+    text = "Hear a banned address again."
+    lift = commands.add_parser("lift", help=text, description=text, parents=[configured])
+    lift.add_argument("source", metavar="ADDRESS", help="as the list prints it")
+    lift.set_defaults(command=_on_store(cli_store.lift_ban))
 
 
 def _add_user_commands(

@@ -1,4 +1,4 @@
-"""Commands that work on the store: users and bindings."""
+"""Commands that work on the store: users, bindings and bans."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from sipush.config import Config, UserConfig
 from sipush.config_problems import describe
+from sipush.core.abuse import source_name
 from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
 from sipush.errors import ConfigError, SipushError
 from sipush.location import make_store
@@ -96,6 +97,33 @@ def list_users(_options: argparse.Namespace, config: Config) -> Work:
         for subscriber in sorted(stored, key=lambda each: each.aor):
             if subscriber.aor not in config.users:
                 print(_user_line(subscriber.aor, subscriber, "store"))
+
+    return work
+
+
+def list_bans(_options: argparse.Namespace, _config: Config) -> Work:
+    """``bans list``: the one that ends last comes first."""
+
+    async def work(store: LocationStore) -> None:
+        now = time.time()
+        bans = await store.bans(now)
+        for source, until in sorted(bans.items(), key=lambda ban: -ban[1]):
+            print(f"{source}  banned for {until - now:.0f} s more")
+
+    return work
+
+
+def lift_ban(options: argparse.Namespace, _config: Config) -> Work:
+    """``bans lift``: an address, or a network as ``bans list`` prints it."""
+    try:
+        source = source_name(options.source.partition("/")[0])
+    except ValueError:
+        raise SipushError(f"{options.source} is no IP address") from None
+
+    async def work(store: LocationStore) -> None:
+        if not await store.remove_ban(source):
+            raise SipushError(f"{source} is not banned")
+        print(f"{source} is heard again, within three seconds.")
 
     return work
 

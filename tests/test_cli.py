@@ -256,3 +256,20 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     assert asleep.startswith("  asleep  token ")
     assert shell.ok("bindings", "102") == "102@example.com\n" + asleep
     assert shell.ok("bindings", "103") == "103@example.com: nothing registered\n"
+
+
+async def test_bans_are_listed_and_lifted(shell: Shell) -> None:
+    store = make_store(load(shell.folder / "sipush.toml").store)
+    await store.open()
+    await store.put_ban("192.0.2.7", time.time() + 600)
+    await store.put_ban("2001:db8:0:7::/64", time.time() + 900)
+    await store.put_ban("192.0.2.8", time.time() - 1)
+    await store.close()
+    first, second = shell.ok("bans", "list").splitlines()
+    assert re.fullmatch(r"2001:db8:0:7::/64  banned for (8[89][0-9]|900) s more", first)
+    assert re.fullmatch(r"192\.0\.2\.7  banned for (5[89][0-9]|600) s more", second)
+    assert shell.refused("bans", "lift", "192.0.2.9") == ["sipush: 192.0.2.9 is not banned"]
+    assert shell.refused("bans", "lift", "phone") == ["sipush: phone is no IP address"]
+    assert "heard again" in shell.ok("bans", "lift", "2001:db8:0:7::/64")
+    assert "heard again" in shell.ok("bans", "lift", "192.0.2.7")
+    assert shell.ok("bans", "list") == ""
