@@ -139,8 +139,8 @@ class LimitsConfig(Section):
     "Incoming ones; an office or a session border controller is one address."
     message_time: Seconds = 30
     "How long a message on a connection may take, and the first one to begin."
-    held_calls_per_caller: Annotated[int, Field(ge=1)] = 10
-    held_calls_per_callee: Annotated[int, Field(ge=1)] = 10
+    held_calls_per_caller: Annotated[int, Field(ge=1)] = 2000
+    held_calls_per_callee: Annotated[int, Field(ge=1)] = 100
     push_records: Annotated[int, Field(ge=1)] = 20
     "Of one user; those not refreshed for the longest time go."
     stranger_rate: Annotated[float, Field(gt=0)] = 20
