@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.e2e.nat import PRIVATE, Nat
 from tests.e2e.process import Lines, Program, free_port
 from tests.e2e.wire import PATIENCE, Account
 
@@ -17,10 +20,10 @@ from tests.e2e.wire import PATIENCE, Account
 # needs no sound card.
 _CONFIG = """\
 poll_method epoll
-sip_listen 127.0.0.1:{sip_port}
-net_interface 127.0.0.1
+sip_listen {ip}:{sip_port}
+net_interface {interface}
 sip_cafile {ca_file}
-ctrl_tcp_listen 127.0.0.1:{control_port}
+ctrl_tcp_listen {ip}:{control_port}
 audio_player aubridge,nil
 audio_source ausine,440
 ausrc_srate 48000
@@ -73,16 +76,20 @@ class Baresip:
         answer: bool = True,
         register: bool = True,
         webrtc: bool = False,
+        nat: Nat | None = None,
     ) -> Baresip:
         """Start one phone. ``instance``: its UUID, which it shows as +sip.instance.
 
-        ``webrtc``: its media is what browsers speak.
+        ``webrtc``: its media is what browsers speak. ``nat``: it is behind that one.
         """
+        ip = PRIVATE if nat else "127.0.0.1"
         work = directory / f"baresip-{next(_COUNTER)}-{account.user}"
         work.mkdir()
         control_port, rtp_port = free_port(), free_port()
         (work / "config").write_text(
             _CONFIG.format(
+                ip=ip,
+                interface="eth0" if nat else ip,
                 sip_port=free_port(),
                 ca_file=ca_file,
                 control_port=control_port,
@@ -100,9 +107,14 @@ class Baresip:
             f"regint={600 if register else 0};answermode={'auto' if answer else 'manual'}"
             f"{';medianat=ice;mediaenc=dtls_srtp' if webrtc else ''}\n"
         )
-        program = await Program.start("baresip", "-f", work, directory=work)
+        command = [*(nat.command if nat else ()), "baresip", "-f", str(work)]
+        program = await Program.start(*command, directory=work)
         await program.output.find(lambda line: "baresip is ready" in line, "baresip's readiness")
-        reader, writer = await asyncio.open_connection("127.0.0.1", control_port)
+        with nat.inside() if nat else nullcontext():
+            control = socket.socket()
+        control.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(control, (ip, control_port))
+        reader, writer = await asyncio.open_connection(sock=control)
         events = Lines()
         return cls(program, writer, events, asyncio.create_task(_netstrings(reader, events)))
 

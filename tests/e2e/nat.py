@@ -80,6 +80,11 @@ class Nat:
             finally:
                 _enter(home.fileno())
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What a program is started with to run behind the NAT."""
+        return ("ip", "netns", "exec", self.phone)
+
     def forget(self) -> None:
         """Every mapping, as after a power cut: MASQUERADE drops them with its interface."""
         _run(f"ip -n {self.nat} link set public down")

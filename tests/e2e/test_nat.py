@@ -41,9 +41,14 @@ async def started(world: World) -> Daemon:
     )
 
 
+def public(daemon: Daemon, transport: str) -> tuple[str, int]:
+    """Where phones behind the NAT find it."""
+    return SERVER, daemon.addresses[transport, "0.0.0.0"][1]
+
+
 async def phone(world: World, nat: Nat, daemon: Daemon, user: str, transport: str) -> Phone:
     """A phone behind the NAT that knows only its inner address."""
-    server = SERVER, daemon.addresses[transport, "0.0.0.0"][1]
+    server = public(daemon, transport)
     wire = await Wire.open(transport, server, PRIVATE, inside=nat.inside())
     return world.adopt(Phone(world.account(user), wire, INSTANCE if user == "bob" else ""))
 
@@ -129,3 +134,26 @@ async def test_a_call_goes_on_when_the_nat_gives_the_phone_a_new_mapping(
     moved = await registered(world, nat, daemon, transport, push)
     incoming.phone = moved
     await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_baresip_behind_nat_is_killed_pushed_restarted_and_talks(
+    world: World, nat: Nat, transport: str
+) -> None:
+    daemon = await started(world)
+    server = public(daemon, transport)
+    app = await registered(world, nat, daemon, transport, x_push(apns_token()))
+    app.kill()
+    how = {"server": server, "nat": nat, "instance": INSTANCE.removeprefix("urn:uuid:")}
+    bob = await world.baresip(daemon, "bob", transport, **how)
+    await bob.registered()
+    await bob.kill()
+
+    alice = await world.baresip(daemon, "alice", transport, server=server, nat=nat)
+    await alice.registered()
+    alice.command("dial", f"sip:{world.aor('bob')}")
+    await world.pushes.next()
+    reborn = await world.baresip(daemon, "bob", transport, **how)
+    await in_time(alice.event("CALL_ESTABLISHED"), reborn.event("CALL_ESTABLISHED"))
+    await in_time(alice.rtp_received(), reborn.rtp_received())
+    reborn.command("hangup")
+    await alice.event("CALL_CLOSED")

@@ -171,9 +171,17 @@ class World:
         self._programs.append(phone)
         return phone
 
-    async def baresip(self, daemon: Daemon, user: str, transport: str, **how: Any) -> Baresip:
+    async def baresip(
+        self,
+        daemon: Daemon,
+        user: str,
+        transport: str,
+        *,
+        server: tuple[str, int] | None = None,
+        **how: Any,
+    ) -> Baresip:
         """A baresip process."""
-        server, who = daemon.at(transport), self.account(user)
+        server, who = server or daemon.at(transport), self.account(user)
         ca_file = self.credentials.ca_file
         phone = await Baresip.start(self.directory, server, transport, who, ca_file, **how)
         self._programs.append(phone)
