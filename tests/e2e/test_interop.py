@@ -45,28 +45,25 @@ async def test_a_user_is_called_however_the_uri_is_written(world: World, uri: st
     await in_time(call.hang_up(answer), incoming.hung_up())
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "tel:+49-30-(1234)",
-        "tel:+49301234",
-        "tel:+49301234;phone-context={domain}",
-        "sip:%2B49301234@{domain}",
-        "sip:+49301234@{domain};user=phone",
-    ],
-)
-async def test_a_telephone_number_is_a_user_of_the_caller_s_domain(world: World, uri: str) -> None:
+async def test_a_telephone_number_is_a_user_of_the_caller_s_domain(world: World) -> None:
     number = Account("+49301234", "secret", world.domain)
     ha1 = hashlib.md5(f"{number.user}:{world.domain}:secret".encode()).hexdigest()
     daemon = await world.start(users={number.aor: {"ha1_md5": ha1}})
     desk = await world.phone(daemon, "", "TCP", who=number)
     assert (await desk.register()).response.status == 200
     alice = await world.phone(daemon, "alice", "TCP")
-    call = OutCall(alice, uri.format(domain=world.domain), (), f"call-{secrets.token_hex(8)}")
-    call.send_invite()
-    await call.authorize(await call.expect(407))
-    answer, incoming = await in_time(call.final(), desk.rings_and_answers())
-    await in_time(call.hang_up(answer), incoming.hung_up())
+    for uri in (
+        "tel:+49-30-(1234)",
+        "tel:+49301234",
+        f"tel:+49301234;phone-context={world.domain}",
+        f"sip:%2B49301234@{world.domain}",
+        f"sip:+49301234@{world.domain};user=phone",
+    ):
+        call = OutCall(alice, uri, (), f"call-{secrets.token_hex(8)}")
+        call.send_invite()
+        await call.authorize(await call.expect(407))
+        answer, incoming = await in_time(call.final(), desk.rings_and_answers())
+        await in_time(call.hang_up(answer), incoming.hung_up())
 
 
 async def test_a_call_has_passed_other_servers_on_its_way(world: World, transport: str) -> None:
