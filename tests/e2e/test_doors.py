@@ -12,6 +12,7 @@ import pytest
 
 from sipush.config import TlsConfig
 from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.process import free_port
 from tests.e2e.wire import Msg, OutCall, Phone, new_branch
 from tests.e2e.world import DOORS, World, apns_token, x_push
 from tests.transport.authority import Authority
@@ -97,6 +98,21 @@ async def test_a_call_comes_in_by_one_door_and_leaves_by_another(
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_call_goes_from_ipv6_to_ipv4_and_back(world: World, transport: str) -> None:
     daemon = await world.daemon(listen=world.doors())
+    await woken_call(world, daemon, (transport, "::1"), (transport, "127.0.0.1"))
+    await woken_call(world, daemon, (transport, "127.0.0.1"), (transport, "::1"))
+
+
+@pytest.mark.parametrize("transport", ["UDP", "TCP"])
+async def test_ipv4_and_ipv6_wildcards_share_a_port_and_name_the_address_that_was_reached(
+    world: World, transport: str
+) -> None:
+    port = free_port()
+    wildcards = [
+        {"transport": transport.lower(), "address": address, "port": port}
+        for address in ("0.0.0.0", "::")
+    ]
+    daemon = await world.start(listen=wildcards)
+    daemon.addresses |= {(transport, ip): (ip, port) for ip in ("127.0.0.1", "::1")}
     await woken_call(world, daemon, (transport, "::1"), (transport, "127.0.0.1"))
     await woken_call(world, daemon, (transport, "127.0.0.1"), (transport, "::1"))
 

@@ -157,3 +157,16 @@ async def test_baresip_behind_nat_is_killed_pushed_restarted_and_talks(
     await in_time(alice.rtp_received(), reborn.rtp_received())
     reborn.command("hangup")
     await alice.event("CALL_CLOSED")
+
+
+async def test_a_request_that_takes_many_fragments_passes_the_nat_in_both_directions(
+    world: World, nat: Nat
+) -> None:
+    """RFC 3261 §18.1.1 asks for TCP beyond 1,300 bytes, but no TCP leads to this phone."""
+    daemon = await started(world)
+    bob = await registered(world, nat, daemon, "UDP", x_push(apns_token()))
+    alice = await phone(world, nat, daemon, "alice", "UDP")
+    call = await alice.call("bob", headers=[f"X-Big: {'x' * 9_000}"])
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    assert len(incoming.invite["x-big"]) == 9_000
+    await in_time(call.hang_up(answer), incoming.hung_up())
