@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from sipush.config import SqliteConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
@@ -15,14 +16,16 @@ from sipush.core.stored_message import Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
-from sipush.location.sqlite_worker import Job, SqliteWorker, T
-from sipush.location.store import WakeListener
+from sipush.location.sqlite_worker import Job, SqliteReader, SqliteWorker, T
+from sipush.location.store import MissedListener, WakeListener
+
+Worker = TypeVar("Worker", SqliteWorker, SqliteReader)
 
 _PAGE = 500
 "Rows read at a time when everything is listed."
 
 _PURGED_AT_ONCE = 50
-"Expired rows of any AOR removed by one REGISTER: more than it adds, too few to be felt."
+"Expired rows of any AOR removed in one go: too few to be felt."
 
 _TWELVE = "(?,?,?,?,?,?,?,?,?,?,?,?)"
 _SELECT_BINDINGS = f"SELECT {rows.BINDING} FROM bindings WHERE aor = ?"
@@ -73,21 +76,24 @@ class SqliteStore:
     """A LocationStore in one file, which other processes may read and write at the same time.
 
     One thread writes, and all that is asked during one turn of the event loop, or while the disk
-    syncs, shares one transaction and one sync. Lookups have a thread and a connection of their
-    own, so that they never wait for that sync.
+    syncs, shares one transaction and one sync. Lookups have a connection of their own and never
+    wait for that; the event loop runs them itself, which is quicker than to ask a thread.
     """
 
     def __init__(self, config: SqliteConfig) -> None:
         self._config = config
         self._writer: SqliteWorker | None = None
-        self._reader: SqliteWorker | None = None
+        self._reader: SqliteReader | None = None
+        self._unpurged = 0
+        "REGISTERs since expired rows were last removed."
+        self._purged_epoch = 0.0
 
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
         path = self._config.path
         opener = partial(connect, path, self._config.synchronous)
-        self._writer = SqliteWorker("BEGIN IMMEDIATE", opener, partial(explain, path))
-        self._reader = SqliteWorker("BEGIN", opener, partial(explain, path))
+        self._writer = SqliteWorker(opener, partial(explain, path))
+        self._reader = SqliteReader(opener, partial(explain, path))
         try:
             await self._write(lambda _: None)
             await self._read(lambda _: None)
@@ -97,9 +103,10 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Commit what was accepted, then let go."""
-        for worker in (self._writer, self._reader):
-            if worker is not None:
-                await worker.close()
+        if self._writer is not None:
+            await self._writer.close()
+        if self._reader is not None:
+            self._reader.close()
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
@@ -124,11 +131,20 @@ class SqliteStore:
             for device, due in registration.refreshes:
                 row = rows.storable((registration.aor, device, due))
                 connection.execute(_PUT_REFRESH, row)
-            for purge in _PURGE:
-                connection.execute(purge, (now,))
+            if self._is_purge_due(now):
+                for purge in _PURGE:
+                    connection.execute(purge, (now,))
             return replace(after, messages=_has_messages(connection, registration.aor, now))
 
         return await self._write(job)
+
+    def _is_purge_due(self, now_epoch: float) -> bool:
+        """Once a second, and more often when many rows are added (by the thread that writes)."""
+        self._unpurged += 1
+        if self._unpurged < _PURGED_AT_ONCE // 2 and 0 <= now_epoch - self._purged_epoch < 1:
+            return False
+        self._unpurged, self._purged_epoch = 0, now_epoch
+        return True
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -141,7 +157,7 @@ class SqliteStore:
 
         return await self._write(job)
 
-    def listen(self, listener: WakeListener) -> None:
+    def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Do nothing: a file tells nobody. One daemon uses it, and sees what the CLI writes."""
 
     async def aors(self) -> AsyncIterator[Aor]:
@@ -285,14 +301,14 @@ class SqliteStore:
         return await _running(self._writer).run(job)
 
     async def _read(self, job: Job[T]) -> T:
-        return await _running(self._reader).run(job)
+        return _running(self._reader).run(job)
 
 
 def _run(connection: sqlite3.Connection, sql: str, values: tuple[str, ...]) -> None:
     connection.execute(sql, values)
 
 
-def _running(worker: SqliteWorker | None) -> SqliteWorker:
+def _running(worker: Worker | None) -> Worker:
     if worker is None:
         raise LocationError("the store is not open")
     return worker

@@ -1,19 +1,20 @@
-"""A thread that owns one SQLite connection and runs queued jobs, many to a transaction."""
+"""Who uses SQLite connections: a thread that writes, many jobs to a transaction, and a reader."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from sipush.errors import LocationError
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
+Explain = Callable[[sqlite3.Error | OSError], str]
 
 MAX_QUEUED = 10_000
 "Jobs waiting for the disk; beyond it they are refused at once."
@@ -38,16 +39,14 @@ class SqliteWorker:
 
     def __init__(
         self,
-        begin: Literal["BEGIN", "BEGIN IMMEDIATE"],
         connect: Callable[[], sqlite3.Connection],
-        explain: Callable[[sqlite3.Error | OSError], str],
+        explain: Explain,
     ) -> None:
-        self._begin = begin
         self._connect = connect
         self._explain = explain
         self._connection: sqlite3.Connection | None = None
-        self._queue: deque[_Queued] = deque()
-        self._wake = threading.Condition()
+        self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
+        "None ends the thread."
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="sipush-sqlite", daemon=True)
@@ -55,21 +54,18 @@ class SqliteWorker:
 
     async def run(self, job: Job[T]) -> T:
         """What ``job`` returns, once that is committed. Raises LocationError."""
+        if self._closing:
+            raise LocationError("the store is closed")
+        if self._queue.qsize() >= MAX_QUEUED:
+            raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
         future: asyncio.Future[T] = self._loop.create_future()
-        with self._wake:
-            if self._closing:
-                raise LocationError("the store is closed")
-            if len(self._queue) >= MAX_QUEUED:
-                raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
-            self._queue.append(_Queued(job, future))
-            self._wake.notify()
+        self._queue.put(_Queued(job, future))
         return await future
 
     async def close(self) -> None:
         """Finish what is queued, close the connection and end the thread."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self._closing = True
+        self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
@@ -80,11 +76,17 @@ class SqliteWorker:
 
     def _next_batch(self) -> list[_Queued]:
         """All that is queued, waiting for some; nothing when closing."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing)
-            batch = list(self._queue)
-            self._queue.clear()
-            return batch
+        batch = []
+        queued = self._queue.get()
+        while queued is not None:
+            batch.append(queued)
+            try:
+                queued = self._queue.get_nowait()
+            except Empty:
+                return batch
+        if batch:
+            self._queue.put(None)  # once more, for the next time
+        return batch
 
     def _run(self, batch: list[_Queued]) -> None:
         try:
@@ -105,7 +107,7 @@ class SqliteWorker:
     def _transact(self, batch: list[_Queued]) -> None:
         if self._connection is None:
             self._connection = self._connect()
-        self._connection.execute(self._begin)
+        self._connection.execute("BEGIN IMMEDIATE")
         for queued in batch:
             queued.result = queued.job(self._connection)
         self._connection.execute("COMMIT")
@@ -125,3 +127,44 @@ def _hand_out(batch: list[_Queued]) -> None:
             queued.future.set_result(queued.result)
         else:
             queued.future.set_exception(queued.error)
+
+
+class SqliteReader:
+    """Runs jobs that only read, on the event loop: a look-up by key takes microseconds.
+
+    In WAL mode it never waits for the writer. After an error it connects anew.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], explain: Explain) -> None:
+        self._connect = connect
+        self._explain = explain
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    def run(self, job: Job[T]) -> T:
+        """What ``job`` returns: all that it reads is of one moment. Raises LocationError."""
+        if self._closed:
+            raise LocationError("the store is closed")
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            self._connection.execute("BEGIN")
+            result = job(self._connection)
+            self._connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            raise LocationError(self._explain(error)) from error
+        except BaseException:
+            self._disconnect()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._closed = True
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
