@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.daemon import in_time
-from tests.e2e.wire import Phone
+from tests.e2e.wire import FINAL, Phone
 from tests.e2e.world import World, apns_token, x_push
 
 
@@ -111,7 +111,8 @@ async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:
     incoming = await bob.incoming()
     route = incoming.invite.all("record-route")[0]
     user = route.partition(":")[2].partition("@")[0]
-    forged = route.replace(user, user[:-1] + ("A" if user[-1] != "A" else "B"))
+    # Not the last letter, of which Base64 uses only some bits.
+    forged = route.replace(user, user[:-5] + ("A" if user[-5] != "A" else "B") + user[-4:])
     await incoming.refuse(486)
     await call.final()
     alice.wire.send(
@@ -120,7 +121,7 @@ async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:
         f"Max-Forwards: 70\r\nRoute: {forged}\r\nFrom: <sip:alice@x>;tag=a\r\n"
         f"To: <sip:bob@x>;tag=b\r\nCall-ID: forged\r\nCSeq: 1 INFO\r\nContent-Length: 0\r\n\r\n"
     )
-    refused = await alice.wire.expect(*range(200, 700), method="INFO")
+    refused = await alice.wire.expect(FINAL, method="INFO")
     assert refused.status == 403
     assert bob.wire.count("INFO") == 0
 

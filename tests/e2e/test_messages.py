@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.daemon import OTHER_APP, PBX, in_time
 from tests.e2e.test_devices import fcm_token
-from tests.e2e.wire import InCall, Msg, Phone, digest_answer, new_branch
+from tests.e2e.wire import FINAL, InCall, Msg, Phone, digest_answer, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
 TYPING = "application/im-iscomposing+xml"
@@ -50,8 +50,7 @@ class OutMessage:
 
     async def response(self) -> Msg:
         """Its final response."""
-        finals = range(200, 700)
-        return await self.phone.wire.expect(*finals, method="MESSAGE", call_id=self.call_id)
+        return await self.phone.wire.expect(FINAL, method="MESSAGE", call_id=self.call_id)
 
     async def sent(self) -> Msg:
         """Send it, answering a challenge; its final response."""

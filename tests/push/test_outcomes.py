@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ ACTS = {
     "silence": Act.SILENCE,
 }
 CIRCUMSTANCES: dict[str, dict[str, Any]] = {
+    # Timestamps count from the moment of the push.
     "": {},
-    "dead since after the last REGISTER": {"timestamp": time.time() + 60},
-    "dead since before the last REGISTER": {"timestamp": time.time() - 3600},
+    "dead since after the last REGISTER": {"timestamp": 60.0},
+    "dead since before the last REGISTER": {"timestamp": -3600.0},
     "no timestamp": {},
     "both environments tried": {},
     "accepted by the other environment": {"times": 1},
@@ -79,6 +80,13 @@ def rows() -> list[Any]:
     return params
 
 
+def from_now(misbehaviour: Misbehaviour) -> Misbehaviour:
+    """With the timestamp as the service would give it."""
+    if misbehaviour.timestamp is None:
+        return misbehaviour
+    return replace(misbehaviour, timestamp=time.time() + misbehaviour.timestamp)
+
+
 TARGETS = {
     Platform.APNS: VOIP_TOKEN,
     Platform.FCM: FCM_TOKEN,
@@ -97,7 +105,7 @@ async def test_every_answer_means_what_the_table_says(row: Row, service: PushSer
         provider.retry_delays = tuple(0.01 for _ in provider.retry_delays)
     dispatcher = Dispatcher({DEFAULT_APP: app})
     token = TARGETS[row.platform]
-    service.misbehave(token, row.misbehaviour)
+    service.misbehave(token, from_now(row.misbehaviour))
     silent = row.misbehaviour.act is Act.SILENCE
     outcome = await dispatcher.send(call(row.platform, hold=1.0 if silent else 10.0))
     await dispatcher.close()
