@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import Account, OutCall, Phone, Wire, new_branch
-from tests.e2e.world import World
+from tests.e2e.world import World, apns_token, x_push
 
 
 @pytest.fixture
@@ -147,3 +147,24 @@ async def test_a_phone_that_takes_the_port_of_a_killed_one_gets_its_own_calls(
     answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
     assert incoming.invite.uri == reborn.contact_uri
     await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+@pytest.mark.parametrize("transport", ["UDP", "TCP", "TLS"])
+async def test_a_phone_woken_on_the_port_it_had_before_is_called_once(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon(listen=world.doors())
+    push, urn = x_push(apns_token()), "urn:uuid:6a2f41a3-c54c-fce8-32d2-0324e1c32e22"
+    dead = await world.registered(daemon, "bob", transport, push, urn)
+    port = dead.wire.local[1]
+    dead.kill(reset=transport != "UDP")
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    await world.pushes.next()
+    wire = await Wire.open(transport, daemon.at(transport), port=port, tls=world.tls)
+    reborn = world.adopt(Phone(world.account("bob"), wire, urn))
+    assert (await reborn.register(push)).response.status == 200
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    branches = {msg["via"] for msg in wire.seen if msg.method == "INVITE"}
+    assert len(branches) == 1
