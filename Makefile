@@ -13,7 +13,7 @@ TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test check format lint types packages lock clean
+.PHONY: help setup run demo test fuzz check format lint types packages lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,13 @@ demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 
 test: .venv/dev.stamp packages $(BROWSER)/node_modules/.stamp ## Run all tests
 	$(BIN)/pytest
+
+# run/fuzz keeps the inputs that led somewhere new; run/crash-… is one that did harm.
+SECONDS ?= 600
+fuzz: .venv/dev.stamp ## Fuzz the parser for SECONDS (600)
+	@mkdir -p run/fuzz
+	$(BIN)/python -m tests.fuzz -max_total_time=$(SECONDS) -max_len=4096 -timeout=5 \
+		-artifact_prefix=run/ run/fuzz tests/fuzz/corpus tests/sip/rfc4475
 
 check: format lint types test ## Format check, lint, types and tests
 
