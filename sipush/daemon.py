@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -14,6 +15,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -36,6 +38,7 @@ from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.server.endpoint import Endpoint
 from sipush.server.gate import Gate, GateKeeper
 from sipush.server.held_calls import HeldCalls
+from sipush.server.locations import Locations
 from sipush.server.messages import MessagePolicy, Messages
 from sipush.server.proxy import Proxy, ProxyPolicy
 from sipush.server.push_bucket import PushBucket
@@ -44,6 +47,7 @@ from sipush.server.registrar import Registrar
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
+from sipush.server.watchdog import Watchdog
 from sipush.sip.digest import Algorithm
 from sipush.sip.message import Request
 from sipush.sip.timers import Timers
@@ -95,7 +99,9 @@ class Daemon:
 
     async def serve(self) -> None:
         """Open, tell, serve, drain, close. Raises LocationError and TransportError."""
-        self._store.listen(self._registered_elsewhere)
+        watchdog = Watchdog()
+        asyncio.get_running_loop().set_exception_handler(_LoopErrors())
+        self._store.listen(self._registered_elsewhere, self._missed_registrations)
         await self._store.open()
         try:
             self._build(await self._store.secret())
@@ -111,6 +117,7 @@ class Daemon:
             await self._drain()
         finally:
             await self._close()
+            watchdog.stop()
 
     def _build(self, key: bytes) -> None:
         clock = asyncio.get_running_loop().time
@@ -122,6 +129,7 @@ class Daemon:
             tuple(Algorithm(name) for name in config.registration.algorithms),
         )
         self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
+        locations = Locations(self._store)
         self._gate = Gate(Guard(abuse_policy(config)), self._store, clock)
         limits = config.limits
         self._held_call_limits = HeldCallLimits(
@@ -132,6 +140,7 @@ class Daemon:
             registration_policy(config),
             authenticator,
             self._store,
+            locations,
             self._subscribers,
             self._bucket,
             new_id,
@@ -145,6 +154,7 @@ class Daemon:
             key=key,
             authenticator=authenticator,
             store=self._store,
+            locations=locations,
             subscribers=self._subscribers,
             bucket=self._bucket,
             dispatcher=self._dispatcher,
@@ -180,15 +190,22 @@ class Daemon:
 
     def _registered_elsewhere(self, aor: Aor) -> None:
         if self._bucket.is_watched(aor):
-            self._tasks.spawn(self._look_again(aor))
+            self._tasks.spawn(self._look_again(aor, time.time()))
 
-    async def _look_again(self, aor: Aor) -> None:
+    def _missed_registrations(self, since_epoch: float) -> None:
+        for aor in self._bucket.watched:
+            self._tasks.spawn(self._look_again(aor, since_epoch))
+
+    async def _look_again(self, aor: Aor, since_epoch: float) -> None:
+        """Release what waits for devices of ``aor`` that have registered since then."""
         try:
             location = await self._store.lookup(aor, time.time())
         except LocationError as error:
             log.warning("wake_event_lost", aor=aor, reason=str(error))
             return
-        self._bucket.refreshed(aor, location, {b.device for b in location.bindings})
+        oldest = since_epoch - _CLOCK_SKEW
+        new = {b.device for b in location.bindings if b.registered_epoch >= oldest}
+        self._bucket.refreshed(aor, location, new)
 
     # -- signals --
 
@@ -343,8 +360,30 @@ class Daemon:
 
 
 _SHOWN_USERS = 10
+_RESERVED_FILES = 256
+"File descriptors that connections of phones leave for everything else."
+_CLOCK_SKEW = 5.0
+"Seconds by which the clocks of nodes on one store may differ."
 ANY_REMOTE = ("192.0.2.1", 9)
 "Towards this we would send from the address that phones can reach us at (RFC 5737: nobody's)."
+
+
+class _LoopErrors:
+    """Tells what went wrong in the event loop itself.
+
+    Without file descriptors it fails to accept very often: that is told once a second.
+    """
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._silent_until:
+            self._silent_until = loop.time() + 1.0
+            log.error("out_of_file_descriptors", reason=str(error), waiting="new connections")
 
 
 def _listeners(config: Config) -> Listeners:
@@ -361,9 +400,16 @@ def transport_limits(config: Config) -> Limits:
     """What one peer may cost."""
     return Limits(
         message_size=config.sip.max_message_size,
+        connections=max_connections(),
         connections_per_address=config.limits.connections_per_address,
         message_timeout=config.limits.message_time,
     )
+
+
+def max_connections() -> int:
+    """So many that descriptors are left for the store, the push services and servers."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(files - _RESERVED_FILES, files // 2)
 
 
 def message_limits(config: Config) -> MessageLimits:

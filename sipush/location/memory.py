@@ -9,7 +9,7 @@ from dataclasses import replace
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
 from sipush.core.stored_message import Receipt, StoredMessage
-from sipush.location.store import WakeListener
+from sipush.location.store import MissedListener, WakeListener
 
 
 class MemoryStore:
@@ -55,7 +55,7 @@ class MemoryStore:
         self._put(record.aor, after)
         return after != before
 
-    def listen(self, listener: WakeListener) -> None:
+    def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """There is no other process."""
 
     async def aors(self) -> AsyncIterator[Aor]:

@@ -25,7 +25,7 @@ from sipush.location.redis_script import (
     REMOVE_PUSH_RECORD,
     TAKE_REFRESHES,
 )
-from sipush.location.store import WakeListener
+from sipush.location.store import MissedListener, WakeListener
 
 _SCAN_COUNT = b"500"
 "Keys looked at in one SCAN: well under a millisecond of Redis's time."
@@ -46,6 +46,7 @@ class RedisStore:
         self._refreshes = self._prefix + b":refreshes"
         self._bans = self._prefix + b":bans"
         self._listeners: list[WakeListener] = []
+        self._missed: list[MissedListener] = []
         self._hearing: asyncio.Task[None] | None = None
         self._open = False
 
@@ -109,10 +110,12 @@ class RedisStore:
         removed = await self._redis.call(b"1", key, device, text, script=REMOVE_PUSH_RECORD)
         return bool(removed)
 
-    def listen(self, listener: WakeListener) -> None:
+    def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Be told of Registrations stored by other nodes. Best called before ``open``, which then
-        returns with the subscription in place. While Redis is away, events are lost."""
+        returns with the subscription in place."""
         self._listeners.append(listener)
+        if missed is not None:
+            self._missed.append(missed)
         if self._open and self._hearing is None:
             self._subscribe()
 
@@ -272,7 +275,7 @@ class RedisStore:
 
     def _subscribe(self) -> asyncio.Event:
         subscription = self._redis.subscription(self._channel)
-        self._hearing = asyncio.create_task(subscription.run(self._receive))
+        self._hearing = asyncio.create_task(subscription.run(self._receive, self._heard_nothing))
         return subscription.subscribed
 
     def _receive(self, event: bytes) -> None:
@@ -280,3 +283,7 @@ class RedisStore:
         if node != self._node:
             for listener in self._listeners:
                 asyncio.get_running_loop().call_soon(listener, rows.decode(aor))
+
+    def _heard_nothing(self, since_epoch: float) -> None:
+        for missed in self._missed:
+            asyncio.get_running_loop().call_soon(missed, since_epoch)

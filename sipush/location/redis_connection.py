@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -156,20 +157,28 @@ class RedisSubscription:
         self._timeout = timeout
         self.subscribed = asyncio.Event()
         "Set while Redis has the subscription."
+        self._heard_epoch = 0.0
+        "When Redis was heard last, or 0."
 
-    async def run(self, receive: Callable[[bytes], None]) -> None:
-        """Hand every payload to ``receive`` until cancelled; a broken time is a gap."""
+    async def run(self, receive: Callable[[bytes], None], missed: Callable[[float], None]) -> None:
+        """Hand every payload to ``receive`` until cancelled.
+
+        What is published while the connection is broken is lost: once it is back, ``missed`` is
+        told since when (UNIX seconds).
+        """
         try:
             while True:
                 with contextlib.suppress(RedisError, OSError, TimeoutError):
-                    await self._hear(receive)
+                    await self._hear(receive, missed)
                 self.subscribed.clear()
                 await self._connection.disconnect(nowait=True)
                 await asyncio.sleep(_RECONNECT_DELAY)
         finally:
             await self._connection.disconnect(nowait=True)
 
-    async def _hear(self, receive: Callable[[bytes], None]) -> None:
+    async def _hear(
+        self, receive: Callable[[bytes], None], missed: Callable[[float], None]
+    ) -> None:
         async with asyncio.timeout(self._timeout):
             await self._connection.send_command("SUBSCRIBE", self._channel)
         asked = True
@@ -182,9 +191,13 @@ class RedisSubscription:
                 await self._connection.send_command("PING")
             elif reply[0] == b"subscribe":
                 self.subscribed.set()
+                if self._heard_epoch:
+                    missed(self._heard_epoch)
             elif reply[0] == b"message":
                 receive(reply[2])
             asked = reply is None
+            if reply is not None:
+                self._heard_epoch = time.time()
 
 
 def _pool(config: RedisConfig) -> ConnectionPool:

@@ -11,6 +11,9 @@ from sipush.core.stored_message import Receipt, StoredMessage
 WakeListener = Callable[[Aor], None]
 """Called on the event loop, with the AOR, when *another* process has stored a Registration."""
 
+MissedListener = Callable[[float], None]
+"""Called on the event loop: of Registrations since then (UNIX seconds) we may not have heard."""
+
 
 class LocationStore(Protocol):
     """Every method raises LocationError when the store cannot answer; then nothing was changed.
@@ -34,7 +37,7 @@ class LocationStore(Protocol):
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete: remove the device.s record if ``same_tokens``; whether it did."""
 
-    def listen(self, listener: WakeListener) -> None:
+    def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Be told of Registrations stored by other processes on the same store."""
 
     def aors(self) -> AsyncIterator[Aor]:

@@ -52,6 +52,7 @@ from sipush.server.answers import DRAINING, answer_for_server, reject, respond
 from sipush.server.forwarding import Forwarding
 from sipush.server.gate import Gate
 from sipush.server.held_calls import HeldCalls
+from sipush.server.locations import Locations
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.return_flow import ReturnFlow
@@ -116,6 +117,7 @@ class Proxy:
     "Signs Record-Routes; the same in every process on one store."
     authenticator: Authenticator
     store: LocationStore
+    locations: Locations
     subscribers: Subscribers
     bucket: PushBucket
     dispatcher: Dispatcher
@@ -275,7 +277,7 @@ class Proxy:
             forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
             return
         forwarding.watch(subscriber)
-        location = await self.store.lookup(token.aor, time.time())
+        location = await self.locations.lookup(token.aor, time.time())
         target = await self._dialog_target(token, request)
         is_ours = partial(self._is_referred_to, reference)
         is_live = self._is_live_for(request)
@@ -302,8 +304,11 @@ class Proxy:
         """
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor:
-            location = await self.store.lookup(token.aor, time.time())
-            names = [b.flow for b in location.bindings if is_side(token, b, request.uri)]
+            try:
+                bindings = (await self.locations.lookup(token.aor, time.time())).bindings
+            except LocationError:
+                bindings = ()
+            names = [b.flow for b in bindings if is_side(token, b, request.uri)]
             if token.flow not in names:
                 newest = filter(None, map(self.transports.flow, names))
                 flow = next((each for each in newest if not each.closed), flow)
@@ -372,7 +377,7 @@ class Proxy:
     async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
         """Watch first, look up second: no registration is lost in between."""
         forwarding.watch(subscriber)
-        location = await self.store.lookup(subscriber.aor, time.time())
+        location = await self.locations.lookup(subscriber.aor, time.time())
         assert forwarding.policy is not None
         targets = forwarding.policy.target_set(location, subscriber)
         refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)
@@ -467,7 +472,7 @@ class Proxy:
         if self._is_peer(flow.remote):
             return claimed
         try:
-            location = await self.store.lookup(claimed, time.time())
+            location = await self.locations.lookup(claimed, time.time())
         except LocationError as error:
             log.error("store_unavailable", reason=str(error))
             return None

@@ -34,6 +34,11 @@ class PushBucket:
         """Whether anybody waits for ``aor``."""
         return aor in self._waiting
 
+    @property
+    def watched(self) -> list[Aor]:
+        """The AORs that somebody waits for."""
+        return list(self._waiting)
+
     def refreshed(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """A REGISTER of these devices was accepted and its 200 has been sent."""
         for refreshed in list(self._waiting.get(aor, ())):

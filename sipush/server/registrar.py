@@ -24,6 +24,7 @@ from sipush.core.registration import (
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
 from sipush.server.gate import Gate
+from sipush.server.locations import Locations
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.subscribers import Subscribers
@@ -44,6 +45,7 @@ class Registrar:
     policy: RegistrationPolicy
     authenticator: Authenticator
     store: LocationStore
+    locations: Locations
     subscribers: Subscribers
     bucket: PushBucket
     new_id: Callable[[], str]
@@ -110,6 +112,7 @@ class Registrar:
             return
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
+            self.locations.saw(aor, location)
             # After the 200: the phone must know that it is registered before it is called.
             self.bucket.refreshed(aor, location, decision.devices)
             self.messages.registered(aor, location, decision.devices)

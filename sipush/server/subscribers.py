@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from sipush.core.bindings import Aor, Subscriber
+from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 
 _LIFETIME = 10.0
@@ -15,6 +16,7 @@ class Subscribers:
     """Looks subscribers up; those the store has are kept for ten seconds.
 
     So a user changed or removed by the CLI counts at most ten seconds later, a new one at once.
+    While the store is silent, those that were kept are users still.
     """
 
     def __init__(
@@ -41,7 +43,12 @@ class Subscribers:
         cached = self._cache.get(aor)
         if cached is not None and cached[0] > now:
             return cached[1]
-        found = await self._store.subscriber(aor)
+        try:
+            found = await self._store.subscriber(aor)
+        except LocationError:
+            if cached is None:
+                raise
+            return cached[1]
         if found is not None:
             if len(self._cache) >= _SIZE:
                 self._cache.clear()

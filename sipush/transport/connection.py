@@ -31,6 +31,8 @@ class Limits:
     message_size: int = 65_535
     write_buffer: int = 1 << 20
     "Unsent bytes; a peer that lets more pile up does not read and is dropped."
+    connections: int = 100_000
+    "Open ones altogether; beyond it nobody gets another."
     connections_per_address: int = 10_000
     "Incoming ones from one IP address (behind which may be a whole office)."
     message_timeout: float = 30
@@ -61,11 +63,13 @@ class ConnectionTable:
         return self._open.get(name)
 
     def add(self, connection: Connection) -> bool:
-        """Name and keep a new connection; False when its peer's address has too many."""
+        """Name and keep a new connection; False when there are too many, or of its address."""
         if self._closing:
             return False
         ip = connection.remote[0]
         if connection.is_incoming:
+            if len(self._open) >= self.limits.connections:
+                return False
             if self._incoming[ip] >= self.limits.connections_per_address:
                 return False
             self._incoming[ip] += 1

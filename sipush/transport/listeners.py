@@ -28,6 +28,10 @@ from sipush.transport.websocket import WebSocketConnection
 _CONNECT_TIMEOUT = 5.0
 _HANDSHAKE_TIMEOUT = 10.0
 _BACKLOG = 1024
+"Connections that the kernel keeps until we accept them."
+_ACCEPTS = 64
+"""Connections accepted before other work of the loop gets its turn. When file descriptors run out,
+asyncio fails as often before it waits for a second."""
 
 
 class Listeners:
@@ -78,10 +82,11 @@ class Listeners:
             self._servers[address] = await asyncio.get_running_loop().create_server(
                 partial(self._incoming, address),
                 sock=sock,
-                backlog=_BACKLOG,
+                backlog=_ACCEPTS,
                 ssl=tls.context if tls else None,
                 ssl_handshake_timeout=_HANDSHAKE_TIMEOUT if tls else None,
             )
+            sock.listen(_BACKLOG)
         except OSError:
             sock.close()
             raise

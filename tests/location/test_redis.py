@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -244,6 +245,21 @@ async def test_a_node_hears_again_after_redis_restarted(
             await store.bind(registration(binding()))
             await asyncio.sleep(0.01)
     assert await heard.get() == AOR
+
+
+async def test_a_node_is_told_since_when_it_may_have_missed_registrations(
+    store: RedisStore, other_node: RedisStore, own_redis_server: RedisServer
+):
+    missed: asyncio.Queue[float] = asyncio.Queue()
+    other_node.listen(lambda aor: None, missed.put_nowait)
+    await other_node.open()
+    assert missed.empty()
+    lost_epoch = time.time()
+    own_redis_server.kill()
+    own_redis_server.start()
+    async with asyncio.timeout(10):
+        since = await missed.get()
+    assert lost_epoch - 10 < since <= lost_epoch
 
 
 async def test_all_nodes_share_the_secret(store: RedisStore, other_node: RedisStore):

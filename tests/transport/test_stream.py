@@ -211,6 +211,24 @@ async def test_an_address_with_too_many_connections_gets_no_more_until_one_ends(
     assert recorder.closed.empty()
 
 
+async def test_with_too_many_connections_altogether_nobody_gets_another_until_one_ends(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp", limits=Limits(connections=1))
+    address = listeners.addresses[0].bound
+    phone = await TcpPhone.open(address)
+    phone.writer.write(register())
+    await recorder.request()
+    refused = await TcpPhone.open(address)
+    assert await soon(refused.reader.read(-1)) == b""
+
+    phone.writer.close()
+    await soon(recorder.closed.get())
+    welcome = await TcpPhone.open(address)
+    welcome.writer.write(register())
+    await recorder.request()
+
+
 async def test_no_new_connection_while_draining_but_open_ones_go_on(
     listen: Open, recorder: Recorder
 ) -> None:

@@ -1,0 +1,47 @@
+"""Where users are, also while the store is silent (docs/faults.md)."""
+
+from __future__ import annotations
+
+import structlog
+
+from sipush.core.bindings import Aor, Location
+from sipush.core.location_update import live
+from sipush.errors import LocationError
+from sipush.location.store import LocationStore
+
+_SIZE = 20_000
+
+log = structlog.get_logger()
+
+
+class Locations:
+    """Looks users up for calls; keeps what was seen of the last 20,000 for when the store fails.
+
+    A call to a phone that has moved meanwhile finds a dead contact, as after any crash of a phone:
+    better than no call at all. What is stored is never decided by it.
+    """
+
+    def __init__(self, store: LocationStore) -> None:
+        self._store = store
+        self._seen: dict[Aor, Location] = {}
+        "The longest unseen first."
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        """What the store says; while it says nothing, what it said last. Raises LocationError."""
+        try:
+            location = await self._store.lookup(aor, now_epoch)
+        except LocationError as error:
+            seen = self._seen.get(aor)
+            if seen is None:
+                raise
+            log.warning("store_unavailable", reason=str(error), aor=aor, used="what was seen last")
+            return live(seen.bindings, seen.push_records, now_epoch)
+        self.saw(aor, location)
+        return location
+
+    def saw(self, aor: Aor, location: Location) -> None:
+        """The store has told what it holds."""
+        self._seen.pop(aor, None)
+        if len(self._seen) >= _SIZE:
+            del self._seen[next(iter(self._seen))]
+        self._seen[aor] = location
