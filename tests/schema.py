@@ -28,4 +28,5 @@ def _item(kind: Any) -> tuple[Any, str]:
 def default(field: FieldInfo) -> Any:
     """As TOML would give it, or None where there is no default to write down."""
     value = None if field.is_required() else field.get_default()
-    return value if value is None or isinstance(value, (bool, int, float, list, dict)) else str(value)
+    plain = value is None or isinstance(value, (bool, int, float, list, dict))
+    return value if plain else str(value)
