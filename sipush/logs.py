@@ -50,20 +50,16 @@ def fingerprint(token: str) -> str:
     return sha256(token.encode()).hexdigest()[:8]
 
 
-#: Without any of these a text that is shorter than every token holds nothing to redact.
-_HINTS = (
-    *("authorization", "bearer", "basic", "response", "device-uid", "pn-prid", "pn-tok"),
-    *("password", "access_token", "ha1_", "://", "eyj"),
-)
 _SHORTEST_TOKEN = 64
+
+#: Without any of these a text that is shorter than every token holds nothing to redact.
+_MAY_LEAD_TO_SECRET = re.compile(r"[:=\s]|eyj", re.IGNORECASE).search
 
 
 def redact_text(text: str) -> str:
     """The text without the tokens, passwords and digests in it."""
-    if len(text) < _SHORTEST_TOKEN:
-        lower = text.lower()
-        if not any(hint in lower for hint in _HINTS):
-            return text
+    if len(text) < _SHORTEST_TOKEN and not _MAY_LEAD_TO_SECRET(text):
+        return text
     return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
 
 
