@@ -141,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_ban_commands(
-    parser: argparse.ArgumentParser, configured: argparse.ArgumentParser
-) -> None:
+def _add_ban_commands(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     text = "List addresses banned for failed sign-ins."
     list_ = commands.add_parser("list", help=text, description=text, parents=[configured])
