@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Collection
+from typing import Any
 
 from sipush.errors import TransportError
 from sipush.transport.address import DEFAULT_PORTS, is_ip
@@ -34,6 +35,8 @@ class Resolver:
         self._lifetime = lifetime
         self._timeout = timeout
         self._cache: dict[str, tuple[float, str]] = {}
+        self._asked: dict[str, asyncio.Future[list[Any]]] = {}
+        "Under way. Each occupies a thread until the system gives up, long after we do."
 
     async def resolve(self, host: str, port: int | None, transport: str) -> Address:
         """The address of ``host`` (a name, or an IP without brackets), preferred by the system.
@@ -51,7 +54,7 @@ class Resolver:
             return known[1]
         try:
             async with asyncio.timeout(self._timeout):
-                infos = await loop.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+                infos = await asyncio.shield(self._ask(host))
         except (OSError, TimeoutError, UnicodeError) as error:
             if known is None:
                 raise TransportError(f"{host}: {_reason(error)}") from error
@@ -60,6 +63,20 @@ class Resolver:
         if ip is None:
             raise TransportError(f"{host}: no address of a family we listen on")
         return self._keep(host, ip)
+
+    def _ask(self, host: str) -> asyncio.Future[list[Any]]:
+        asked = self._asked.get(host)
+        if asked is None:
+            loop = asyncio.get_running_loop()
+            asked = loop.create_task(loop.getaddrinfo(host, None, type=socket.SOCK_DGRAM))
+            self._asked[host] = asked
+            asked.add_done_callback(lambda done: self._answered(host, done))
+        return asked
+
+    def _answered(self, host: str, done: asyncio.Future[list[Any]]) -> None:
+        del self._asked[host]
+        if not done.cancelled():
+            done.exception()  # seen, though perhaps nobody waits any more
 
     def _keep(self, host: str, ip: str) -> str:
         if len(self._cache) >= _MAX_CACHED:

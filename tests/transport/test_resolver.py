@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 
@@ -101,3 +102,15 @@ async def test_a_silent_name_server_is_not_waited_for_and_the_old_answer_goes_on
             await resolver.resolve("sip.example.com", None, "udp")
     finally:
         name_server.released.set()  # the loop waits for its threads
+
+
+async def test_a_silent_name_server_is_asked_once_however_many_wait(
+    name_server: NameServer,
+) -> None:
+    name_server.silent = True
+    resolver = Resolver(timeout=0.1)
+    lookups = (resolver.resolve("pbx.example.com", 5080, "udp") for _ in range(20))
+    outcomes = await asyncio.gather(*lookups, return_exceptions=True)
+    name_server.released.set()
+    assert {type(outcome) for outcome in outcomes} == {TransportError}
+    assert name_server.asked == ["pbx.example.com"]
