@@ -179,11 +179,12 @@ class Guard:
             source.failures, source.window_ends = 0, now + policy.failure_window
         source.failures += 1
         allowed = policy.failures * (KNOWN_FACTOR if source.known_until > now else 1)
+        delay = _delay(source.failures)
         if source.failures < allowed:
-            return Failure(_delay(source.failures))
-        source.failures, source.known_until = 0, -math.inf
+            return Failure(delay)
+        source.failures = 0
         self.ban(source.name, now + policy.ban_time)
-        return Failure(LONGEST_DELAY, banned=source.name)
+        return Failure(delay, banned=source.name)
 
     def ban(self, name: str, until: float) -> None:
         """Hear nothing more from a source before ``until``. Peers are heard nevertheless."""

@@ -73,16 +73,20 @@ class Gate:
             self._shared.add(source)
 
     async def share_bans(self) -> None:
-        """For ever take over bans from the store, and their end."""
+        """Look at the bans for ever."""
         while True:
-            before = set(self._shared)
-            try:
-                stored = await self.store.bans(time.time())
-            except LocationError as error:
-                log.debug("bans_not_read", reason=str(error))
-            else:
-                self._take_over(stored, before)
+            await self.look_at_bans()
             await asyncio.sleep(POLL)
+
+    async def look_at_bans(self) -> None:
+        """Take over bans from the store, and their end."""
+        before = set(self._shared)
+        try:
+            stored = await self.store.bans(time.time())
+        except LocationError as error:
+            log.debug("bans_not_read", reason=str(error))
+            return
+        self._take_over(stored, before)
 
     def _take_over(self, stored: dict[str, float], before: set[str]) -> None:
         """``before``: the sources whose ban was in the store when it was asked."""

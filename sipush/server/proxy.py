@@ -327,6 +327,7 @@ class Proxy:
             if refusal is not None:
                 respond(transaction, refusal)
                 return
+        request.headers.remove("proxy-authorization")  # nobody else's business, nor the store's
         if self.draining:
             reject(transaction, DRAINING, forwarding.tag)
             return

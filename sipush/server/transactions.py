@@ -15,6 +15,7 @@ import structlog
 from sipush.errors import MessageError, TransportError
 from sipush.server.timer_wheel import CallLater, TimerWheel
 from sipush.sip.client_transaction import ClientTransaction, make_ack, make_cancel
+from sipush.sip.fields import Via
 from sipush.sip.message import Message, Request, Response, make_response
 from sipush.sip.server_transaction import ServerTransaction
 from sipush.sip.status import Status
@@ -397,6 +398,11 @@ class TransactionLayer:
         """How many client transactions live, answered ones included."""
         return len(self._clients)
 
+    @property
+    def timers(self) -> int:
+        """How many timers of transactions have not run out."""
+        return len(self._wheel)
+
     # What the transaction user calls.
 
     def send_request(
@@ -580,6 +586,8 @@ class TransactionLayer:
         if known is not None:
             known.request_repeated()
             return
+        if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
+            return
         server = self._servers[key] = _Server(self, key, flow, request)
         self._started()
         handle = server.handle
@@ -598,13 +606,22 @@ class TransactionLayer:
         else:
             invite.ack_received(ack)
 
+    def _is_spoofed(self, flow: Flow, cancel: Request, via: Via) -> bool:
+        """A CANCEL carries no credentials (§22.1): its INVITE must have come from its address.
+
+        Answered without a transaction, which would swallow the CANCEL of the true caller.
+        """
+        invite = self._servers.get(server_key(cancel, via, "INVITE"))
+        if invite is None or invite.flow.remote[0] == flow.remote[0]:
+            return False
+        status = Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST
+        self.send_stateless(make_response(cancel, status, to_tag=self._new_id()), flow)
+        return True
+
     def _cancel_received(
         self, handle: ServerTransactionHandle, cancel: Request, key: TransactionKey
     ) -> None:
-        """A CANCEL carries no credentials (§22.1): its INVITE must have come from its address."""
         invite = self._servers.get(key)
-        if invite is not None and invite.flow.remote[0] != handle.flow.remote[0]:
-            invite = None
         status = Status.OK if invite else Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST
         handle.respond(make_response(cancel, status, to_tag=self._new_id()))
         if invite is not None and invite.handle is not None:

@@ -436,3 +436,35 @@ async def test_drain_waits_for_the_last_final_response() -> None:
     reply(wire, handle, 200)
     await asyncio.wait_for(drained, 1)
     assert wire.layer.pending == 0
+
+
+def test_a_cancel_from_another_address_is_refused_and_swallows_no_true_one() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("INVITE"))
+    spoofer = WireFlow(remote=("192.0.2.66", 5060))
+    wire.layer.message_received(spoofer, parse_datagram(request_bytes("CANCEL")))
+    assert spoofer.take_lines() == ["SIP/2.0 481 Call/Transaction Does Not Exist"]
+    assert wire.events == ["request INVITE"]
+    wire.receive(request_bytes("CANCEL"))
+    assert wire.flow.take_lines()[-1] == "SIP/2.0 200 OK"
+    assert wire.events == ["request INVITE", "cancelled"]
+
+
+def test_a_caller_behind_a_nat_may_cancel_from_another_port() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("INVITE"))
+    ip, port = wire.flow.remote
+    wire.layer.message_received(
+        WireFlow(remote=(ip, port + 1)), parse_datagram(request_bytes("CANCEL"))
+    )
+    assert wire.events == ["request INVITE", "cancelled"]
+
+
+def test_a_refusal_that_nobody_acknowledges_is_repeated_twice() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("INVITE"))
+    (handle,) = wire.handles
+    handle.refuse(make_response(handle.request, 407, to_tag="t"))
+    wire.clock.advance(60)
+    assert wire.flow.times() == [0.0, 0.0, 0.5, 1.5]
+    assert wire.layer.server_transactions == 0
