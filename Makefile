@@ -13,7 +13,7 @@ TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test fuzz check format lint types packages lock clean
+.PHONY: help setup run demo test bench fuzz check format lint types packages lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 
 test: .venv/dev.stamp packages $(BROWSER)/node_modules/.stamp ## Run all tests
 	$(BIN)/pytest
+
+# BENCH="server --servers sqlite,kamailio-fm --operations register" measures only that.
+BENCH ?= server
+bench: .venv/dev.stamp ## Measure what operations cost, beside Kamailio if it is there
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 # run/fuzz keeps the inputs that led somewhere new; run/crash-… is one that did harm.
 SECONDS ?= 600
