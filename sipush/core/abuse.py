@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from sipush.core.emergency import METHODS, EmergencyPolicy, is_emergency
@@ -109,6 +108,8 @@ class Guard:
     def __init__(self, policy: AbusePolicy) -> None:
         self._policy = policy
         self._sources: dict[str, _Source] = {}
+        self._names: dict[str, str] = {}
+        "Names of sources by address: working one out takes long."
         self._bans: dict[str, float] = {}
         "Until when, by name of the source. A banned source is not known."
 
@@ -125,6 +126,7 @@ class Guard:
         if policy != self._policy:
             self._policy = policy
             self._sources.clear()
+            self._names.clear()
 
     def judge(self, address: str, now: float) -> Verdict:
         """Whether a request from there is heard."""
@@ -151,13 +153,13 @@ class Guard:
 
     def client(self, address: str) -> str:
         """Whom a nonce is for: the source; empty for a peer, who may have several addresses."""
-        source = self._sources.get(address)
-        is_peer = source is not None and source.known_until == math.inf
-        return "" if is_peer else source_name(address)
+        name = self._names.get(address) or self._name(address)
+        source = self._sources.get(name)
+        return "" if source is not None and source.known_until == math.inf else name
 
     def is_known(self, address: str, now: float) -> bool:
         """Whether somebody there has signed in lately, or it is a peer that has been heard."""
-        source = self._sources.get(address) or self._sources.get(source_name(address))
+        source = self._sources.get(self._names.get(address) or self._name(address))
         return source is not None and source.known_until > now
 
     def signed_in(self, address: str, now: float) -> None:
@@ -204,17 +206,24 @@ class Guard:
 
     def _find(self, address: str, now: float) -> _Source:
         """The source of an address, which may be new."""
-        peers = self._policy.peers
-        is_peer = bool(peers) and any(ip_address(address) in network for network in peers)
-        name = address if is_peer else source_name(address)
+        name = self._names.get(address) or self._name(address)
         source = self._sources.get(name)
         if source is None:
             if len(self._sources) >= MAX_SOURCES:
                 self._forget(now)
+            is_peer = any(ip_address(address) in network for network in self._policy.peers)
             known_until = math.inf if is_peer else -math.inf
             source = _Source(name, now, self._policy.stranger_burst, known_until)
             self._sources[name] = source
         return source
+
+    def _name(self, address: str) -> str:
+        """The name of its source; a peer is one by itself, not with its whole network."""
+        is_peer = any(ip_address(address) in network for network in self._policy.peers)
+        if len(self._names) >= MAX_SOURCES:
+            self._names.clear()
+        name = self._names[address] = address if is_peer else source_name(address)
+        return name
 
     def _forget(self, now: float) -> None:
         """Nobody gains by it: bans are kept, and only with a password is one worth remembering."""
@@ -234,7 +243,6 @@ def _delay(failures: int) -> float:
     return float(min(FIRST_DELAY * 2**doubled, LONGEST_DELAY))
 
 
-@lru_cache(8192)
 def source_name(address: str) -> str:
     """What is banned: an IPv4 address, or the /64 of an IPv6 one. Raises ValueError."""
     ip = ip_address(address)
