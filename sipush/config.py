@@ -278,6 +278,13 @@ class PeerConfig(Section):
     "An address or a network."
 
 
+class MetricsConfig(Section):
+    """``[metrics]``: for Prometheus."""
+
+    listen: Annotated[str, Field(pattern=r"^(.+:\d{1,5})?$")] = ""
+    "host:port to answer ``GET /metrics`` on; empty: nowhere."
+
+
 class LogConfig(Section):
     """``[log]``."""
 
@@ -378,6 +385,7 @@ class Config(Section):
     emergency: Annotated[EmergencyConfig, AfterValidator(_check_emergency)] = EmergencyConfig()
     peers: list[PeerConfig] = []
     log: LogConfig = LogConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def load(path: Path) -> Config:

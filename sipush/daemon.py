@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from sipush import logs, systemd
+from sipush import logs, metrics, systemd
 from sipush.banner import banner
 from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig, load
 from sipush.core.abuse import AbusePolicy, Guard, is_vital
@@ -95,6 +95,7 @@ class Daemon:
         self._held_calls = HeldCalls(self._store)
         self._tasks = Tasks()
         self._stopping = asyncio.Event()
+        self._metrics: metrics.MetricsServer | None = None
         self._drained = asyncio.Event()
 
     async def serve(self) -> None:
@@ -108,6 +109,7 @@ class Daemon:
             await self._listeners.open(GateKeeper(self._gate, self._layer, self._is_vital))
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
+            self._open_metrics()
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
             self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
@@ -212,6 +214,7 @@ class Daemon:
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._tell_state)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
 
@@ -230,7 +233,7 @@ class Daemon:
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
             return
-        for section in ("sip", "listen", "store", "log"):
+        for section in ("sip", "listen", "store", "log", "metrics"):
             if getattr(config, section) != getattr(self._config, section):
                 log.warning("restart_needed", section=section)
         self._config = config
@@ -275,11 +278,24 @@ class Daemon:
         for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):
             await part.close()
         await self._held_calls.close()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         await self._listeners.close()
         await self._store.close()
         log.info("stopped")
 
     # -- telling --
+
+    def _open_metrics(self) -> None:
+        layer, gate, proxy = self._layer, self._gate, self._proxy
+        transactions = metrics.TRANSACTIONS
+        transactions.labels("server").set_function(lambda: layer.server_transactions)
+        transactions.labels("client").set_function(lambda: layer.client_transactions)
+        metrics.FORWARDED.set_function(lambda: proxy.active)
+        metrics.TURNED_AWAY.set_function(lambda: gate.turned_away)
+        if listen := self._config.metrics.listen:
+            self._metrics = metrics.MetricsServer(listen)
+            log.info("metrics_served", address=self._metrics.address)
 
     async def _watch_certificates(self) -> None:
         while True:
@@ -290,6 +306,8 @@ class Daemon:
         """A certificate that runs out is noticed by users first, unless somebody says so."""
         now = datetime.now(UTC)
         for certificate in self._listeners.certificates:
+            gauge = metrics.CERTIFICATE_EXPIRES.labels(str(certificate.file))
+            gauge.set(certificate.expires.timestamp())
             if certificate.is_due(now):
                 expires = certificate.expires.isoformat()
                 log.warning("certificate_expires", file=str(certificate.file), expires=expires)
@@ -342,6 +360,19 @@ class Daemon:
         )
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+    def _tell_state(self) -> None:
+        """What there is of everything that comes and has to go."""
+        log.info(
+            "state",
+            connections=self._listeners.connections,
+            requests=self._proxy.active,
+            server_transactions=self._layer.server_transactions,
+            client_transactions=self._layer.client_transactions,
+            timers=self._layer.timers,
+            users_waited_for=len(self._bucket.watched),
+            tasks=len(asyncio.all_tasks()),
+        )
 
     def _doors(self) -> list[str]:
         return [

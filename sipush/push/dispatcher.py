@@ -12,6 +12,7 @@ import structlog
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.logs import fingerprint
+from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
 from sipush.push.provider import PushProvider
 
@@ -152,6 +153,7 @@ def _each(lanes: Mapping[str, Mapping[Platform, _Lane]]) -> list[_Lane]:
 
 
 def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
+    PUSHES.labels(request.record.platform.value, outcome.result.value).inc()
     facts = {
         "push_id": request.push_id,
         "kind": request.kind.value,

@@ -57,6 +57,7 @@ from sipush.core.target_set import Target, TargetSet
 from sipush.core.wake_up import WakeUp, outcome, seconds
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
+from sipush.metrics import CALLS, WAKE_SECONDS, WAKE_UPS
 from sipush.server.transactions import (
     ClientTransactionHandle,
     Failure,
@@ -323,7 +324,6 @@ class Forwarding:
         if target.wakeable and target.flow and target.flow not in self.watched_flows:
             self.watched_flows.add(target.flow)
             self.proxy.bucket.watch_flow(target.flow, self.flow_active)
-        self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
         attempt.handle = self.proxy.layer.send_request(
             forwarded,
             flow,
@@ -331,6 +331,7 @@ class Forwarding:
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
+        self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
 
     def _via_branch(self, branch: int) -> str:
         """Equal in every process that forwards this call to this branch for the Nth time.
@@ -417,9 +418,14 @@ class Forwarding:
     def _tell_wake_up(self, device: str, wake_up: WakeUp) -> None:
         """One line for each device that was woken: what a bill or a metric is made of."""
         branches = [b for b in self.context.branches if b.target.device == device]
+        woke_after = seconds(wake_up.pushed_at, wake_up.registered_at)
+        came = outcome(wake_up, branches).value
+        WAKE_UPS.labels(came).inc()
+        if woke_after is not None:
+            WAKE_SECONDS.observe(woke_after)
         self.tell(
             "wake_up",
-            outcome=outcome(wake_up, branches).value,
+            outcome=came,
             aor=wake_up.record.aor,
             device=fingerprint(device),
             app_id=wake_up.record.app_id,
@@ -427,7 +433,7 @@ class Forwarding:
             push_id=self.push_id,
             push_reason=wake_up.push.reason if wake_up.push else "",
             push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
-            woke_after=seconds(wake_up.pushed_at, wake_up.registered_at),
+            woke_after=woke_after,
         )
 
     async def _cancel_push(self, branch: int) -> None:
@@ -512,6 +518,8 @@ class Forwarding:
         if status >= Status.OK:
             after = round(time.time() - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
+            if self.context.invite:
+                CALLS.labels(f"{status // 100}xx").inc()
         if status >= 300 and self.proxy.held_calls.holds(self):
             self._failure = response
             return

@@ -23,6 +23,7 @@ from sipush.core.registration import (
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
+from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
 from sipush.server.gate import Gate
 from sipush.server.locations import Locations
 from sipush.server.messages import Messages
@@ -107,6 +108,7 @@ class Registrar:
             case Update():
                 location = await self.store.bind(decision.registration)
         if isinstance(location, Refusal):
+            REGISTERS.labels("refused").inc()
             log.info("registration_refused", aor=aor, reason=location.value)
             transaction.respond(rejection_response(request, refuse(location), tag))
             return
@@ -120,6 +122,7 @@ class Registrar:
 
     def _log(self, update: Update, transaction: ServerTransactionHandle) -> None:
         registration = update.registration
+        REGISTERS.labels("registered" if registration.bind else "unregistered").inc()
         log.info(
             "registered" if registration.bind else "unregistered",
             aor=registration.aor,
@@ -129,4 +132,5 @@ class Registrar:
             push=[record.app_id for record in registration.push],
         )
         if update.push_fault:
+            UNUSABLE_PUSH_HEADERS.inc()
             log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)

@@ -1,0 +1,59 @@
+"""What Prometheus reads (docs/operations.md)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.daemon import in_time
+from tests.e2e.world import World, apns_token, x_push
+
+pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+
+
+async def read(address: str) -> dict[str, float]:
+    """Every sample as Prometheus would store it, by name and labels."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://{address}/metrics")).text
+    return {
+        sample.name + "".join(f" {k}={v}" for k, v in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.name.startswith("sipush_")
+    }
+
+
+async def test_a_wake_up_is_counted(world: World) -> None:
+    daemon = await world.start(metrics={"listen": "127.0.0.1:0"})
+    address = (await daemon.log_event("metrics_served"))["address"]
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    assert (await read(address))["sipush_forwarded_requests"] == 1
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, _ = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    await daemon.log_event("wake_up", outcome="answered")
+    samples = await read(address)
+    assert samples["sipush_registers_total outcome=registered"] == 2
+    assert samples["sipush_calls_total class=2xx"] == 1
+    assert samples["sipush_pushes_total result=accepted service=apns"] == 1
+    assert samples["sipush_wake_ups_total outcome=answered"] == 1
+    assert samples["sipush_wake_seconds_count"] == 1
+
+
+async def test_every_metric_is_documented(world: World) -> None:
+    daemon = await world.start(metrics={"listen": "127.0.0.1:0"})
+    address = (await daemon.log_event("metrics_served"))["address"]
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://{address}/metrics")).text
+    names = set(re.findall(r"^# TYPE (sipush_\w+)", text, re.MULTILINE))
+    names = {name for name in names if not name.endswith("_created")}
+    documented = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    assert names == set(re.findall(r"^\| `(sipush_\w+)`", documented, re.MULTILINE))
