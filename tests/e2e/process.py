@@ -59,6 +59,10 @@ class Lines:
         raise AssertionError(f"{what} was not said{' before the end' * self.ended}; said:\n{said}")
 
 
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"Nothing outlives a test run, however it ends."
+
+
 class Program:
     """One process of its own session, and what it writes to stdout and stderr."""
 
@@ -77,6 +81,7 @@ class Program:
     ) -> Program:
         """Spawn; stdin is closed, stderr goes with stdout."""
         process = await asyncio.create_subprocess_exec(
+            *DIES_WITH_US,
             *map(str, command),
             cwd=directory,
             env={**os.environ, **(environment or {})},

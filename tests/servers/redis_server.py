@@ -28,7 +28,17 @@ class RedisServer:
 
     def start(self) -> None:
         """Start, empty, and wait until it takes connections."""
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port)]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            "redis-server",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         command += ["--save", "", "--appendonly", "no", "--dir", self._directory]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
