@@ -138,10 +138,8 @@ class Guard:
     def _weigh(self, source: _Source, now: float) -> Verdict:
         if source.known_until > now:
             return Verdict.ADMIT
-        if self._bans:
-            until = self._bans.get(source.name)
-            if until is not None and until > now:
-                return Verdict.BANNED
+        if self._bans.get(source.name, -math.inf) > now:
+            return Verdict.BANNED
         policy = self._policy
         refill = max(now - source.filled_at, 0.0) * policy.stranger_rate
         source.tokens = min(source.tokens + refill, policy.stranger_burst)
@@ -150,6 +148,13 @@ class Guard:
             return Verdict.TOO_MANY
         source.tokens -= 1
         return Verdict.ADMIT
+
+    def is_banned(self, address: str, now: float) -> bool:
+        """Whether a source has been banned since its request was heard."""
+        if not self._bans:
+            return False
+        source = self._find(address, now)
+        return source.known_until <= now and self._bans.get(source.name, -math.inf) > now
 
     def client(self, address: str) -> str:
         """Whom a nonce is for: the source; empty for a peer, who may have several addresses."""

@@ -41,6 +41,10 @@ class Gate:
         """Whom a nonce is for."""
         return self.guard.client(flow.remote[0])
 
+    def is_banned(self, flow: Flow) -> bool:
+        """Whether what was heard of it came just before it was banned: guesses come in swarms."""
+        return self.guard.is_banned(flow.remote[0], self.clock())
+
     def admits(self, flow: Flow) -> bool:
         """Whether something that came over ``flow`` is heard."""
         return self.guard.judge(flow.remote[0], self.clock()) is Verdict.ADMIT

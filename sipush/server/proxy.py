@@ -439,7 +439,7 @@ class Proxy:
             known = await self._known_caller(transaction.flow, request)
             forwarding.caller_aor = known or ""
             if known == "" and not policy.strangers:
-                refusal = await self._authenticate(forwarding)
+                refusal = await self._authenticate(forwarding, even_banned=True)
                 if refusal is not None:
                     respond(transaction, refusal)
                     return
@@ -482,7 +482,9 @@ class Proxy:
 
     # -- who may --
 
-    async def _authenticate(self, forwarding: Forwarding) -> Response | None:
+    async def _authenticate(
+        self, forwarding: Forwarding, *, even_banned: bool = False
+    ) -> Response | None:
         """Find the caller, or the response that refuses it (§22.3)."""
         request, flow = forwarding.request, forwarding.transaction.flow
         since, client = self.clock(), self.gate.client(flow)
@@ -492,6 +494,8 @@ class Proxy:
         user = subscriber_aor(credentials.username, domain) if credentials else None
         subscriber = await self.subscribers.get(user) if user else None
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
+        if self.gate.is_banned(flow) and not even_banned:
+            verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
                 log.info("authentication_failed", aor=user, remote=flow.remote[0])

@@ -72,6 +72,8 @@ class Registrar:
         user = subscriber_aor(username, domain)
         subscriber = await self.subscribers.get(user) if credentials else None
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
+        if self.gate.is_banned(transaction.flow):
+            verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
                 log.info("authentication_failed", aor=aor, remote=transaction.flow.remote[0])

@@ -176,6 +176,17 @@ def test_a_banned_source_that_signs_in_elsewhere_at_the_same_time_stays_banned()
     assert guard.bans(NOW + 600) == {}
 
 
+def test_a_guess_that_was_heard_before_the_ban_is_found_out() -> None:
+    guard = Guard(POLICY)
+    assert guard.judge(SOURCE, NOW) is Verdict.ADMIT
+    assert not guard.is_banned(SOURCE, NOW)
+    guard.ban(SOURCE, NOW + 600)
+    assert guard.is_banned(SOURCE, NOW + 599)
+    assert not guard.is_banned(SOURCE, NOW + 600)
+    guard.ban(PEER, NOW + 600)
+    assert not guard.is_banned(PEER, NOW)
+
+
 def test_one_host_with_all_addresses_of_its_ipv6_network_is_one_source() -> None:
     guard = Guard(POLICY)
     addresses = [f"2001:db8:0:7::{n:x}" for n in range(1, 5)]

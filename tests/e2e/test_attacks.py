@@ -432,6 +432,22 @@ async def test_a_ban_spares_calls_survives_a_restart_and_is_lifted_by_hand(world
     assert (await eve.register()).response.status == 200
 
 
+async def test_a_swarm_of_guesses_gets_no_further_than_one_after_the_other(world: World) -> None:
+    daemon = await world.start(limits={"failed_sign_ins": 3})
+    eve = await attacker_of(world, daemon)
+    for _ in range(12):
+        eve.wire.send(_register(eve, "carol"))
+    challenges = [(await eve.wire.expect(401))["www-authenticate"] for _ in range(12)]
+    uri = f"sip:{world.domain}"
+    words = [*(["wrong"] * 11), eve.account.password]
+    for challenge, word in zip(challenges, words, strict=True):
+        answer = digest_answer(challenge, "carol", word, "REGISTER", uri)
+        eve.wire.send(_register(eve, "carol", answer))
+    await daemon.log_event("banned")
+    assert await contacts(world, daemon, "carol") == []
+    assert eve.wire.count(200) == 0
+
+
 def _sipush(daemon: Daemon, *command: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "sipush.cli", *command, "--config", str(daemon.config)],
