@@ -13,7 +13,7 @@ TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test bench fuzz check format lint types packages lock clean
+.PHONY: help setup run demo test bench fuzz soak check format lint types packages lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,12 @@ fuzz: .venv/dev.stamp ## Fuzz the parser for SECONDS (600)
 	@mkdir -p run/fuzz
 	$(BIN)/python -m tests.fuzz -max_total_time=$(SECONDS) -max_len=4096 -timeout=5 \
 		-artifact_prefix=run/ run/fuzz tests/fuzz/corpus tests/sip/rfc4475
+
+# run/soak.txt and run/soak.svg tell what happened.
+MINUTES ?= 2
+soak: .venv/dev.stamp packages ## Load a server for MINUTES (2) and let things fail
+	@mkdir -p run
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --report run/soak
 
 check: format lint types test ## Format check, lint, types and tests
 

@@ -50,6 +50,10 @@ class TimerWheel:
         if self._armed is None or tick < self._armed:
             self._arm(tick)
 
+    def __len__(self) -> int:
+        """How many timers have not run out, those that nobody needs any more included."""
+        return sum(map(len, self._buckets.values()))
+
     def _arm(self, tick: int) -> None:
         self._armed = tick
         delay = max(0.0, tick * self._resolution - self._clock())

@@ -58,6 +58,10 @@ class ConnectionTable:
         self._empty = asyncio.Event()
         self._empty.set()
 
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def flow(self, name: str) -> Connection | None:
         """The open connection of that name."""
         return self._open.get(name)

@@ -120,6 +120,11 @@ class Listeners:
         return [*self._udp, *self._servers]
 
     @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._table)
+
+    @property
     def families(self) -> set[socket.AddressFamily]:
         """The address families we listen on, known before ``open``."""
         return {family_of(config.address) for config, _ in self._configs}
