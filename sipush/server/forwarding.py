@@ -175,14 +175,12 @@ class Forwarding:
                     continue
                 target = replace(target, uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
-                self._device_registered(target.device)
+                wake_up = self.wake_ups.get(target.device)
+                if wake_up is not None and wake_up.registered_at is None:
+                    wake_up.registered_at = self._now
                 self._perform(self.context.binding_refreshed(target, self._now))
-
-    def _device_registered(self, device: str) -> None:
-        self.tell("device_registered", device=fingerprint(device))
-        wake_up = self.wake_ups.get(device)
-        if wake_up is not None and wake_up.registered_at is None:
-            wake_up.registered_at = self._now
+                # Told last: the INVITE has left by now.
+                self.tell("device_registered", device=fingerprint(target.device))
 
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
