@@ -128,7 +128,7 @@ class HttpServer:
             await asyncio.sleep(self._tls_delay())
             reader = asyncio.StreamReader()
             protocol = asyncio.StreamReaderProtocol(reader)
-            with suppress(OSError):  # the client left, or does not trust us
+            try:
                 transport, _ = await loop.connect_accepted_socket(
                     lambda: protocol, connection, ssl=self._tls
                 )
@@ -137,6 +137,8 @@ class HttpServer:
                     await self._serve(reader, writer)
                 finally:
                     transport.abort()
+            except* OSError:  # the client left, or does not trust us
+                pass
 
     def _tls_delay(self) -> float:
         if self._options.slow_handshakes is None:
