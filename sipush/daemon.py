@@ -106,7 +106,10 @@ class Daemon:
         await self._store.open()
         try:
             self._build(await self._store.secret())
-            await self._listeners.open(GateKeeper(self._gate, self._layer, self._is_vital))
+            keeper = GateKeeper(self._gate, self._layer, self._is_vital)
+            # A CANCEL that came before its call goes on would be answered with 481.
+            keeper.hold_back()
+            await self._listeners.open(keeper)
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
             self._open_metrics()
@@ -114,6 +117,8 @@ class Daemon:
             self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
             self._tasks.spawn(push_refreshes(self._store, self._dispatcher))
+            await self._held_calls.recovered.wait()
+            keeper.let_in()
             await self._tell()
             await self._stopping.wait()
             await self._drain()

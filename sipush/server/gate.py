@@ -25,6 +25,10 @@ REFUSAL_TIME = 0.1
 find out that a user does not exist shows nowhere."""
 
 
+MAX_HELD_BACK = 10_000
+"Requests kept while a start takes up the calls of its earlier life; phones repeat the others."
+
+
 @dataclass(slots=True, eq=False)
 class Gate:
     """Asks the Guard, and shares bans with the other processes on the store."""
@@ -117,12 +121,31 @@ class GateKeeper:
         self._gate = gate
         self._receiver = receiver
         self._is_vital = is_vital
+        self._held_back: list[tuple[Flow, Request]] | None = None
         self.flow_closed = receiver.flow_closed
         self.flow_unreachable = receiver.flow_unreachable
         self.flow_active = receiver.flow_active
 
+    def hold_back(self) -> None:
+        """Keep requests until ``let_in``: what they are about is not known yet."""
+        self._held_back = []
+
+    def let_in(self) -> None:
+        """Hear them now, in order."""
+        held_back, self._held_back = self._held_back or [], None
+        for flow, request in held_back:
+            self.message_received(flow, request)
+
     def message_received(self, flow: Flow, message: Message) -> None:
         """See ``Receiver``."""
+        if (
+            self._held_back is not None
+            and isinstance(message, Request)
+            and not self._is_vital(message)
+        ):
+            if len(self._held_back) < MAX_HELD_BACK:
+                self._held_back.append((flow, message))
+            return
         if self._gate.admits(flow) or not isinstance(message, Request) or self._is_vital(message):
             self._receiver.message_received(flow, message)
         else:

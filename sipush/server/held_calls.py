@@ -32,6 +32,8 @@ class HeldCalls:
         self._store = store
         self._tasks = Tasks()
         self._stored: set[str] = set()
+        self.recovered = asyncio.Event()
+        "Our calls of an earlier life go on, or the store did not tell them."
 
     def holds(self, forwarding: Forwarding) -> bool:
         """Whether the store knows this request."""
@@ -74,6 +76,7 @@ class HeldCalls:
                 own = False
                 for text in stored:
                     await self._resume(text, resume)
+            self.recovered.set()
             await asyncio.sleep(LEASE / 3)
 
     async def _resume(self, text: bytes, resume: Callable[[HeldCall], Awaitable[None]]) -> None:

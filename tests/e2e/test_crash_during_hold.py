@@ -71,7 +71,6 @@ async def test_a_caller_can_give_up_after_the_crash(world: World) -> None:
     call = await alice.call("bob")
     await world.pushes.next()
     await daemon.restart_after_kill()
-    await daemon.log_event("call_resumed")
     cancelled, final = await in_time(call.cancel(), call.final())
     assert (cancelled.status, final.status) == (200, 487)
     # Too late: the phone sees the call begin and end.

@@ -101,3 +101,17 @@ async def test_responses_and_vital_requests_are_heard_from_anybody() -> None:
     keeper.message_received(flow, make_response(call, 200, to_tag="t"))
     keeper.message_received(flow, parse_datagram(request_bytes("INVITE")))
     assert wire.events == ["request INVITE", "stray 200"]
+
+
+async def test_what_is_held_back_is_heard_later_and_in_order() -> None:
+    wire = Wire()
+    keeper = GateKeeper(gate(), wire.layer, lambda request: request.uri == "sip:112@example.com")
+    keeper.hold_back()
+    call = parse_datagram(request_bytes("INVITE", uri="sip:112@example.com"))
+    for number, method in enumerate(("INFO", "BYE")):
+        via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
+        keeper.message_received(WireFlow(), parse_datagram(request_bytes(method, via=via)))
+    keeper.message_received(WireFlow(), call)
+    assert wire.events == ["request INVITE"]
+    keeper.let_in()
+    assert wire.events == ["request INVITE", "request INFO", "request BYE"]
