@@ -157,6 +157,8 @@ class Wire:
         with inside or nullcontext():
             sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, kind)
         sock.setblocking(False)
+        if kind is socket.SOCK_STREAM:  # asyncio does it only where the protocol was named
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((ip, port))
         if wire.transport == "UDP":
             wire._io, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(wire), sock=sock)

@@ -165,9 +165,9 @@ class Soak:
                 self._read_log()
                 await self.daemon.start()
             phone, _ = await worker.registered("UDP")
-            for _ in calls:
+            while calls:
                 incoming = await phone.incoming()
-                call = calls[incoming.invite["call-id"]]
+                call = calls.pop(incoming.invite["call-id"])
                 answer, _ = await in_time(call.final(), incoming.answer())
                 assert answer.status == 200, answer.start
                 await in_time(call.hang_up(answer), incoming.hung_up())
