@@ -30,7 +30,7 @@ class ReturnFlow:
         self.transport = via.transport
         self.remote: Address = (host, port)
         self.local: Address = ("", 0)
-        self.sent_by = ""
+        self.sent_by = _sent_by(transports, via.transport, self.remote)
         self.name = f"return/{via.transport.lower()}/{host}:{port}"
         self.closed = False
         self._transports = transports
@@ -61,3 +61,13 @@ class ReturnFlow:
 
     def close(self) -> None:
         """Nothing: the connection belongs to the transports."""
+
+
+def _sent_by(transports: Transports, transport: str, remote: Address) -> str:
+    """For the Record-Route of a call that goes on; empty when nothing can be sent back anyhow."""
+    if not is_ip(remote[0]):
+        return ""
+    try:
+        return transports.sent_by(transport, remote)
+    except TransportError:
+        return ""

@@ -78,6 +78,9 @@ class Transports(Protocol):
     def flow(self, name: str) -> Flow | None:
         """The flow of that name, or None: its connection is gone, or its socket is not ours."""
 
+    def sent_by(self, transport: str, remote: Address) -> str:
+        """``Flow.sent_by`` of what ``connect`` would return. Raises TransportError."""
+
     async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
         """A flow to a *server* (a trusted peer): a UDP pair, an open connection, or a new one.
 

@@ -16,6 +16,7 @@ from sipush.transport.address import (
     bind_socket,
     family_of,
     format_address,
+    format_host,
     source_ip,
 )
 from sipush.transport.connection import Connection, ConnectionTable, Limits
@@ -159,6 +160,11 @@ class Listeners:
             return self._table.flow(name)
         flows = (listener.flow_named(name) for listener in self._udp.values())
         return next((flow for flow in flows if flow is not None), None)
+
+    def sent_by(self, transport: str, remote: Address) -> str:
+        """See ``Transports``."""
+        address, local_ip = self._way_to(transport, remote)
+        return address.sent_by(local_ip) if address is not None else format_host(local_ip)
 
     async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
         """A flow to a *server*: a UDP pair, the connection we have to it, or a new one.

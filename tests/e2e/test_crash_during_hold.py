@@ -120,7 +120,11 @@ async def test_a_tcp_caller_gets_the_answer_where_it_listens(world: World) -> No
         reborn = await world.registered(daemon, "bob", "UDP", push)
         incoming = await reborn.incoming()
         incoming.reply(200, f"Contact: <{reborn.contact_uri}>")
-        assert (await call.expect(200)).tag("to")
+        answer = await call.expect(200)
+        assert answer.tag("to")
+        # Its ACK comes back by our Record-Route.
+        host, port = daemon.at("TCP")
+        assert f"@{host}:{port};" in answer.all("record-route")[-1]
 
 
 @asynccontextmanager
