@@ -177,7 +177,9 @@ class Daemon:
         self._proxy.messages = self._registrar.messages = self._messages
         self._endpoint = Endpoint(self._registrar, self._proxy)
         loop = asyncio.get_running_loop()
-        self._layer = TransactionLayer(self._endpoint, Timers(), new_id, clock, loop.call_later)
+        self._layer = TransactionLayer(
+            self._endpoint, Timers(), new_id, clock, loop.call_later, trying_delay=TRYING_DELAY
+        )
         self._layer.limits = message_limits(config)
         self._proxy.layer = self._layer
 
@@ -395,6 +397,8 @@ class Daemon:
         return users if len(users) <= _SHOWN_USERS else [*users[:_SHOWN_USERS], "…"]
 
 
+TRYING_DELAY = 0.2
+"Seconds after which the 100 of an INVITE is sent whatever the store does (RFC 3261 §17.2.1)."
 _SHOWN_USERS = 10
 _RESERVED_FILES = 256
 "File descriptors that connections of phones leave for everything else."

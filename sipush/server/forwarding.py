@@ -123,6 +123,8 @@ class Forwarding:
     _performing: bool = False
     _timer: asyncio.TimerHandle | None = None
     _cancel_reason: str | None = None
+    _unstored: list[Response] | None = None
+    "Provisional responses that wait until a call that is about to be held is stored."
     _failure: Response | None = None
     "A final response that waits until the end of a held call is stored."
     started: bool = False
@@ -154,6 +156,8 @@ class Forwarding:
         for aor, location, devices in self._early:
             self.registered(aor, location, devices, known)
         self._early.clear()
+        if self.context.invite and self._unstored is None:
+            self.transaction.trying()
 
     def registered(
         self,
@@ -237,6 +241,8 @@ class Forwarding:
                 if (handle := self.attempts[branch].handle) is not None:
                     handle.retransmit()
             case RequestPush(branch, deadline):
+                if self._unstored is None and not self.proxy.held_calls.holds(self):
+                    self._unstored = []
                 aor = self.context.branches[branch].target.aor
                 self.proxy.held_call_limits.hold(self.caller_aor, aor, self._held)
                 self.proxy.tasks.spawn(self._push(branch, deadline))
@@ -399,19 +405,27 @@ class Forwarding:
     async def _push(self, branch: int, deadline: float) -> None:
         target = self.context.branches[branch].target
         assert target.push is not None
-        if not self.context.branches[branch].awaited:
-            return
         kind = PushKind.CALL if self.dialog_side is None else PushKind.DIALOG
-        if kind is PushKind.CALL:
+        if kind is PushKind.CALL and self.context.branches[branch].awaited:
             # Stored first: a crash in between may cost the push, but never sends it twice.
             await self.proxy.held_calls.store(self)
-            if not self.context.branches[branch].awaited:
-                return
+        self._tell_caller()
+        if not self.context.branches[branch].awaited:
+            return
         wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
         request = self._push_request(kind, target.push, deadline)
         wake_up.push = await self.proxy.dispatcher.send(request)
         wake_up.push_ended_at = self._now
         self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
+
+    def _tell_caller(self) -> None:
+        """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
+        if self._unstored is not None:
+            unstored, self._unstored = self._unstored, None
+            if self.context.invite:
+                self.transaction.trying()
+            for response in unstored:
+                self.transaction.respond(response)
 
     def _tell_wake_up(self, device: str, wake_up: WakeUp) -> None:
         """One line for each device that was woken: what a bill or a metric is made of."""
@@ -520,6 +534,9 @@ class Forwarding:
                 CALLS.labels(f"{status // 100}xx").inc()
         if status >= 300 and self.proxy.held_calls.holds(self):
             self._failure = response
+            return
+        if status < Status.OK and self._unstored is not None:
+            self._unstored.append(response)
             return
         self.transaction.respond(response)
         if self.context.invite and Status.OK <= status < 300:

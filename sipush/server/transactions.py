@@ -104,6 +104,11 @@ class ServerTransactionHandle:
         """
         self._transaction.respond(response)
 
+    def trying(self) -> None:
+        """Send the 100 of an INVITE, unless something has been sent already (§17.2.1)."""
+        if not self._transaction.responded:
+            self._transaction.respond(make_response(self.request, Status.TRYING))
+
     def refuse(self, response: Response) -> None:
         """Send a final response to a request whose source may be forged.
 
@@ -142,6 +147,11 @@ class _Server:
         self._handle: ServerTransactionHandle | None = ServerTransactionHandle(self, request)
         "Until the final response: afterwards nobody needs the request."
         self.completed = False
+
+    @property
+    def responded(self) -> bool:
+        """Whether any response was sent."""
+        return bool(self._bytes)
 
     @property
     def handle(self) -> ServerTransactionHandle | None:
@@ -370,8 +380,12 @@ class TransactionLayer:
         new_id: Callable[[], str],
         clock: Callable[[], float],
         call_later: CallLater,
+        *,
+        trying_delay: float = 0.0,
     ) -> None:
+        """``trying_delay``: seconds the user has to send an INVITE's 100 itself; at most 0.2."""
         self.user = user
+        self._trying_delay = trying_delay
         self.call_later = call_later
         self.limits = MessageLimits()
         "May be replaced."
@@ -596,7 +610,10 @@ class TransactionLayer:
             self._cancel_received(handle, request, server_key(request, via, "INVITE"))
             return
         if request.method == "INVITE":
-            handle.respond(make_response(request, Status.TRYING))
+            if self._trying_delay:
+                self.call_later(self._trying_delay, handle.trying)
+            else:
+                handle.trying()
         self.user.request_received(handle, request)
 
     def _ack_received(self, flow: Flow, ack: Request, key: TransactionKey) -> None:

@@ -135,3 +135,17 @@ async def listening(phone: Phone) -> AsyncIterator[None]:
     phone.wire.local = server.sockets[0].getsockname()
     yield
     server.close()
+
+
+async def test_a_call_to_a_dead_flow_is_safe_from_the_100_on(world: World) -> None:
+    daemon = await world.start(wake={"hold": 30.0, "probe": 0.25})
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await call.expect(100)
+    await daemon.restart_after_kill()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    await in_time(call.hang_up(answer), incoming.hung_up())
