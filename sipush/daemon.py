@@ -570,9 +570,12 @@ def store_name(config: Config) -> str:
 
 
 def _tune_garbage_collector() -> None:
-    """Collect seldom: a registrar keeps tens of thousands of transactions alive, all acyclic."""
+    """Collect seldom: a registrar keeps tens of thousands of transactions alive, few in cycles.
+
+    But collect: closed connections are in cycles, and would pile up.
+    """
     gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    gc.set_threshold(50_000, 5, 10)
 
 
 def _raise_file_limit() -> None:
