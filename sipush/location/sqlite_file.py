@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from sipush.errors import LocationError
 
 BUSY_TIMEOUT = 2.0
 "Seconds to wait for another process that holds the write lock."
+_BUSY_PAUSE = 0.005
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -124,7 +126,7 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     _create(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         _migrate(connection, path)
     except BaseException:
@@ -140,6 +142,20 @@ def _create(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, which SQLite refuses at once, not after its timeout, while another does."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(_BUSY_PAUSE)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,19 @@ async def test_two_stores_on_one_file_agree_on_the_secret(path: Path):
     first, second = await asyncio.gather(reopened(path), reopened(path))
     assert await first.secret() == await second.secret()
     await asyncio.gather(first.close(), second.close())
+
+
+def test_a_new_file_may_be_opened_by_many_at_the_same_time(tmp_path: Path):
+    together = threading.Barrier(2, timeout=10)
+
+    def opened(path: Path) -> str:
+        together.wait()
+        with contextlib.closing(sqlite_file.connect(path, "off")) as connection:
+            return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+    paths = [tmp_path / f"{number // 2}.db" for number in range(600)]
+    with ThreadPoolExecutor(2) as threads:
+        assert set(threads.map(opened, paths)) == {"wal"}
 
 
 async def test_only_the_owner_may_read_the_files(store: SqliteStore, path: Path):
