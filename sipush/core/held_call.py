@@ -49,8 +49,8 @@ class HeldCall:
     diversions: tuple[tuple[str, int, str], ...] = ()
     "(URI, status, cause) of each ``routing.Diversion``, in order."
     created_epoch: float = 0.0
-    saved_epoch: float = 0.0
-    "When this was written: what registered since has not been seen."
+    seen: dict[str, dict[str, float]] = field(default_factory=dict)
+    "By AOR and device: when it registered last, as far as the call has heard."
 
     def to_json(self) -> bytes:
         """ASCII JSON; bytes of the INVITE that are not UTF-8 survive."""

@@ -256,6 +256,11 @@ class ResponseContext:
         )
 
     @property
+    def probing(self) -> bool:
+        """Whether a device that could be pushed has been sent the request and is silent so far."""
+        return any(branch.probe_at is not None for branch in self.branches)
+
+    @property
     def close_cause(self) -> CancelCause:
         """Why no branch may be added any more."""
         if self.cancelled_by_caller:

@@ -58,6 +58,7 @@ from sipush.core.wake_up import WakeUp, outcome, seconds
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
 from sipush.metrics import CALLS, WAKE_SECONDS, WAKE_UPS
+from sipush.server.held_calls import registrations
 from sipush.server.transactions import (
     ClientTransactionHandle,
     Failure,
@@ -78,6 +79,9 @@ _REASONS = {
 }
 
 _CHALLENGES = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
+
+#: Seconds in which a device that is awake has answered. The caller's 100 is due after 0.2.
+_UNHEARD = 0.1
 
 #: A call that has been sent on this often goes nowhere else.
 MAX_FALLBACKS = 5
@@ -110,6 +114,8 @@ class Forwarding:
     "Where it goes when the last destination does not take it."
     diversions: list[Diversion] = field(default_factory=list)
     watched: dict[Aor, Subscriber] = field(default_factory=dict)
+    seen: dict[Aor, Location] = field(default_factory=dict)
+    "What was last heard of the watched users: another process needs it to see what is new."
     watched_flows: set[str] = field(default_factory=set)
     "Names of the flows whose devices may have to be woken."
     policy: TargetPolicy | None = None
@@ -157,7 +163,21 @@ class Forwarding:
             self.registered(aor, location, devices, known)
         self._early.clear()
         if self.context.invite and self._unstored is None:
-            self.transaction.trying()
+            if self.context.probing:
+                asyncio.get_running_loop().call_later(_UNHEARD, self._hold_unheard)
+            else:
+                self.transaction.trying()
+
+    def _hold_unheard(self) -> None:
+        """A device that may sleep is silent: its call must survive us from the caller's 100 on."""
+        if self.context.probing and not self.proxy.held_calls.holds(self):
+            self._unstored = []
+            self.proxy.tasks.spawn(self._hold())
+
+    async def _hold(self) -> None:
+        if not self.context.done:
+            await self.proxy.held_calls.store(self)
+        self._tell_caller()
 
     def registered(
         self,
@@ -171,6 +191,7 @@ class Forwarding:
             self._early.append((aor, location, devices))
             return
         assert self.policy is not None
+        self.seen[aor] = location
         spoke = (without_reg_id(b.device) for b in location.bindings if b.device in devices)
         for device in dict.fromkeys(spoke):
             target = self.policy.target(device, location, self.watched[aor])
@@ -195,8 +216,8 @@ class Forwarding:
                 if self.context.closed:
                     self._cancel(branch.id, self.context.close_cause)
         for aor, location in locations.items():
-            new = {b.device for b in location.bindings if b.registered_epoch > held.saved_epoch}
-            self.registered(aor, location, new)
+            seen = held.seen.get(aor, {}).items()
+            self.registered(aor, location, dict(registrations(location).items() - seen))
         self._perform(self.context.timer_fired(self._now))
 
     def flow_active(self, name: str) -> None:
@@ -408,8 +429,9 @@ class Forwarding:
         kind = PushKind.CALL if self.dialog_side is None else PushKind.DIALOG
         if kind is PushKind.CALL and self.context.branches[branch].awaited:
             # Stored first: a crash in between may cost the push, but never sends it twice.
-            await self.proxy.held_calls.store(self)
-        self._tell_caller()
+            await self._hold()
+        else:
+            self._tell_caller()
         if not self.context.branches[branch].awaited:
             return
         wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)

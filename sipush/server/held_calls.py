@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sipush.core.bindings import Location
 from sipush.core.held_call import HeldCall, freeze
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
@@ -110,5 +111,10 @@ def describe(forwarding: Forwarding) -> HeldCall:
             (d.uri, d.status, d.cause.value if d.cause else "") for d in forwarding.diversions
         ),
         created_epoch=forwarding.created_epoch,
-        saved_epoch=time.time(),
+        seen={aor: registrations(location) for aor, location in forwarding.seen.items()},
     )
+
+
+def registrations(location: Location) -> dict[str, float]:
+    """When each device registered last: UNIX seconds."""
+    return {binding.device: binding.registered_epoch for binding in location.bindings}

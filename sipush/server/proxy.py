@@ -278,6 +278,7 @@ class Proxy:
             return
         forwarding.watch(subscriber)
         location = await self.locations.lookup(token.aor, time.time())
+        forwarding.seen[token.aor] = location
         target = await self._dialog_target(token, request)
         is_ours = partial(self._is_referred_to, reference)
         is_live = self._is_live_for(request)
@@ -379,6 +380,7 @@ class Proxy:
         """Watch first, look up second: no registration is lost in between."""
         forwarding.watch(subscriber)
         location = await self.locations.lookup(subscriber.aor, time.time())
+        forwarding.seen[subscriber.aor] = location
         assert forwarding.policy is not None
         targets = forwarding.policy.target_set(location, subscriber)
         refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from tests.e2e.daemon import in_time
+from sipush.config import load
+from sipush.core.bindings import Location, Registration
+from sipush.location import make_store
+from sipush.location.store import LocationStore
+from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import Phone, _Stream
 from tests.e2e.world import World, apns_token, x_push
 
@@ -149,3 +155,55 @@ async def test_a_call_to_a_dead_flow_is_safe_from_the_100_on(world: World) -> No
     answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
     assert answer.status == 200
     await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_call_to_a_silent_contact_is_safe_from_the_100_on(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start(wake={"hold": 30.0, "probe": 2.0})
+    push = x_push(apns_token())
+    silent = await world.registered(daemon, "bob", transport, push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await call.expect(100)
+    await daemon.restart_after_kill()
+    silent.kill()
+    await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", transport, push)
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+    await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world: World) -> None:
+    """It was stored before the call was, for the last time; then the server died."""
+    daemon = await world.start()
+    push = x_push(apns_token())
+    asleep = await world.registered(daemon, "bob", "UDP", push)
+    asleep.kill()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    registered_epoch = time.time()
+    await world.pushes.next()
+    reborn = await world.phone(daemon, "bob")
+    await daemon.kill()
+    async with opened(daemon) as store:
+        (old,) = (await store.lookup(world.aor("bob"), registered_epoch)).bindings
+        flow = old.flow.replace(f":{asleep.wire.local[1]}", f":{reborn.wire.local[1]}")
+        new = replace(old, flow=flow, cseq=old.cseq + 1, registered_epoch=registered_epoch)
+        registration = Registration(
+            old.aor, old.call_id, new.cseq, registered_epoch, max_contacts=10, bind=(new,)
+        )
+        assert isinstance(await store.bind(registration), Location)
+    await daemon.start()
+    answer, _ = await in_time(call.final(), reborn.rings_and_answers())
+    assert answer.status == 200
+
+
+@asynccontextmanager
+async def opened(daemon: Daemon) -> AsyncIterator[LocationStore]:
+    """The daemon's store, while it does not run."""
+    store = make_store(load(daemon.config).store)
+    await store.open()
+    yield store
+    await store.close()
