@@ -145,9 +145,12 @@ class LimitsConfig(Section):
     "Of one user; those not refreshed for the longest time go."
     stranger_rate: Annotated[float, Field(gt=0)] = 20
     "Requests each second from an address where nobody has signed in."
-    stranger_burst: Annotated[int, Field(ge=1)] = 200
+    stranger_burst: Annotated[int, Field(ge=1)] = 5000
     failed_sign_ins: Annotated[int, Field(ge=0)] = 20
     "Within ``failure_window``, that get an address banned; 0: never."
+    failed_sign_ins_per_user: Annotated[int, Field(ge=0)] = 50
+    """Within ``failure_window``, from where the user has never signed in; then guesses there are
+    slowed to as many. 0: any number."""
     failure_window: Seconds = 300
     ban_time: Seconds = 600
 

@@ -28,6 +28,7 @@ from sipush.core.bindings import Aor, Platform, Subscriber
 from sipush.core.emergency import EmergencyPolicy
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
+from sipush.core.guesses import Guesses
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy, Realm
@@ -137,8 +138,14 @@ class Daemon:
         )
         self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
         locations = Locations(self._store)
-        self._gate = Gate(Guard(abuse_policy(config)), self._store, clock)
         limits = config.limits
+        self._gate = Gate(
+            Guard(abuse_policy(config)),
+            Guesses(limits.failed_sign_ins_per_user, limits.failure_window),
+            self._store,
+            locations,
+            clock,
+        )
         self._held_call_limits = HeldCallLimits(
             limits.held_calls_per_caller, limits.held_calls_per_callee
         )
@@ -258,6 +265,8 @@ class Daemon:
         self._listeners.limit(transport_limits(config))
         self._layer.limits = message_limits(config)
         self._gate.guard.policy = abuse_policy(config)
+        self._gate.guesses.allowed = config.limits.failed_sign_ins_per_user
+        self._gate.guesses.window = config.limits.failure_window
         self._held_call_limits.per_caller = config.limits.held_calls_per_caller
         self._held_call_limits.per_callee = config.limits.held_calls_per_callee
 

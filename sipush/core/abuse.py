@@ -40,7 +40,7 @@ class AbusePolicy:
 
     stranger_rate: float = 20
     "Requests each second, from an address where nobody has signed in."
-    stranger_burst: int = 200
+    stranger_burst: int = 5000
     failures: int = 20
     "Failed sign-ins within ``failure_window`` that get a stranger banned; 0: nobody is banned."
     failure_window: float = 300
@@ -168,7 +168,7 @@ class Guard:
         return source is not None and source.known_until > now
 
     def signed_in(self, address: str, now: float) -> None:
-        """Somebody there proved to be a user of ours, or we have called that server ourselves.
+        """Somebody there proved to be a user of ours.
 
         Failures are not forgotten: whoever guesses may have an account of his own.
         """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from sipush.core.routing import Rejection
 from sipush.server.transactions import ServerTransactionHandle
-from sipush.sip.message import Response, make_response
+from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, MESSAGE, INFO, UPDATE, PRACK, REFER"
@@ -34,6 +36,14 @@ def reject(transaction: ServerTransactionHandle, rejection: Rejection, tag: str)
     for name, value in rejection.headers:
         response.headers.append(name, value)
     respond(transaction, response)
+
+
+def wait_to_sign_in(request: Request, seconds: float, tag: str) -> Response:
+    """To a user whose password is not looked at for so long."""
+    status, reason = Status.SERVICE_UNAVAILABLE, "Too Many Failed Sign-Ins"
+    response = make_response(request, status, reason, to_tag=tag)
+    response.headers.append("Retry-After", str(math.ceil(seconds)))
+    return response
 
 
 def answer_for_server(transaction: ServerTransactionHandle, tag: str) -> None:

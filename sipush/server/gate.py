@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from sipush.core.abuse import Guard, Verdict
-from sipush.errors import LocationError, MessageError
+from sipush.core.bindings import Aor
+from sipush.core.guesses import Guesses, is_own_device
+from sipush.errors import LocationError, MessageError, TransportError
 from sipush.location.store import LocationStore
-from sipush.sip.message import Message, Request
+from sipush.server.answers import RETRY_AFTER
+from sipush.server.locations import Locations
+from sipush.sip.message import Message, Request, make_response
+from sipush.sip.status import Status
 from sipush.transport.flow import Flow, Receiver
 
 log = structlog.get_logger()
@@ -25,6 +32,11 @@ REFUSAL_TIME = 0.1
 find out that a user does not exist shows nowhere."""
 
 
+TOO_MANY = "Too Many Requests Before Signing In"
+
+TELL_EVERY = 10.0
+"Seconds between lines about strangers who send too much."
+
 MAX_HELD_BACK = 10_000
 "Requests kept while a start takes up the calls of its earlier life; phones repeat the others."
 
@@ -34,10 +46,15 @@ class Gate:
     """Asks the Guard, and shares bans with the other processes on the store."""
 
     guard: Guard
+    guesses: Guesses
     store: LocationStore
+    locations: Locations
     clock: Callable[[], float]
     turned_away: int = 0
     "Messages not heard, since the start."
+    _untold: int = 0
+    "Of strangers, since the last line about them."
+    _told_at: float = -math.inf
     _shared: set[str] = field(default_factory=set)
     "Sources whose ban we know to be in the store."
 
@@ -49,23 +66,62 @@ class Gate:
         """Whether what was heard of it came just before it was banned: guesses come in swarms."""
         return self.guard.is_banned(flow.remote[0], self.clock())
 
-    def admits(self, flow: Flow) -> bool:
-        """Whether something that came over ``flow`` is heard."""
-        return self.guard.judge(flow.remote[0], self.clock()) is Verdict.ADMIT
+    def judge(self, flow: Flow) -> Verdict:
+        """What becomes of something that came over ``flow``."""
+        return self.guard.judge(flow.remote[0], self.clock())
 
-    def turn_away(self, flow: Flow) -> None:
-        """Answer nothing; a connection is closed, so that its other end need not wait."""
+    def turn_away(self, flow: Flow, verdict: Verdict) -> None:
+        """Count it; a connection is closed, so that its other end need not wait."""
         self.turned_away += 1
+        if verdict is Verdict.TOO_MANY:
+            self._tell_of_stranger(flow.remote[0])
         flow.close()
 
-    def signed_in(self, flow: Flow) -> None:
-        """Somebody there is a user of ours, or a server that we chose to call."""
-        self.guard.signed_in(flow.remote[0], self.clock())
+    def _tell_of_stranger(self, address: str) -> None:
+        """Seldom, as addresses may be forged: it may also be a load test, or an office."""
+        self._untold += 1
+        now = self.clock()
+        if now - self._told_at < TELL_EVERY:
+            return
+        log.warning(
+            "strangers_not_heard",
+            messages=self._untold,
+            remote=address,
+            reason="more than limits.stranger_burst and stranger_rate allow before a sign-in",
+        )
+        self._untold, self._told_at = 0, now
 
-    async def sign_in_failed(self, flow: Flow, since: float) -> None:
+    def signed_in(self, flow: Flow, user: Aor) -> None:
+        """Somebody there is this user of ours."""
+        now = self.clock()
+        self.guard.signed_in(flow.remote[0], now)
+        self.guesses.signed_in(user, self.client(flow), now)
+
+    async def slows(self, flow: Flow, user: Aor, request: Request) -> float:
+        """Seconds until this user's password may be looked at; nothing is awaited for 0."""
+        client = self.client(flow)
+        wait = self.guesses.wait(user, client, self.clock()) if client else 0.0
+        if wait:
+            with suppress(LocationError):
+                location = await self.locations.lookup(user, time.time())
+                if is_own_device(request, flow.remote[0], location):
+                    return 0.0
+        return wait
+
+    async def sign_in_failed(self, flow: Flow, user: Aor, since: float) -> None:
         """Wait as long as the answer has to; ``since``: when the request came."""
         now = self.clock()
-        failure = self.guard.failed(flow.remote[0], now)
+        remote = flow.remote[0]
+        log.info("authentication_failed", aor=user, remote=remote)
+        client = self.client(flow)
+        if client and self.guesses.failed(user, client, now):
+            log.warning(
+                "user_slowed",
+                aor=user,
+                remote=remote,
+                reason="limits.failed_sign_ins_per_user reached where this user never signed in",
+            )
+        failure = self.guard.failed(remote, now)
         if failure.banned:
             await self._banned(failure.banned)
         await asyncio.sleep(max(since + REFUSAL_TIME, now + failure.delay) - self.clock())
@@ -146,14 +202,28 @@ class GateKeeper:
             if len(self._held_back) < MAX_HELD_BACK:
                 self._held_back.append((flow, message))
             return
-        if self._gate.admits(flow) or not isinstance(message, Request) or self._is_vital(message):
+        verdict = self._gate.judge(flow)
+        if verdict is Verdict.ADMIT or not isinstance(message, Request) or self._is_vital(message):
             self._receiver.message_received(flow, message)
-        else:
-            self._gate.turn_away(flow)
+            return
+        if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
+            self._refuse(flow, message)
+        self._gate.turn_away(flow, verdict)
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """See ``Receiver``."""
-        if self._gate.admits(flow):
+        verdict = self._gate.judge(flow)
+        if verdict is Verdict.ADMIT:
             self._receiver.malformed_received(flow, error)
         else:
-            self._gate.turn_away(flow)
+            self._gate.turn_away(flow, verdict)
+
+    @staticmethod
+    def _refuse(flow: Flow, request: Request) -> None:
+        """Say why the connection is closed: its other end has not forged its address."""
+        if request.method == "ACK" or "via" not in request.headers:
+            return
+        with suppress(TransportError):
+            response = make_response(request, Status.SERVICE_UNAVAILABLE, TOO_MANY, to_tag="0")
+            response.headers.append("Retry-After", RETRY_AFTER)
+            flow.send(response.to_bytes())

@@ -48,7 +48,13 @@ from sipush.errors import LocationError, TransportError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.acknowledgements import Acknowledgements
-from sipush.server.answers import DRAINING, answer_for_server, reject, respond
+from sipush.server.answers import (
+    DRAINING,
+    answer_for_server,
+    reject,
+    respond,
+    wait_to_sign_in,
+)
 from sipush.server.forwarding import Forwarding
 from sipush.server.gate import Gate
 from sipush.server.held_calls import HeldCalls
@@ -493,15 +499,17 @@ class Proxy:
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
         credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
-        user = subscriber_aor(credentials.username, domain) if credentials else None
+        user = subscriber_aor(credentials.username, domain) if credentials else ""
         subscriber = await self.subscribers.get(user) if user else None
+        slowable = bool(user) and not even_banned
+        if slowable and (wait := await self.gate.slows(flow, user, request)):
+            return wait_to_sign_in(request, wait, forwarding.tag)
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if self.gate.is_banned(flow) and not even_banned:
             verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
-                log.info("authentication_failed", aor=user, remote=flow.remote[0])
-                await self.gate.sign_in_failed(flow, since)
+                await self.gate.sign_in_failed(flow, user, since)
             return self.authenticator.challenge(
                 request,
                 domain,
@@ -511,7 +519,7 @@ class Proxy:
                 stale=verdict.stale,
                 status=Status.PROXY_AUTHENTICATION_REQUIRED,
             )
-        self.gate.signed_in(flow)
+        self.gate.signed_in(flow, user)
         assert subscriber is not None
         if claimed != subscriber.aor and not is_anonymous(request):
             reason = "From Does Not Match Credentials"

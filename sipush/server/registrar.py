@@ -24,6 +24,7 @@ from sipush.core.registration import (
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
 from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
+from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
 from sipush.server.locations import Locations
 from sipush.server.messages import Messages
@@ -71,20 +72,22 @@ class Registrar:
         username = credentials.username if credentials else ""
         user = subscriber_aor(username, domain)
         subscriber = await self.subscribers.get(user) if credentials else None
+        if credentials and (wait := await self.gate.slows(transaction.flow, user, request)):
+            transaction.respond(wait_to_sign_in(request, wait, tag))
+            return
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if self.gate.is_banned(transaction.flow):
             verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
-                log.info("authentication_failed", aor=aor, remote=transaction.flow.remote[0])
-                await self.gate.sign_in_failed(transaction.flow, since)
+                await self.gate.sign_in_failed(transaction.flow, user, since)
             transaction.respond(
                 self.authenticator.challenge(
                     request, domain, self.clock(), tag, client=client, stale=verdict.stale
                 )
             )
             return
-        self.gate.signed_in(transaction.flow)
+        self.gate.signed_in(transaction.flow, user)
         if not authorised(username, aor):
             log.warning("registration_for_another_user", user=user, aor=aor)
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")

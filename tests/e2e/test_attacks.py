@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import unicodedata
+import uuid
 from typing import Any
 
 import pytest
@@ -404,6 +405,74 @@ async def test_one_caller_holds_so_many_calls_and_one_callee_is_held_for_so_many
     # His call still counts: the push has gone out, and redialling must not make a storm of them.
     again = await (await callers[0].call("bob")).final()
     assert again.status == 503
+
+
+# -- guesses from many addresses --
+
+
+async def _guess(world: World, daemon: Daemon, user: str, ip: str, word: str = "wrong") -> Msg:
+    eve = await world.phone(daemon, "carol", ip=ip)
+    eve.wire.send(_register(eve, user))
+    challenge = (await eve.wire.expect(401))["www-authenticate"]
+    return await _sign_in(eve, challenge, user, word)
+
+
+async def test_guesses_from_many_addresses_are_slowed_and_the_user_is_not_locked_out(
+    world: World,
+) -> None:
+    daemon = await world.start(limits={"failed_sign_ins_per_user": 4, "failure_window": 3600})
+    instance, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
+    home = await world.registered(daemon, "bob", "UDP", "", instance)
+    await world.sleeping(daemon, "carol", "UDP", push)
+    for user in ("bob", "carol", "nobody"):
+        answers = [await _guess(world, daemon, user, f"127.0.1.{n}") for n in range(1, 7)]
+        assert [answer.status for answer in answers] == [401] * 4 + [503] * 2
+        assert answers[-1].start == "SIP/2.0 503 Too Many Failed Sign-Ins"
+        assert 0 < int(answers[-1]["retry-after"]) <= 900
+    right = world.account("bob").password
+    assert (await _guess(world, daemon, "bob", "127.0.1.9", right)).status == 503
+    assert (await home.register()).response.status == 200
+    roaming = await world.phone(daemon, "bob", ip="127.0.2.1", instance=instance)
+    assert (await roaming.register()).response.status == 200
+    moved = await world.phone(daemon, "carol", ip="127.0.2.2")
+    assert (await moved.register(push)).response.status == 200
+    outgoing = await roaming.call("carol")
+    incoming = await moved.incoming()
+    incoming.reply(200)
+    assert (await _hang_up(outgoing, incoming, await outgoing.final())).status == 200
+    assert await daemon.log_event("user_slowed", aor=world.aor("nobody"))
+
+
+async def test_a_call_with_a_guessed_password_is_slowed_too(world: World) -> None:
+    daemon = await world.start(limits={"failed_sign_ins_per_user": 1, "failure_window": 3600})
+    await _guess(world, daemon, "alice", "127.0.1.1")
+    alice = await world.phone(daemon, "alice", ip="127.0.1.2")
+    refused = await (await alice.call("bob")).final()
+    assert (refused.status, bool(refused["retry-after"])) == (503, True)
+
+
+# -- crowds --
+
+
+@pytest.mark.parametrize("transport", ["UDP", "TCP"])
+async def test_a_thousand_phones_of_one_address_sign_in_at_once(
+    world: World, transport: str
+) -> None:
+    crowd = [f"u{n}" for n in range(1000)]
+    users = {f"{user}@{world.domain}": {"ha1_md5": world.ha1(user)} for user in crowd}
+    daemon = await world.start(users=users)
+    office = await world.phone(daemon, "carol", transport, ip=ATTACKER)
+    for user in crowd:
+        office.wire.send(_register(office, user).replace("/UDP", f"/{transport}"))
+    uri = f"sip:{world.domain}"
+    challenges = [await office.wire.expect(401) for _ in crowd]
+    for challenge in challenges:
+        (user,) = re.findall(r"sip:(u\d+)@", challenge["to"])
+        password = world.account(user).password
+        answer = digest_answer(challenge["www-authenticate"], user, password, "REGISTER", uri)
+        office.wire.send(_register(office, user, answer).replace("/UDP", f"/{transport}"))
+    for _ in crowd:
+        assert (await office.wire.expect(FINAL, method="REGISTER")).status == 200
 
 
 # -- bans --

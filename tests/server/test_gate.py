@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sipush.core.abuse import AbusePolicy, Guard
+import pytest
+from structlog.testing import capture_logs
+
+from sipush.core.abuse import AbusePolicy, Guard, Verdict
+from sipush.core.guesses import Guesses
 from sipush.errors import LocationError, MessageError
 from sipush.location.memory import MemoryStore
+from sipush.server import gate as module
 from sipush.server.gate import Gate, GateKeeper
+from sipush.server.locations import Locations
 from sipush.sip.message import Request, make_response, parse_datagram
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import request_bytes
 
-GUESSER = "192.0.2.66"
+GUESSER, BOB = "192.0.2.66", "bob@example.com"
 POLICY = AbusePolicy(failures=1, stranger_burst=3, stranger_rate=0.001)
 
 
@@ -28,15 +34,17 @@ class AbsentStore(MemoryStore):
 
 
 def gate(store: MemoryStore | None = None) -> Gate:
-    return Gate(Guard(POLICY), store or MemoryStore(), asyncio.get_running_loop().time)
+    store = store or MemoryStore()
+    clock = asyncio.get_running_loop().time
+    return Gate(Guard(POLICY), Guesses(2, 100), store, Locations(store), clock)
 
 
 def hears(one: Gate, ip: str = GUESSER) -> bool:
-    return one.admits(WireFlow(remote=(ip, 5060)))
+    return one.judge(WireFlow(remote=(ip, 5060))) is Verdict.ADMIT
 
 
-async def guess(one: Gate) -> None:
-    await one.sign_in_failed(WireFlow(remote=(GUESSER, 5060)), one.clock() - 1)
+async def guess(one: Gate, ip: str = GUESSER) -> None:
+    await one.sign_in_failed(WireFlow(remote=(ip, 5060)), BOB, one.clock() - 1)
 
 
 async def test_a_ban_holds_in_every_process_until_it_is_lifted() -> None:
@@ -77,17 +85,62 @@ async def test_a_ban_from_the_store_ends_in_time() -> None:
     assert 599 < until - one.clock() <= 600
 
 
-async def test_what_a_stranger_sends_too_much_reaches_nobody_and_closes_its_connection() -> None:
-    wire, one = Wire(), gate()
+def stranger_sends(one: Gate, wire: Wire, flow: WireFlow, times: int) -> GateKeeper:
     keeper = GateKeeper(one, wire.layer, lambda request: request.uri == "sip:112@example.com")
+    for n in range(times):
+        via = f"SIP/2.0/{flow.transport} a;branch=z9hG4bK{n}"
+        keeper.message_received(flow, parse_datagram(request_bytes(via=via)))
+    return keeper
+
+
+async def test_what_a_stranger_sends_too_much_reaches_nobody_and_its_connection_is_told() -> None:
+    wire, one = Wire(), gate()
     flow = WireFlow("TCP", ("192.0.2.1", 5060))
-    for n in range(5):
-        keeper.message_received(
-            flow, parse_datagram(request_bytes(via=f"SIP/2.0/TCP a;branch=z9hG4bK{n}"))
-        )
+    keeper = stranger_sends(one, wire, flow, 5)
     assert (len(wire.events), one.turned_away, flow.closed) == (3, 2, True)
+    (refusal,) = [data for _, data in flow.sent if b"503" in data]
+    assert refusal.startswith(b"SIP/2.0 503 Too Many Requests Before Signing In\r\n")
+    assert b"\r\nRetry-After: 5\r\n" in refusal
     keeper.malformed_received(flow, MessageError("x", message=parse_datagram(request_bytes())))
     assert (wire.layer.malformed, one.turned_away) == (0, 3)
+
+
+async def test_nobody_is_told_over_udp_nor_who_is_banned() -> None:
+    for transport, ip in (("UDP", "192.0.2.1"), ("TCP", GUESSER)):
+        wire, one, flow = Wire(), gate(), WireFlow(transport, (ip, 5060))
+        await guess(one)
+        stranger_sends(one, wire, flow, 5)
+        assert one.turned_away >= 2
+        assert [data for _, data in flow.sent if b"503" in data] == []
+
+
+async def test_the_operator_is_told_of_strangers_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = gate()
+    with capture_logs() as logs:
+        stranger_sends(one, Wire(), WireFlow(), 100)
+        monkeypatch.setattr(module, "TELL_EVERY", 0.0)
+        stranger_sends(one, Wire(), WireFlow(), 1)
+    told = [line for line in logs if line["event"] == "strangers_not_heard"]
+    assert [(line["messages"], line["remote"]) for line in told] == [
+        (1, "192.0.2.1"),
+        (97, "192.0.2.1"),
+    ]
+    assert "limits.stranger_burst" in told[0]["reason"]
+
+
+async def test_guesses_from_everywhere_slow_the_user_there_and_this_is_told_once() -> None:
+    one, register = gate(), parse_datagram(request_bytes("REGISTER"))
+    assert isinstance(register, Request)
+    with capture_logs() as logs:
+        for n in range(4):
+            await guess(one, f"198.51.100.{n}")
+    assert [line["aor"] for line in logs if line["event"] == "user_slowed"] == [BOB]
+    assert await one.slows(WireFlow(remote=("203.0.113.1", 5060)), BOB, register) > 0
+    assert await one.slows(WireFlow(remote=("203.0.113.1", 5060)), "al@a", register) == 0
+    one.signed_in(WireFlow(remote=("203.0.113.1", 5060)), BOB)
+    assert await one.slows(WireFlow(remote=("203.0.113.1", 5060)), BOB, register) == 0
 
 
 async def test_responses_and_vital_requests_are_heard_from_anybody() -> None:
