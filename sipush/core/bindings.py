@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sipush.sip.push_params import LINPHONE, RFC8599
+
 Aor = str
 """Address-of-record as ``user@domain``: user unescaped, domain lower-case, no scheme (§10.3)."""
 
@@ -71,6 +73,15 @@ class PushRecord:
     updated_epoch: float = 0.0
     expires_epoch: float = 0.0
 
+    @property
+    def outlives_unbind(self) -> bool:
+        """Whether the device is still pushed when it has taken its last binding back.
+
+        X-Push has flags to end push. With parameters of the Contact URI it ends when they are left
+        out, or with the binding (RFC 8599 §4.1.2, §5.5).
+        """
+        return self.dialect not in (RFC8599, LINPHONE)
+
     def same_tokens(self, other: PushRecord) -> bool:
         """Whether both wake by the same tokens of the same app (compare-and-delete)."""
         return (self.app_id, self.platform, self.call_token, self.message_token) == (
@@ -102,8 +113,9 @@ class Registration:
     """What one accepted REGISTER asks of the store, applied atomically (RFC 3261 §10.3 step 7).
 
     In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,
-    apply ``unbind``, ``bind``, ``push_off``, ``push``, check ``max_contacts``, keep the
-    newest ``max_push_records``.
+    apply ``unbind``, ``bind``, ``unpushed``, forget the push records that do not outlive the last
+    binding of their device, apply ``push_off``, ``push``, check ``max_contacts``, keep the newest
+    ``max_push_records``.
     """
 
     aor: Aor
@@ -116,13 +128,15 @@ class Registration:
     ``contact_key`` unless both devices are instances (``instance:…``); the push record of a
     device so replaced goes too."""
     unbind: tuple[tuple[str, str], ...] = ()
-    "(device, contact_key) removed, where either matches; push records stay."
+    "(device, contact_key) removed, where either matches."
     unbind_all: bool = False
-    "``Contact: *``; push records stay."
+    "``Contact: *``."
     push: tuple[PushRecord, ...] = ()
     "Replace the record of the same device, and any other record of the AOR with the same tokens."
     push_off: tuple[tuple[str, str], ...] = ()
     "(device, token): push records removed where the device or, if not empty, either token matches."
+    unpushed: tuple[str, ...] = ()
+    "Devices whose Contact asks for no push: records that do not outlive an unbind are removed."
     refreshes: tuple[tuple[str, float], ...] = ()
     """(device, UNIX seconds): due to be pushed by then so that it refreshes its binding; replaces
     what the device had due before."""
@@ -134,7 +148,8 @@ class Refusal(Enum):
     """Why the store did not apply a Registration. Nothing was changed."""
 
     OUT_OF_ORDER = "out-of-order"
-    "A binding it touches has the same Call-ID and a higher CSeq."
+    """A binding it touches has the same Call-ID and a higher CSeq, or the same CSeq and is not what
+    this request binds: a retransmission that the transaction did not absorb is the same again."""
     TOO_MANY_CONTACTS = "too-many-contacts"
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sipush.core.bindings import Binding, Location, PushRecord, Refusal, Registration
+from sipush.core.bindings import (
+    Binding,
+    Location,
+    PushRecord,
+    Refusal,
+    Registration,
+    without_reg_id,
+)
 
 _INSTANCE = "instance:"
 
@@ -33,11 +40,11 @@ def live(
 def apply(location: Location, registration: Registration) -> Location | Refusal:
     """The Location after ``registration``; expired rows of ``location`` count as absent.
 
-    The order of steps is Registration's. Equal CSeq is a retransmission and gives the same result
-    again. Whoever is above ``max_contacts`` may still refresh and remove, but not add.
+    The order of steps is Registration's. Whoever is above ``max_contacts`` may still refresh and
+    remove, but not add.
     """
     old = live(location.bindings, location.push_records, registration.now_epoch)
-    if any(_is_older(registration, b) for b in old.bindings if _touches(registration, b)):
+    if any(_is_not_newer(registration, b) for b in old.bindings if _touches(registration, b)):
         return Refusal.OUT_OF_ORDER
     bindings = {b.device: b for b in old.bindings if not _unbinds(registration, b)}
     records = {r.device: r for r in old.push_records}
@@ -47,6 +54,12 @@ def apply(location: Location, registration: Registration) -> Location | Refusal:
             if device != new.device:
                 records.pop(device, None)
         bindings[new.device] = new
+    ended = _unbound(registration, old) - {without_reg_id(device) for device in bindings}
+    records = {
+        d: r
+        for d, r in records.items()
+        if r.outlives_unbind or (d not in registration.unpushed and without_reg_id(d) not in ended)
+    }
     for device, token in registration.push_off:
         records = {d: r for d, r in records.items() if not _turned_off(r, device, token)}
     for record in registration.push:
@@ -72,8 +85,21 @@ def _touches(registration: Registration, binding: Binding) -> bool:
     )
 
 
-def _is_older(registration: Registration, binding: Binding) -> bool:
-    return binding.call_id == registration.call_id and binding.cseq > registration.cseq
+def _is_not_newer(registration: Registration, binding: Binding) -> bool:
+    """Whether the binding was made by a later request, or by another one of equal CSeq."""
+    if binding.call_id != registration.call_id or binding.cseq != registration.cseq:
+        return binding.call_id == registration.call_id and binding.cseq > registration.cseq
+    made = (binding.device, binding.contact_key)
+    return all((new.device, new.contact_key) != made for new in registration.bind)
+
+
+def _unbound(registration: Registration, old: Location) -> set[str]:
+    """The devices that a REGISTER removes a binding of, without reg-id."""
+    names = {device for device, _ in registration.unbind}
+    names.update(b.device for b in old.bindings if _unbinds(registration, b))
+    if registration.unbind_all:
+        names.update(record.device for record in old.push_records)
+    return {without_reg_id(name) for name in names}
 
 
 def _unbinds(registration: Registration, binding: Binding) -> bool:

@@ -14,6 +14,9 @@ from hashlib import sha256
 from sipush.core.bindings import Aor, without_reg_id
 
 _MAC_BYTES = 9
+_DAY_BYTES = 3
+_PURR_MAC_BYTES = 12
+"With the day a multiple of three: no padding, which a URI parameter cannot hold."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,30 @@ def device_digest(device: str) -> str:
     return sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def purr(aor: Aor, device: str, key: bytes) -> str:
+def purr(aor: Aor, device: str, key: bytes, now_epoch: float) -> str:
     """The Proxy Unique Registration Reference of a device (RFC 8599 §6.2.1).
 
-    The same for every binding of the device, so that it is known for as long as any dialog lasts.
+    The same on every flow of the device and another one each day, which nobody else can link. Older
+    ones stay known for as long as any dialog lasts, without being stored.
     """
+    return _purr(aor, device, key, int(now_epoch // 86400))
+
+
+def is_purr_of(reference: str, aor: Aor, device: str, key: bytes) -> bool:
+    """Whether ``reference`` is a PURR of the device, of whatever day."""
+    try:
+        raw = urlsafe_b64decode(reference.encode("ascii"))
+    except ValueError:
+        return False
+    day = int.from_bytes(raw[:_DAY_BYTES], "big")
+    return hmac.compare_digest(_purr(aor, device, key, day), reference)
+
+
+def _purr(aor: Aor, device: str, key: bytes, day: int) -> str:
+    when = day.to_bytes(_DAY_BYTES, "big")
     text = f"{aor}\n{without_reg_id(device)}".encode("utf-8", "surrogateescape")
-    mac = hmac.digest(key, b"purr" + text, "sha256")[:_MAC_BYTES]
-    return urlsafe_b64encode(mac).decode()
+    mac = hmac.digest(key, b"purr" + when + text, "sha256")[:_PURR_MAC_BYTES]
+    return urlsafe_b64encode(when + mac).decode()
 
 
 def purr_in(uri: str) -> str:

@@ -48,7 +48,8 @@ PNSREG = 180
 "Seconds before a binding expires that a phone which can must refresh it unasked (RFC 8599 §8.4)."
 
 SHORTEST_REFRESHED = 2 * PNSREG
-"Seconds. A binding shorter than that would be refreshed more often than a battery bears."
+"""Seconds. A binding shorter than that would be refreshed more often than a battery bears: 423
+(RFC 8599 §5.6.1.1), unless the operator grants no longer one."""
 
 FLOW_TIMER = {True: "30", False: "120"}
 """For UDP and for connections: seconds within which the phone sends its keep-alives (RFC 5626
@@ -126,16 +127,12 @@ def register(
         return _Register(request, aor, flow, policy, now_epoch, key=key, location=location).decide()
     except MessageError as error:
         return Rejection(Status.BAD_REQUEST, error.reason)
-    except _TooBriefError:
-        return Rejection(
-            Status.INTERVAL_TOO_BRIEF,
-            Status.INTERVAL_TOO_BRIEF.phrase,
-            (("Min-Expires", str(policy.min_expires)),),
-        )
-    except _NotServedError:
+    except _TooBriefError as error:
+        too_brief = Status.INTERVAL_TOO_BRIEF
+        return Rejection(too_brief, too_brief.phrase, (("Min-Expires", str(error.minimum)),))
+    except _NotServedError:  # no Feature-Caps: it has a meaning in a 200 alone (RFC 6809 §4.3.3)
         not_served = Status.PUSH_NOTIFICATION_SERVICE_NOT_SUPPORTED
-        caps = tuple(("Feature-Caps", _pns(provider)) for provider in _served(policy))
-        return Rejection(not_served, not_served.phrase, caps)
+        return Rejection(not_served, not_served.phrase)
 
 
 def _missing(request: Request) -> list[str]:
@@ -157,7 +154,10 @@ _SPEAKING = frozenset({"contact", *HEADERS})
 
 
 class _TooBriefError(Exception):
-    pass
+    def __init__(self, minimum: int) -> None:
+        super().__init__()
+        self.minimum = minimum
+        "Seconds."
 
 
 class _NotServedError(Exception):
@@ -193,6 +193,7 @@ class _Register:
         self.unbind: list[tuple[str, str]] = []
         self.push: list[PushRecord] = []
         self.push_off: list[tuple[str, str]] = []
+        self.unpushed: list[str] = []
         self.refreshes: list[tuple[str, float]] = []
         self.headers: dict[tuple[str, str], None] = {}
         "A set in order."
@@ -221,6 +222,7 @@ class _Register:
             unbind=tuple(self.unbind),
             unbind_all=unbind_all,
             push=tuple(self.push),
+            unpushed=tuple(self.unpushed),
             push_off=tuple(self.push_off),
             refreshes=tuple(self.refreshes),
             max_push_records=self.policy.max_push_records,
@@ -238,6 +240,10 @@ class _Register:
     def _apply(self, contacts: list[NameAddr]) -> None:
         """Several contacts are applied as one; the push header belongs to the first that stays."""
         expires = [self._expires(contact) for contact in contacts]
+        staying = [contact for contact, seconds in zip(contacts, expires, strict=True) if seconds]
+        flows = any("reg-id" in contact.params for contact in staying)
+        if flows and len(staying) > 1 and self._supports("outbound"):  # RFC 5626 §6
+            raise MessageError("One Flow Takes One Contact")
         pushed = next((i for i, seconds in enumerate(expires) if seconds), 0)
         for i, contact in enumerate(contacts):
             self._apply_one(contact, expires[i], self.header_push if i == pushed else None)
@@ -256,7 +262,10 @@ class _Register:
             self._warn(push.text)
         if expires == 0:
             self.unbind.append((device, key))
-        elif device not in self.bind:
+            return
+        if push is None or (isinstance(push, PushParams) and not push.token):
+            self.unpushed.append(device)
+        if device not in self.bind:
             self.bind[device] = self._binding(contact, device, key, expires)
 
     def _binding(self, contact: NameAddr, device: str, key: str, expires: int) -> Binding:
@@ -283,7 +292,7 @@ class _Register:
             text = str(self.policy.default_expires)
         seconds = int((text.lstrip("0") or "0")[:10])
         if 0 < seconds < self.policy.min_expires:
-            raise _TooBriefError
+            raise _TooBriefError(self.policy.min_expires)
         return min(seconds, self.policy.max_expires)
 
     def _device(self, contact: NameAddr, push: PushParams | PushFault | None, key: str) -> str:
@@ -330,14 +339,15 @@ class _Register:
     ) -> None:
         """Store, refresh or forget how ``device`` is woken, and tell the phone."""
         by_uri = push.dialect in (RFC8599, LINPHONE)
-        if push.off or (by_uri and expires == 0):
-            # RFC 8599 §4.1: there, push ends with the binding. X-Push has its flags for that.
+        if push.off:
             self.push_off.append((device, push.token))
+            return
+        if by_uri and expires == 0:
             return
         if by_uri and _pushed_by_another(self.request, push.provider):
             return
         if push.dialect == RFC8599 and push.provider not in ("", *_served(self.policy)):
-            self._reject_unless_pushed_by_another(push.provider)
+            self._reject_unless_pushed_by_another(push.provider, asks=not push.token)
         if not push.token:
             self._offer(push)
             return
@@ -397,13 +407,16 @@ class _Register:
         """
         caps = _pns(push.extra["pn-provider"])
         quiet = platform is not Platform.APNS
+        shortest = min(SHORTEST_REFRESHED, self.policy.max_expires)
+        if quiet and expires < shortest:
+            raise _TooBriefError(shortest)
         if expires >= SHORTEST_REFRESHED:
             if refreshes_itself:
                 caps += f';+sip.pnsreg="{PNSREG}"'
             if quiet:
                 self.refreshes.append((device, self.now + expires - REFRESH_AHEAD))
         if quiet:
-            caps += f';+sip.pnspurr="{purr(self.aor, device, self.key)}"'
+            caps += f';+sip.pnspurr="{purr(self.aor, device, self.key, self.now)}"'
         self._answer("Feature-Caps", caps)
 
     def _offer(self, push: PushParams) -> None:
@@ -414,9 +427,14 @@ class _Register:
             if push.provider in ("", provider):
                 self._answer("Feature-Caps", _pns(push.extra["pn-provider"] or provider))
 
-    def _reject_unless_pushed_by_another(self, provider: str) -> None:
-        """A registrar without apps leaves push alone, as one that knows nothing of it."""
-        if self.policy.apps and not _pushed_by_another(self.request, provider):
+    def _reject_unless_pushed_by_another(self, provider: str, *, asks: bool = False) -> None:
+        """A registrar without apps leaves push alone, as one that knows nothing of it.
+
+        Who only ``asks`` is told what others on the path can do (RFC 8599 §5.6.1.2).
+        """
+        if not self.policy.apps or _pushed_by_another(self.request, provider):
+            return
+        if not (asks and _pushed_by_another(self.request)):
             raise _NotServedError
 
     def _supports(self, option: str) -> bool:
@@ -450,9 +468,12 @@ def _pns(provider: str) -> str:
     return f'*;+sip.pns="{provider}"'
 
 
-def _pushed_by_another(request: Request, provider: str) -> bool:
-    """Whether a proxy before us has said that it pushes (RFC 8599 §5.6.1.1)."""
-    signs = (f'+sip.pns="{provider}"', f'+sip.pns="{provider}.dev"')
+def _pushed_by_another(request: Request, provider: str = "") -> bool:
+    """Whether a proxy before us has said that it pushes, by whatever service if none is named
+    (RFC 8599 §5.6.1.1)."""
+    signs = (
+        (f'+sip.pns="{provider}"', f'+sip.pns="{provider}.dev"') if provider else ('+sip.pns="',)
+    )
     values = [value.lower() for value in request.headers.get_all("feature-caps")]
     return any(sign in value for value in values for sign in signs)
 

@@ -180,10 +180,11 @@ def bind_arguments(
         yield encode(binding.contact_key)
         yield repr(binding.expires_epoch).encode()
         yield text
-    for pairs in (registration.unbind, registration.push_off):
-        yield b"%d" % len(pairs)
-        for pair in pairs:
-            yield from map(encode, pair)
+    unpushed = [(device,) for device in registration.unpushed]
+    for rows in (registration.unbind, unpushed, registration.push_off):
+        yield b"%d" % len(rows)
+        for row in rows:
+            yield from map(encode, row)
     yield b"%d" % len(records)
     for record, text in zip(registration.push, records, strict=True):
         yield encode(record.device)

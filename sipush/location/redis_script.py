@@ -64,8 +64,9 @@ return {reply(bindings), reply(records), messages(KEYS[3])}
 BIND = Script(
     b"""-- KEYS: bindings, push, messages.
 -- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1),
--- max_push_records, then four lists, each its length first: bind (device, contact_key, expires,
--- JSON), unbind (device, contact_key), push_off (device, token), push (device, expires, JSON).
+-- max_push_records, then five lists, each its length first: bind (device, contact_key, expires,
+-- JSON), unbind (device, contact_key), unpushed (device), push_off (device, token), push (device,
+-- expires, JSON).
 -- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
 -- name of a Refusal. A row that came with this call is returned as its place in its list, counted
 -- from 1, as the caller has it already.
@@ -85,9 +86,13 @@ end
 
 local now, call_id, cseq = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local unbind_all = ARGV[7] == '1'
-local bind, unbind, push_off, push = list(4), list(2), list(2), list(3)
+local bind, unbind, unpushed, push_off, push = list(4), list(2), list(1), list(2), list(3)
 local bindings, gone_bindings = rows(KEYS[1], now)
 local records, gone_records = rows(KEYS[2], now)
+
+local function without_reg_id(device)
+  return string.match(device, '^(instance:.*);%d+$') or device
+end
 
 local function is_instance(device) return string.sub(device, 1, 9) == 'instance:' end
 
@@ -104,13 +109,19 @@ local function unbinds(device, row)
   return false
 end
 
-local before = 0
+local before, unbound = 0, {}
 for device, row in pairs(bindings) do
   before = before + 1
-  local touched = unbinds(device, row)
-  for _, b in ipairs(bind) do touched = touched or replaces(b[1], b[2], device, row) end
-  if touched and row.call_id == call_id and row.cseq > cseq then return 'out-of-order' end
+  local touched, repeated = unbinds(device, row), false
+  if touched then unbound[without_reg_id(device)] = true end
+  for _, b in ipairs(bind) do
+    touched = touched or replaces(b[1], b[2], device, row)
+    repeated = repeated or (b[1] == device and b[2] == row.contact_key)
+  end
+  local newer = cseq > row.cseq or (cseq == row.cseq and repeated)
+  if touched and row.call_id == call_id and not newer then return 'out-of-order' end
 end
+for _, u in ipairs(unbind) do unbound[without_reg_id(u[1])] = true end
 
 local function drop(live, gone, device)
   if live[device] then
@@ -130,6 +141,16 @@ for n, b in ipairs(bind) do
     end
   end
   bindings[b[1]] = {contact_key = b[2], expires_epoch = tonumber(b[3]), json = b[4], number = n}
+end
+for device in pairs(unbind_all and records or {}) do unbound[without_reg_id(device)] = true end
+for device in pairs(bindings) do unbound[without_reg_id(device)] = nil end
+local unasked = {}
+for _, u in ipairs(unpushed) do unasked[u[1]] = true end
+for device, row in pairs(records) do
+  local of_uri = row.dialect == 'rfc8599' or row.dialect == 'linphone'
+  if of_uri and (unasked[device] or unbound[without_reg_id(device)]) then
+    drop(records, gone_records, device)
+  end
 end
 for _, p in ipairs(push_off) do
   for device, row in pairs(records) do

@@ -22,7 +22,7 @@ from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
-from sipush.core.outbound import RouteToken, came_from, purr, purr_in
+from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
@@ -302,7 +302,7 @@ class Proxy:
         """Whether a PURR is that of a device that may be pushed for it."""
         if record.platform is Platform.APNS:
             return False
-        return purr(record.aor, record.device, self.key) == reference
+        return is_purr_of(reference, record.aor, record.device, self.key)
 
     async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
         """The flow of the token unless its device has left it, else a peer by its URI.

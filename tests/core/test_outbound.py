@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from sipush.core.outbound import (
@@ -10,6 +12,7 @@ from sipush.core.outbound import (
     decode_route_token,
     device_digest,
     encode_route_token,
+    is_purr_of,
     purr,
     purr_in,
 )
@@ -60,7 +63,33 @@ def test_a_request_uri_says_whether_its_device_may_be_woken(uri: str, reference:
 def test_all_flows_of_an_instance_are_one_device() -> None:
     assert device_digest("instance:urn:uuid:1;2") == device_digest("instance:urn:uuid:1")
     assert device_digest("instance:a;b") != device_digest("instance:a")
-    assert purr("a@b", "instance:u;2", KEY) == purr("a@b", "instance:u", KEY)
+    assert purr("a@b", "instance:u;2", KEY, 0) == purr("a@b", "instance:u", KEY, 0)
+
+
+def test_a_purr_is_new_every_day_and_known_for_ever() -> None:
+    days = [purr("a@b", "instance:u", KEY, day * 86400.0) for day in range(20000, 20003)]
+    assert len(set(days)) == 3
+    assert purr("a@b", "instance:u", KEY, 20000 * 86400.0 + 86399) == days[0]
+    assert all(is_purr_of(reference, "a@b", "instance:u;7", KEY) for reference in days)
+
+
+def test_a_purr_is_nobody_elses_and_cannot_be_made_up() -> None:
+    reference = purr("a@b", "instance:u", KEY, 1.8e9)
+    assert not is_purr_of(reference, "a@b", "instance:v", KEY)
+    assert not is_purr_of(reference, "c@b", "instance:u", KEY)
+    assert not is_purr_of(reference, "a@b", "instance:u", b"x" * 32)
+    forged = purr("a@b", "instance:u", KEY, 1.9e9)[:4] + reference[4:]
+    assert not is_purr_of(forged, "a@b", "instance:u", KEY)
+
+
+@pytest.mark.parametrize("reference", ["", "x", "AAAA", "é", "=" * 8, "a" * 1000, "_" * 20])
+def test_what_is_no_purr_is_nobodys(reference: str) -> None:
+    assert not is_purr_of(reference, "a@b", "instance:u", KEY)
+
+
+def test_a_purr_is_a_parameter_value_as_it_is() -> None:
+    references = [purr(f"{n}@b", "d", KEY, 1.8e9) for n in range(100)]
+    assert all(re.fullmatch("[A-Za-z0-9_-]{20}", reference) for reference in references)
 
 
 @pytest.mark.parametrize("user", ["", "bob", "====", "é", "a" * 1000, "101"])

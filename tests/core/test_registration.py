@@ -261,6 +261,14 @@ def test_outbound_is_granted_on_a_direct_flow_and_behind_an_edge_that_knows_it()
     assert granted not in accept(contact, supported, hop).headers
 
 
+def test_a_flow_takes_one_contact() -> None:
+    flow, other = f"<sip:101@a>;{INSTANCE};reg-id=1", "<sip:101@b>"
+    decision = decide(f"Contact: {flow}, {other}", "Supported: outbound")
+    assert decision == Rejection(400, "One Flow Takes One Contact")
+    assert isinstance(decide(f"Contact: {flow}, {other};expires=0", "Supported: outbound"), Update)
+    assert isinstance(decide(f"Contact: {flow}, {other}"), Update)
+
+
 def test_a_connection_needs_fewer_keep_alives_than_udp() -> None:
     asked = request(f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound")
     flow = "tls/192.0.2.9:5061/192.0.2.1:4000/x-1"
@@ -474,7 +482,7 @@ def test_two_contacts_with_rfc8599_are_two_devices() -> None:
     update = accept(f"Contact: <sip:101@a;{PN}>, <sip:101@b;{fcm}>")
     assert [r.device for r in update.registration.push] == ["token:aa11", "token:cc33"]
     assert [b.device for b in update.registration.bind] == ["token:aa11", "token:cc33"]
-    reference = purr(AOR, "token:cc33", KEY)
+    reference = purr(AOR, "token:cc33", KEY, NOW)
     assert update.headers == (
         ("Feature-Caps", '*;+sip.pns="apns"'),
         ("Feature-Caps", f'*;+sip.pns="fcm";+sip.pnspurr="{reference}"'),
@@ -522,19 +530,22 @@ def test_a_provider_without_prid_asks_what_is_supported(params: str, caps: list[
 )
 def test_a_service_that_nobody_on_the_path_can_push_by_is_555(params: str) -> None:
     decision = decide(f"Contact: <sip:101@192.0.2.1:5060;{params}>;{INSTANCE}")
-    assert decision == Rejection(
-        555,
-        "Push Notification Service Not Supported",
-        (("Feature-Caps", '*;+sip.pns="apns"'), ("Feature-Caps", '*;+sip.pns="fcm"')),
-    )
+    assert decision == Rejection(555, "Push Notification Service Not Supported")
 
 
 def test_a_service_of_no_app_of_ours_is_555() -> None:
     policy = replace(POLICY, apps={APP: frozenset({Platform.APNS})})
     asked = request("Contact: <sip:101@h;pn-provider=fcm;pn-prid=x;pn-param=y>")
     decision = register(asked, AOR, FLOW, policy, NOW, key=KEY)
-    assert isinstance(decision, Rejection)
-    assert (decision.status, decision.headers) == (555, (("Feature-Caps", '*;+sip.pns="apns"'),))
+    assert decision == Rejection(555, "Push Notification Service Not Supported")
+
+
+def test_who_asks_is_registered_when_another_on_the_path_pushes_by_any_service() -> None:
+    others = 'Feature-Caps: *;+sip.pns="acme"'
+    assert isinstance(decide("Contact: <sip:101@h;pn-provider=webpush>", others), Update)
+    wants = decide("Contact: <sip:101@h;pn-provider=webpush;pn-prid=x>", others)
+    assert isinstance(wants, Rejection)
+    assert wants.status == 555
 
 
 @pytest.mark.parametrize(
@@ -574,7 +585,6 @@ def caps(*lines: str) -> str:
     [
         (FCM, 600, True, True),
         (FCM, 360, True, True),
-        (FCM, 359, True, False),
         (FCM, 600, False, False),
         (PN, 600, True, True),
     ],
@@ -591,7 +601,6 @@ def test_a_phone_that_can_refresh_by_itself_is_told_how_long_before_the_end(
     ("params", "expires", "due"),
     [
         (FCM, 600, [(DEVICE, NOW + 450)]),
-        (FCM, 359, []),
         (FCM, 0, []),
         (PN, 600, []),
     ],
@@ -603,20 +612,36 @@ def test_a_refresh_is_due_before_the_end_where_a_push_need_not_ring(
     assert update.registration.refreshes == tuple(due)
 
 
+def test_a_binding_too_short_to_be_refreshed_by_push_is_423_for_those_that_need_it() -> None:
+    short = f"Contact: <sip:101@h;{FCM}>;{INSTANCE};expires=359"
+    assert decide(short) == Rejection(423, "Interval Too Brief", (("Min-Expires", "360"),))
+    for other in (f"<sip:101@h;{PN}>;expires=60", "<sip:101@h>;expires=60"):
+        assert isinstance(decide(f"Contact: {other}"), Update)
+
+
+def test_no_longer_binding_is_asked_for_than_the_operator_grants() -> None:
+    policy = replace(POLICY, max_expires=300)
+    asked = request(f"Contact: <sip:101@h;{FCM}>;{INSTANCE};expires=359")
+    decision = register(asked, AOR, FLOW, policy, NOW, key=KEY)
+    assert isinstance(decision, Update)
+    assert decision.registration.refreshes == ()
+    brief = request(f"Contact: <sip:101@h;{FCM}>;{INSTANCE};expires=299")
+    refused = register(brief, AOR, FLOW, policy, NOW, key=KEY)
+    assert refused == Rejection(423, "Interval Too Brief", (("Min-Expires", "300"),))
+
+
 def test_x_push_phones_refresh_by_themselves() -> None:
     line = f"X-Push: device-os=android;device-uid=a;app-id={APP}"
     assert accept(CONTACT, line).registration.refreshes == ()
 
 
-def test_the_purr_is_the_same_on_every_flow_of_a_device_and_tells_nothing() -> None:
+def test_the_purr_is_the_same_on_every_flow_of_a_device() -> None:
     flows = [
         caps(f"Contact: <sip:101@{host};{FCM}>;{INSTANCE};reg-id={n}", "Supported: outbound")
         for n, host in enumerate("ab", 1)
     ]
     assert flows[0] == flows[1]
-    assert flows[0] == f'*;+sip.pns="fcm";+sip.pnspurr="{purr(AOR, DEVICE, KEY)}"'
-    assert purr(AOR, DEVICE, KEY) != purr("102@example.com", DEVICE, KEY)
-    assert purr(AOR, DEVICE, KEY) != purr(AOR, DEVICE, b"x" * 32)
+    assert flows[0] == f'*;+sip.pns="fcm";+sip.pnspurr="{purr(AOR, DEVICE, KEY, NOW)}"'
 
 
 def test_a_phone_that_must_ring_for_every_push_gets_no_purr() -> None:
@@ -625,8 +650,26 @@ def test_a_phone_that_must_ring_for_every_push_gets_no_purr() -> None:
 
 def test_rfc8599_push_ends_with_the_binding() -> None:
     registration = accept(f"Contact: <sip:101@192.0.2.1:5060;{PN}>;expires=0").registration
-    assert registration.push_off == (("token:aa11", "aa11"),)
-    assert registration.push == ()
+    assert registration.unbind == (("token:aa11", "sip:101@192.0.2.1:5060"),)
+    assert registration.push == registration.push_off == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "unpushed"),
+    [
+        ([f"Contact: <sip:101@h>;{INSTANCE}"], (DEVICE,)),
+        ([f"Contact: <sip:101@h;pn-provider=apns>;{INSTANCE}"], (DEVICE,)),
+        ([f"Contact: <sip:101@h;{PN}>;{INSTANCE}"], ()),
+        ([f"Contact: <sip:101@h;pn-provider=fcm;pn-prid=x>;{INSTANCE}"], ()),
+        ([f"Contact: <sip:101@h>;{INSTANCE}", PUSH], ()),
+        ([f"Contact: <sip:101@h>;{INSTANCE};expires=0"], ()),
+    ],
+    ids=["nothing", "only asks", "pushed", "faulty", "X-Push", "unbound"],
+)
+def test_a_contact_without_push_ends_what_an_earlier_one_asked_for(
+    lines: list[str], unpushed: tuple[str, ...]
+) -> None:
+    assert accept(*lines).registration.unpushed == unpushed
 
 
 # -- answers --

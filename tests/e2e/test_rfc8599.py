@@ -69,17 +69,51 @@ async def test_a_killed_app_is_woken_and_its_token_goes_nowhere(
 
 
 @pytest.mark.parametrize("store_type", ["sqlite"])
-async def test_a_service_that_nobody_can_push_by_is_refused_with_those_that_can(
-    world: World,
-) -> None:
+async def test_a_service_that_nobody_can_push_by_is_refused(world: World) -> None:
     daemon = await world.daemon()
     bob = await world.phone(daemon, "bob")
     refused = await bob.register(contact=f"<{bob.contact_uri};pn-provider=acme;pn-prid=x>")
     assert refused.response.status == 555
-    assert '*;+sip.pns="fcm"' in refused.response.all("feature-caps")
+    assert refused.response.all("feature-caps") == []
     asked = await bob.register(contact=f"<{bob.contact_uri};pn-provider=fcm>")
     assert asked.response.status == 200
     assert asked.response.all("feature-caps") == ['*;+sip.pns="fcm"']
+    assert world.pushes.all == []
+
+
+async def test_a_binding_that_no_push_could_keep_alive_is_too_brief(world: World) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob")
+    contact = f"<{bob.contact_uri}{fcm_params('token')}>"
+    refused = await bob.register(contact=contact, expires=120)
+    assert (refused.response.status, refused.response["min-expires"]) == (423, "360")
+    accepted = await bob.register(contact=contact, expires=360)
+    assert accepted.response.status == 200
+    assert accepted.response["contact"].endswith(";expires=360")
+
+
+async def test_push_ends_with_the_last_binding_though_its_token_is_not_named(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    app = App(world, daemon)
+    bob = await app.wake(transport)
+    bye = f'<{bob.contact_uri};pn-provider=fcm>;+sip.instance="<{app.instance}>"'
+    assert (await bob.register(contact=bye, expires=0)).response.status == 200
+    alice = await world.phone(daemon, "alice", transport)
+    assert (await (await alice.call("bob")).final()).status == 480
+    assert world.pushes.all == []
+
+
+async def test_push_ends_when_the_app_registers_without_asking_for_it(world: World) -> None:
+    daemon = await world.daemon()
+    app = App(world, daemon)
+    bob = await app.wake("TCP")
+    without = f'<{bob.contact_uri}>;+sip.instance="<{app.instance}>"'
+    assert (await bob.register(contact=without)).response.status == 200
+    bob.kill()
+    alice = await world.phone(daemon, "alice", "TCP")
+    assert (await (await alice.call("bob")).final()).status == 480
     assert world.pushes.all == []
 
 

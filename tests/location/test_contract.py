@@ -79,8 +79,8 @@ async def test_a_refresh_without_push_keeps_the_push_record(store: LocationStore
 async def test_a_device_known_by_contact_is_replaced_with_its_push_record(store: LocationStore):
     old = binding("contact:sip:101@192.0.2.1:5060")
     await store.bind(registration(old, push=(record(old.device, "old-token"),)))
-    bound = await store.bind(registration(binding(), push=(record(),)))
-    assert bound == Location((binding(),), (record(),))
+    bound = await store.bind(registration(binding(cseq=2), push=(record(),)))
+    assert bound == Location((binding(cseq=2),), (record(),))
 
 
 async def test_two_instances_behind_one_address_are_two_devices(store: LocationStore):
@@ -129,6 +129,33 @@ async def test_an_older_cseq_that_touches_another_device_is_accepted(store: Loca
     assert len(bound.bindings) == 2
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        registration(binding(contact="sip:101@192.0.2.1:49152")),
+        registration(binding("token:t")),
+        registration(unbind=((PHONE, ""),)),
+        registration(unbind_all=True),
+    ],
+    ids=["another contact", "another device", "removed", "all removed"],
+)
+async def test_an_equal_cseq_is_refused_for_anything_but_the_same_again(
+    store: LocationStore, other
+):
+    before = await store.bind(registration(binding(), push=(record(),)))
+    assert await store.bind(other) is Refusal.OUT_OF_ORDER
+    assert await store.lookup(AOR, NOW) == before
+
+
+async def test_a_retransmission_may_take_back_the_old_contact_again(store: LocationStore):
+    moved = binding(contact="sip:101@192.0.2.1:2222", cseq=2)
+    change = registration(moved, unbind=((PHONE, "sip:101@192.0.2.1:5060"),))
+    await store.bind(registration(binding()))
+    once = await store.bind(change)
+    assert once == Location((moved,))
+    assert await store.bind(change) == once
+
+
 async def test_a_retransmission_gets_the_same_answer_again(store: LocationStore):
     once = await store.bind(registration(binding(), push=(record(),)))
     assert await store.bind(registration(binding(), push=(record(),))) == once
@@ -154,6 +181,65 @@ async def test_a_push_record_outlives_the_unregister(store: LocationStore, chang
     gone = await store.bind(registration(cseq=2, **changes))
     assert gone == Location((), (record(),))
     assert await store.lookup(AOR, NOW) == gone
+
+
+@pytest.mark.parametrize("dialect", ["rfc8599", "linphone"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unbind": ((PHONE, ""),)},
+        {"unbind": (("contact:?", "sip:101@192.0.2.1:5060"),)},
+        {"unbind_all": True},
+    ],
+    ids=["by device", "by contact", "all"],
+)
+async def test_a_push_record_of_the_contact_uri_goes_with_its_binding(
+    store: LocationStore, dialect, changes
+):
+    tablet, its_record = binding(TABLET, "sip:101@192.0.2.2"), record(TABLET, "other")
+    phones_record = record(dialect=dialect)
+    await store.bind(registration(binding(), tablet, push=(phones_record, its_record)))
+    gone = await store.bind(registration(cseq=2, **changes))
+    assert isinstance(gone, Location)
+    assert gone.push_records == (its_record,)
+    assert await store.lookup(AOR, NOW) == gone
+
+
+async def test_it_goes_as_well_when_the_binding_has_expired(store: LocationStore):
+    of_uri = record(dialect="rfc8599")
+    for goodbye in ({"unbind": ((PHONE, ""),)}, {"unbind_all": True}):
+        await store.bind(registration(push=(of_uri,)))
+        assert await store.bind(registration(**goodbye)) == Location()
+
+
+async def test_it_stays_until_the_last_flow_of_the_instance_goes(store: LocationStore):
+    second = PHONE[:-1] + "2"
+    flows = binding(), binding(second, "sip:101@192.0.2.1:5062", call_id="call-2")
+    await store.bind(registration(flows[0], push=(record(dialect="rfc8599"),)))
+    await store.bind(registration(flows[1]))
+    first_gone = await store.bind(registration(cseq=2, unbind=((PHONE, ""),)))
+    assert first_gone == Location((flows[1],), (record(dialect="rfc8599"),))
+    second_gone = registration(call_id="call-2", cseq=2, unbind=((second, ""),))
+    assert await store.bind(second_gone) == Location()
+
+
+async def test_it_stays_when_the_device_moves_in_one_register(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(dialect="rfc8599"),)))
+    moved = binding(contact="sip:101@192.0.2.1:2222", cseq=2)
+    change = registration(moved, unbind=((PHONE, "sip:101@192.0.2.1:5060"),))
+    assert await store.bind(change) == Location((moved,), (record(dialect="rfc8599"),))
+
+
+async def test_it_goes_when_the_device_asks_for_push_no_more(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(dialect="rfc8599"),)))
+    without = registration(binding(cseq=2), unpushed=(PHONE,))
+    assert await store.bind(without) == Location((binding(cseq=2),))
+
+
+async def test_a_push_record_of_a_header_stays_when_a_refresh_comes_without(store: LocationStore):
+    await store.bind(registration(binding(), push=(record(),)))
+    without = registration(binding(cseq=2), unpushed=(PHONE,))
+    assert await store.bind(without) == Location((binding(cseq=2),), (record(),))
 
 
 async def test_old_and_new_contact_in_one_register_are_applied_together(store: LocationStore):

@@ -13,7 +13,7 @@ from sipush.core.location_update import apply, live, without_push_record
 from sipush.location.store import LocationStore
 from tests.location.rows import NOW, binding, record
 
-DEVICES = ("instance:a", "instance:b", "token:t", "contact:k1")
+DEVICES = ("instance:a", "instance:a;1", "instance:a;2", "instance:b", "token:t", "contact:k1")
 CONTACTS = ("sip:k1", "sip:k2", "sip:k3")
 TOKENS = ("", "t1", "t2")
 
@@ -40,13 +40,19 @@ def registrations(draw: st.DrawFn) -> Registration:
         lifetimes,
     )
     records = st.builds(
-        lambda device, call, message, app, seconds: record(
-            device, call, message_token=message, app_id=app, expires_epoch=seconds
+        lambda device, call, message, app, dialect, seconds: record(
+            device,
+            call,
+            message_token=message,
+            app_id=app,
+            dialect=dialect,
+            expires_epoch=seconds,
         ),
         devices,
         tokens,
         tokens,
         st.sampled_from(("app1", "app2")),
+        st.sampled_from(("X-Push", "rfc8599")),
         lifetimes,
     )
     return Registration(
@@ -60,6 +66,7 @@ def registrations(draw: st.DrawFn) -> Registration:
         draw(st.booleans()) and draw(st.booleans()),
         tuple(draw(st.lists(records, max_size=3))),
         tuple(draw(st.lists(st.tuples(devices, tokens), max_size=2))),
+        unpushed=tuple(draw(st.lists(devices, max_size=2))),
         max_push_records=draw(st.integers(1, 4)),
     )
 
