@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sipush.core.bindings import without_reg_id
 from sipush.core.stored_message import StoredMessage
 from sipush.core.target_set import Target
 from sipush.sip.status import Status
@@ -249,7 +250,7 @@ class Remembered:
     """What is known of the stored messages of one user, and not in the store."""
 
     refusals: dict[int, set[str]] = field(default_factory=dict)
-    "Message id -> devices that refused it."
+    "Message id -> devices that refused it, without reg-id: the instance has spoken (RFC 5626 §7)."
     taken: set[int] = field(default_factory=set)
     "Ids of messages that a device has taken, and that the store could not remove."
 
@@ -323,9 +324,9 @@ class Delivery:
             del self.queue[device]
             return self._next()
         refused = self.remembered.refusals.setdefault(message.id, set())
-        refused.add(device)
+        refused.add(without_reg_id(device))
         actions: list[DeliveryAction] = [Report(message, device, status)]
-        if status >= 600 or refused.issuperset(self.devices):
+        if status >= 600 or refused.issuperset(map(without_reg_id, self.devices)):
             actions.append(self._remove(message))
         return actions + self._next()
 
@@ -357,8 +358,9 @@ class Delivery:
     def _next(self) -> list[DeliveryAction]:
         """The first message that the first device may still take."""
         for target in self.queue.values():
+            device = without_reg_id(target.device)
             for message in self.messages:
-                if target.device not in self.remembered.refusals.get(message.id, ()):
+                if device not in self.remembered.refusals.get(message.id, ()):
                     return [self._send(message, target)]
         self.sent, self.state = None, DeliveryState.IDLE
         look, self.again = self.again and bool(self.queue), False

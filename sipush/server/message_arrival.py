@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from sipush.core.bindings import Aor, Location, PushRecord
+from sipush.core.bindings import Aor, Location, PushRecord, without_reg_id
 from sipush.core.messages import (
     Arrival,
     ArrivalAction,
@@ -28,6 +28,7 @@ from sipush.core.messages import (
     Respond,
 )
 from sipush.core.push_request import PushKind, PushRequest, PushResult
+from sipush.core.response_context import FLOW_GONE
 from sipush.core.routing import caller, forward_request, strip_push_params
 from sipush.core.stored_message import (
     Shown,
@@ -67,23 +68,23 @@ class Arriving:
     message: StoredMessage | None = None
     "As it is stored, once it is."
     targets: list[Target] = field(default_factory=list)
+    "One for each device that seems to be awake, with the flow that is tried now."
     legs: list[Leg] = field(default_factory=list)
     responses: dict[int, Response] = field(default_factory=dict)
 
     def start(self) -> None:
         """Forward it, or have it stored."""
         location = self.location
-        targets = [self.messages.target(binding) for binding in location.bindings]
-        self.targets = [target for target in targets if target.live]
-        awake = {target.device for target in self.targets}
-        records = {record.device for record in location.push_records}
+        flows: dict[str, list[Target]] = {}
+        for target in map(self.messages.target, location.bindings):
+            if target.live:
+                flows.setdefault(without_reg_id(target.device), []).append(target)
+        self.targets = [replace(first, others=tuple(rest)) for first, *rest in flows.values()]
+        devices = {without_reg_id(row.device) for row in location.bindings + location.push_records}
         self.messages.arrivals.setdefault(self.aor, set()).add(self)
+        asleep = not devices <= flows.keys()
         self._perform(
-            self.machine.start(
-                len(awake),
-                asleep=len(targets) > len(awake) or not records <= awake,
-                waiting=location.messages,
-            )
+            self.machine.start(len(self.targets), asleep=asleep, waiting=location.messages)
         )
         if self.legs:
             probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
@@ -91,8 +92,9 @@ class Arriving:
 
     def abandon(self, devices: Collection[str]) -> None:
         """These devices get the message from the store, or have it already."""
+        names = set(map(without_reg_id, devices))
         for leg in self.legs:
-            if self.message is not None and leg.target.device in devices:
+            if self.message is not None and without_reg_id(leg.target.device) in names:
                 leg.abandon()
         self._forget_if_done()
 
@@ -112,6 +114,11 @@ class Arriving:
             arrivals[self.aor] = others
 
     def _answered(self, place: int, status: int, response: Response | None) -> None:
+        others = self.targets[place].others
+        if others and status in FLOW_GONE and self.machine.state is ArrivalState.TRYING:
+            self.targets[place] = replace(others[0], others=others[1:])  # RFC 5626 §7
+            self.legs[place] = self._send(place)
+            return
         if response is not None:
             self.responses[place] = response
         self._perform(self.machine.answered(place, status))
@@ -121,7 +128,7 @@ class Arriving:
         for action in actions:
             match action:
                 case Forward(place):
-                    self._forward(place)
+                    self.legs.append(self._send(place))
                 case Respond(status, place, reason):
                     self._respond(status, reason, place)
                 case Keep():
@@ -139,10 +146,10 @@ class Arriving:
                     assert_never(action)
         self._forget_if_done()
 
-    def _forward(self, place: int) -> None:
+    def _send(self, place: int) -> Leg:
         target = self.targets[place]
         forwarded = forward_request(self.request, target, ())
-        self.legs.append(self.messages.send(forwarded, target, partial(self._answered, place)))
+        return self.messages.send(forwarded, target, partial(self._answered, place))
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:
         log.debug("message_answered", call_id=self.request.call_id, status=status)
@@ -180,7 +187,8 @@ class Arriving:
     async def _catch_up(self) -> None:
         """Whoever registered between the look-up and the storing has not heard of this."""
         aor, proxy = self.aor, self.messages.proxy
-        tried = {leg.target.flow or leg.target.route for leg in self.legs}
+        ways = [way for leg in self.legs for way in (leg.target, *leg.target.others)]
+        tried = {way.flow or way.route for way in ways}
         try:
             location = await proxy.store.lookup(aor, time.time())
         except LocationError as error:
@@ -209,12 +217,12 @@ class Arriving:
         if what.silent:
             return
         refused = {
-            target.device
+            without_reg_id(target.device)
             for place, target in enumerate(self.targets)
             if self.machine.refused(place)
         }
         for record in self.location.push_records:
-            if record.allow_message and record.device not in refused:
+            if record.allow_message and without_reg_id(record.device) not in refused:
                 self.messages.proxy.tasks.spawn(self._push(message, record, what))
 
     async def _still_stored(self, message: StoredMessage) -> bool:

@@ -178,6 +178,17 @@ def test_a_device_that_refused_a_message_is_not_asked_again() -> None:
     assert again.loaded([ONE, TWO]) == [Send(ONE, OTHER)]
 
 
+def test_a_refusal_on_one_flow_is_that_of_the_instance() -> None:
+    flows = [replace(PHONE, device=f"instance:urn:uuid:1;{n}") for n in (1, 2)]
+    known = {flow.device for flow in flows}
+    machine = Delivery()
+    machine.registered(flows[0], known)
+    machine.registered(flows[1], known)
+    machine.loaded([ONE, TWO])
+    assert shown(machine.answered(415)) == "Report 1, Remove 1, Send 2"
+    assert machine.sent == Send(TWO, flows[0])
+
+
 def test_refusals_of_messages_that_are_gone_are_forgotten() -> None:
     known = {"phone", "other"}
     machine = brought_to("sending", known)

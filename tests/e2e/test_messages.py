@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.daemon import OTHER_APP, PBX, in_time
 from tests.e2e.test_devices import fcm_token
+from tests.e2e.test_flows import outbound
 from tests.e2e.wire import FINAL, InCall, Msg, Phone, digest_answer, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
@@ -422,6 +423,45 @@ async def test_of_two_phones_only_one_gets_it(world: World) -> None:
     await second.register(devices[1][0])
     await second.wire.options()
     assert second.wire.count("MESSAGE") == 0
+
+
+async def test_of_two_flows_of_a_phone_the_newest_gets_it_and_the_other_when_it_fails(
+    world: World,
+) -> None:
+    daemon = await world.daemon()
+    urn = f"urn:uuid:{uuid.uuid4()}"
+    first, second = [await world.phone(daemon, "bob", "TCP", instance=urn) for _ in range(2)]
+    await first.register(**outbound(first, 1))
+    await second.register(**outbound(second, 2))
+    alice = await world.phone(daemon, "alice")
+    answer, came = await in_time(send(alice, "one"), take(second))
+    assert (answer.status, came.body) == (200, "one")
+
+    async def dies() -> Msg:
+        await second.wire.expect("MESSAGE")
+        assert first.wire.count("MESSAGE") == 0
+        second.kill()
+        return await take(first)
+
+    answer, came = await in_time(send(alice, "two"), dies())
+    assert (answer.status, came.body) == (200, "two")
+
+
+async def test_what_a_phone_refuses_on_one_flow_it_is_not_asked_on_the_other(
+    world: World,
+) -> None:
+    daemon = await world.daemon()
+    urn = f"urn:uuid:{uuid.uuid4()}"
+    first, second = [await world.phone(daemon, "bob", "TCP", instance=urn) for _ in range(2)]
+    await first.register(**outbound(first, 1))
+    await second.register(**outbound(second, 2))
+    alice = await world.phone(daemon, "alice")
+    answer, _ = await in_time(send(alice, "no thanks"), take(second, 415))
+    assert answer.status == 415
+    answer, _ = await in_time(send(alice, "later"), take(second, 480))
+    assert answer.status == 202
+    await first.wire.options()
+    assert first.wire.count("MESSAGE") == 0
 
 
 async def test_a_phone_that_is_not_to_be_pushed_still_gets_its_messages(world: World) -> None:
