@@ -575,6 +575,9 @@ class Forwarding:
         response = attempt.response if attempt is not None else None
         if response is not None and response.status == status:
             return response
+        if self.dialog_side and status == Status.TEMPORARILY_UNAVAILABLE:
+            # That would end the dialog: of those who sleep, only this request (RFC 8599 §6.2.3).
+            status = Status.SERVER_TIMEOUT
         return make_response(self.request, status, to_tag=self.tag)
 
     def _add_challenges(self, best: Response, branch: int | None) -> None:

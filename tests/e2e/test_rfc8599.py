@@ -145,6 +145,20 @@ async def test_a_request_inside_a_dialog_wakes_the_app(
     assert len(world.pushes.all) == 1
 
 
+async def test_a_request_inside_a_dialog_that_nobody_wakes_for_does_not_end_the_dialog(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    app = App(world, daemon)
+    bob = await app.wake(transport)
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    answer, _ = await in_time(call.final(), bob.rings_and_answers())
+    bob.kill()
+    world.pushes.refuse(app.token, 404, "UNREGISTERED")
+    assert (await call.request(answer, "INVITE")).status == 504
+
+
 async def test_a_caller_that_was_killed_is_woken_by_the_callees_bye(
     world: World, transport: str
 ) -> None:
