@@ -55,7 +55,7 @@ def _summary(config: Config) -> list[tuple[str, str]]:
     doors = [f"{door.transport} {door.address} port {door.port}" for door in config.listen]
     place = {
         "sqlite": str(config.store.sqlite.path),
-        "redis": config.store.redis.url,
+        "redis": config.store.redis.place,
         "memory": "forgets at exit",
     }[config.store.type]
     services = {

@@ -169,8 +169,19 @@ class RedisConfig(Section):
     url: RedisUrl = "redis://127.0.0.1:6379/0"
     password_file: FilePath | None = None
     "The password, first line of the file; never in ``url``."
+    sentinels: list[HostPort] = []
+    "Ask these where the master is, instead of the host in ``url``."
+    master: Name = "mymaster"
+    "Its name there."
     prefix: Name = "sipush"
     timeout: Seconds = 2
+
+    @property
+    def place(self) -> str:
+        """What is connected to, without a password."""
+        if self.sentinels:
+            return f"master {self.master} by {', '.join(self.sentinels)}"
+        return self.url
 
 
 class StoreConfig(Section):

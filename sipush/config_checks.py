@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def contradictions(config: Config) -> list[str]:
     """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
-    return [*_groups(config), *_addresses(config), *_numbers(config)]
+    return [*_groups(config), *_addresses(config), *_numbers(config), *_sentinels(config)]
 
 
 def _groups(config: Config) -> Iterator[str]:
@@ -41,6 +41,12 @@ def _numbers(config: Config) -> Iterator[str]:
         for aor in names:
             if aor.rpartition("@")[0] in config.emergency.numbers:
                 yield f"{dotted((section, aor))}: is an emergency number (allowed: another name)"
+
+
+def _sentinels(config: Config) -> Iterator[str]:
+    redis = config.store.redis
+    if redis.sentinels and redis.url.startswith("unix:"):
+        yield "store.redis.url: is a socket beside sentinels (allowed: redis:// or rediss://)"
 
 
 def _is_ours(aor: str, config: Config) -> bool:

@@ -573,7 +573,7 @@ def store_name(config: Config) -> str:
         case "sqlite":
             return f"sqlite {config.store.sqlite.path}"
         case "redis":
-            return logs.redact_text(f"redis {config.store.redis.url}")
+            return logs.redact_text(f"redis {config.store.redis.place}")
         case "memory":
             return "memory (everything is forgotten at exit)"
 

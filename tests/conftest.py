@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.servers.redis_sentinel import RedisWithSentinel
 from tests.servers.redis_server import RedisServer
 
 
@@ -23,3 +24,11 @@ def own_redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def redis_with_sentinel() -> Iterator[RedisWithSentinel]:
+    """Two of them, and who watches them."""
+    servers = RedisWithSentinel()
+    yield servers
+    servers.close()

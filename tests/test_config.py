@@ -226,6 +226,14 @@ WRONG = [
         "is no address-of-record of ours (allowed: user@localhost)",
     ),
     (
+        'store.redis = {url = "unix:///run/redis.sock", sentinels = ["10.0.0.1"]}',
+        "store.redis.url: is a socket beside sentinels (allowed: redis:// or rediss://)",
+    ),
+    (
+        'store.redis.sentinels = ["redis://10.0.0.1"]',
+        'store.redis.sentinels[0]: is "redis://10.0.0.1" (allowed: host or host:port)',
+    ),
+    (
         '[[peers]]\nname = "pbx"\naddress = "10.0.0.1/8"',
         'peers[0].address: is "10.0.0.1/8" '
         "(allowed: an IP address, or a network such as 192.0.2.0/24)",

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import (
+    AbstractConnection,
+    ConnectionPool,
+    SSLConnection,
+    parse_url,
+)
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from sipush.config import RedisConfig
 from sipush.errors import ConfigError, LocationError
 from sipush.location.redis_script import Script
+from sipush.sip.uri import parse_sip_uri
 
 # The stub knows only tuples of one.
 _pack: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
@@ -32,6 +41,8 @@ _PING_INTERVAL = 10.0
 
 _RECONNECT_DELAY = 0.5
 "Seconds between two tries to subscribe again."
+
+_SENTINEL_PORT = 26379
 
 
 @dataclass(eq=False, slots=True)
@@ -111,6 +122,7 @@ class RedisPipeline:
         return await self._exchange(batch)
 
     async def _exchange(self, batch: list[_Queued]) -> list[Any]:
+        await _connect(self._connection)
         replies = await self._pipeline([queued.packed() for queued in batch])
         again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if again:
@@ -180,6 +192,7 @@ class RedisSubscription:
         self, receive: Callable[[bytes], None], missed: Callable[[float], None]
     ) -> None:
         async with asyncio.timeout(self._timeout):
+            await _connect(self._connection)
             await self._connection.send_command("SUBSCRIBE", self._channel)
         asked = True
         while True:
@@ -202,19 +215,40 @@ class RedisSubscription:
 
 def _pool(config: RedisConfig) -> ConnectionPool:
     try:
-        file = config.password_file
-        # RESP2: nothing but replies comes between the replies. The time limit is a pipeline's.
-        return ConnectionPool.from_url(
-            config.url,
-            password=file.read_text().partition("\n")[0].strip() if file else None,
-            protocol=2,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-        )
+        to: dict[str, Any] = dict(parse_url(config.url))
     except ValueError as error:
         raise ConfigError([f"store.redis.url: {error}"]) from None
+    try:
+        if config.password_file:
+            to["password"] = config.password_file.read_text().partition("\n")[0].strip()
     except OSError as error:
         raise ConfigError([f"store.redis.password_file: {error.strerror}"]) from None
+    # RESP2: nothing but replies comes between the replies. The time limit is a pipeline's.
+    to |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
+    return _sentinel_pool(config, to) if config.sentinels else ConnectionPool(**to)
+
+
+def _sentinel_pool(config: RedisConfig, to: dict[str, Any]) -> SentinelConnectionPool:
+    """Whose connections ask for the master whenever they connect, and leave it once demoted."""
+    tls = to.pop("connection_class", None) is SSLConnection
+    to = {name: value for name, value in to.items() if name not in ("host", "port")}
+    # So that all are asked within one command's time, however many of them are silent.
+    patience = config.timeout / (len(config.sentinels) + 1)
+    sentinels = [parse_sip_uri(f"sip:{each}") for each in config.sentinels]
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        [(uri.address, uri.port or _SENTINEL_PORT) for uri in sentinels],
+        sentinel_kwargs={
+            "ssl": tls,
+            "socket_timeout": patience,
+            "socket_connect_timeout": patience,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+    pool: SentinelConnectionPool
+    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        config.master, sentinel, ssl=tls, **to
+    )
+    return pool
 
 
 def _connection(pool: ConnectionPool) -> AbstractConnection:
@@ -223,7 +257,15 @@ def _connection(pool: ConnectionPool) -> AbstractConnection:
     return connection
 
 
+async def _connect(connection: AbstractConnection) -> None:
+    """Writing would connect too, but ask no Sentinel."""
+    if not connection.is_connected:
+        await connection.connect()  # type: ignore[no-untyped-call]
+
+
 def _name(pool: ConnectionPool) -> str:
     """The server without user and password."""
+    if isinstance(pool, SentinelConnectionPool):
+        return f"Redis master {pool.service_name}"
     to = pool.connection_kwargs
     return f"Redis at {to.get('path') or to.get('host', 'localhost')}:{to.get('port', 6379)}"

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import OutCall, Phone
 from tests.e2e.world import World, apns_token, x_push
+from tests.servers.redis_sentinel import MASTER, RedisWithSentinel
 from tests.servers.redis_server import RedisServer
 
 ON_REDIS = pytest.mark.parametrize("store_type", ["redis"], indirect=True)
@@ -186,6 +187,27 @@ async def addresses(daemon: Daemon) -> set[str]:
         for row in rows
         if f"socket:[{row[9]}]" in inodes
     }
+
+
+@ON_REDIS
+async def test_after_a_failover_phones_come_back_and_sleepers_are_woken(
+    world: World, redis_with_sentinel: RedisWithSentinel
+) -> None:
+    redis = world.store["redis"]
+    redis |= {"sentinels": [redis_with_sentinel.address], "master": MASTER, "timeout": 0.5}
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    await asyncio.to_thread(redis_with_sentinel.replicated)
+    redis_with_sentinel.primary.kill()
+    refused = (await (await world.phone(daemon, "carol")).register()).response
+    assert (refused.status, bool(refused["retry-after"])) == (503, True)
+    await asyncio.to_thread(redis_with_sentinel.failed_over)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    bob = await world.registered(daemon, "bob", "TCP", push)
+    await completes(call, bob)
 
 
 # -- the disk --

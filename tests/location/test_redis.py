@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,11 +15,12 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from sipush.config import RedisConfig, StoreConfig
-from sipush.core.bindings import Location, Subscriber
+from sipush.core.bindings import Location, Refusal, Subscriber
 from sipush.errors import ConfigError, LocationError
 from sipush.location import make_store, redis_connection
 from sipush.location.redis import RedisStore
 from tests.location.rows import AOR, NOW, PHONE, binding, message, record, registration
+from tests.servers.redis_sentinel import MASTER, RedisWithSentinel
 from tests.servers.redis_server import RedisServer
 
 TIMEOUT = 0.5
@@ -316,3 +319,77 @@ async def test_a_message_never_gets_a_number_below_one_that_another_node_put(
     second = await store.put_message(message("k2", stored_epoch=5.0), 10)
     assert second is not None
     assert second.id == int(NOW) + 1
+
+
+def watched(servers: RedisWithSentinel, *more_sentinels: str) -> RedisStore:
+    """A store that is told nothing but where the Sentinels are."""
+    sentinels = [*more_sentinels, servers.address]
+    return RedisStore(RedisConfig(url=NOWHERE, sentinels=sentinels, master=MASTER, timeout=TIMEOUT))
+
+
+NOWHERE = "redis://192.0.2.1:1/0"
+
+
+async def bound_at_last(store: RedisStore, cseq: int) -> Location | Refusal:
+    """As a phone does it: again and again."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(LocationError):
+                return await store.bind(registration(binding(cseq=cseq)))
+            await asyncio.sleep(0.1)
+
+
+async def test_after_a_failover_nothing_is_lost_and_the_new_master_is_used(
+    redis_with_sentinel: RedisWithSentinel,
+):
+    store, other = watched(redis_with_sentinel), watched(redis_with_sentinel)
+    woken: asyncio.Queue[str] = asyncio.Queue()
+    missed = asyncio.Event()
+    other.listen(woken.put_nowait, lambda since: missed.set())
+    await store.open()
+    await other.open()
+    await store.bind(registration(binding()))
+    assert await asyncio.wait_for(woken.get(), 5) == AOR
+    await asyncio.to_thread(redis_with_sentinel.replicated)
+    redis_with_sentinel.primary.pause()
+    await asyncio.to_thread(redis_with_sentinel.failed_over)
+    assert await bound_at_last(store, 2) == Location((binding(cseq=2),))
+    assert await store.lookup(AOR, NOW) == Location((binding(cseq=2),))
+    await asyncio.wait_for(missed.wait(), 30)
+    redis_with_sentinel.primary.resume()  # the dead comes back, and must not be believed
+    assert await bound_at_last(store, 3) == Location((binding(cseq=3),))
+    assert await asyncio.wait_for(woken.get(), 5) == AOR
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_master_that_was_demoted_is_left(redis_with_sentinel: RedisWithSentinel):
+    store = watched(redis_with_sentinel)
+    await store.open()
+    await store.bind(registration(binding()))
+    async with Redis.from_url(redis_with_sentinel.primary.url) as operator:
+        await operator.replicaof("127.0.0.1", str(redis_with_sentinel.replica.port))
+        async with Redis.from_url(redis_with_sentinel.replica.url) as promoted:
+            await promoted.replicaof("NO", "ONE")
+    with pytest.raises(LocationError, match=f"Redis master {MASTER}: "):
+        await store.bind(registration(binding(cseq=2)))
+    await store.close()
+
+
+async def test_silent_sentinels_are_passed_over(redis_with_sentinel: RedisWithSentinel):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = watched(redis_with_sentinel, f"127.0.0.1:{silent.getsockname()[1]}")
+        await store.open()
+        assert await store.bind(registration(binding())) == Location((binding(),))
+        await store.close()
+
+
+async def test_without_a_sentinel_or_an_unknown_master_the_reason_is_told(
+    redis_with_sentinel: RedisWithSentinel,
+):
+    for sentinel, master in (("127.0.0.1:1", MASTER), (redis_with_sentinel.address, "other")):
+        config = RedisConfig(sentinels=[sentinel], master=master, timeout=TIMEOUT)
+        store = RedisStore(config)
+        with pytest.raises(LocationError, match=f"Redis master {master}: No master found"):
+            await store.open()
+        await store.close()

@@ -14,11 +14,13 @@ from collections import deque
 class RedisServer:
     """One redis-server process on 127.0.0.1; killed and started again it keeps its port."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """``options`` of redis-server besides those that keep it alone and empty."""
         if shutil.which("redis-server") is None:
             raise RuntimeError("redis-server is missing: apt-get install redis-server")
         self._directory = tempfile.mkdtemp(prefix="sipush-redis-")
-        self.port = _free_port()
+        self.port = free_port()
+        self._options = options
         self._process: subprocess.Popen[str] | None = None
         self.start()
 
@@ -40,6 +42,7 @@ class RedisServer:
             str(self.port),
         ]
         command += ["--save", "", "--appendonly", "no", "--dir", self._directory]
+        command += self._options
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         log = []
@@ -74,7 +77,7 @@ class RedisServer:
         self._process.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
