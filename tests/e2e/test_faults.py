@@ -319,7 +319,7 @@ async def test_a_process_that_was_stopped_says_how_long_and_goes_on(world: World
     bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
     assert daemon.program is not None
     daemon.program.signal(signal.SIGSTOP)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # the fault itself
     daemon.program.signal(signal.SIGCONT)
     assert (await daemon.log_event("event_loop_blocked"))["seconds"] > 0.3
     assert (await bob.register()).response.status == 200
