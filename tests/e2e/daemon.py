@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,24 @@ def toml(value: Any) -> str:
             return json.dumps(str(value))
 
 
+def free_port(address: str) -> int:
+    """A port below those that the kernel gives out: nobody takes it while a daemon restarts."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in _PORTS:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            with socket.socket(family, kind) as sock:
+                try:
+                    sock.bind((address, port))
+                except OSError:
+                    break
+        else:
+            return port
+    raise AssertionError("every port is taken")
+
+
+_PORTS = iter(range(random.randrange(10_000, 25_000), 32_000))
+
+
 @dataclass
 class Daemon:
     """One ``sipush run``. ``settings`` is the whole configuration file as a dict."""
@@ -69,6 +89,8 @@ class Daemon:
 
     async def start(self) -> None:
         """Spawn it and wait until it says that it is ready."""
+        for door in self.settings["listen"]:
+            door["port"] = door["port"] or free_port(door["address"])
         self.write_config()
         self.program = await Program.start(
             *(sys.executable, "-m", "sipush.cli", "run", "--config", self.config),
@@ -81,9 +103,6 @@ class Daemon:
             host, _, port = address.rpartition(":")
             host = host.strip("[]")
             self.addresses[transport.upper(), host] = (host, int(port))
-        # A restart comes back on the same ports.
-        for door in self.settings["listen"]:
-            _, door["port"] = self.addresses[door["transport"].upper(), door["address"]]
 
     @property
     def running(self) -> bool:
