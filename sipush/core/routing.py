@@ -110,8 +110,12 @@ class Realm:
         return self.is_listener(uri.address, uri.port)
 
     def is_us(self, uri: SipUri) -> bool:
-        """Whether a Route URI leads to one of our listeners."""
+        """Whether a Record-Route URI leads to one of our listeners."""
         return self.is_listener(uri.address, uri.port)
+
+    def is_our_proxy(self, uri: SipUri) -> bool:
+        """Whether a Route URI means us: a phone names its outbound proxy as its user typed it."""
+        return self.is_us(uri) or uri.host in self.domains or uri.host in self.aliases
 
 
 _SECURE = {"TLS": "tcp", "WSS": "ws"}
@@ -212,7 +216,7 @@ def _pop_own_routes(request: Request, realm: Realm, key: bytes) -> RouteToken | 
         uri = parse_sip_uri(parse_name_addr(routes[0]).uri)
         ours = decode_route_token(uri.user or "", key)
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
-        if ours is None and not realm.is_us(uri):
+        if ours is None and not realm.is_our_proxy(uri):
             break
         request.headers.pop_first_value("route", "Route")
         token = ours or token

@@ -12,6 +12,7 @@ from functools import partial
 from sipush.config import ListenConfig
 from sipush.errors import ConfigError, TransportError
 from sipush.transport.address import (
+    DEFAULT_PORTS,
     ListenAddress,
     bind_socket,
     family_of,
@@ -54,6 +55,7 @@ class Listeners:
         ]
         self._udp: dict[ListenAddress, UdpListener] = {}
         self._servers: dict[ListenAddress, asyncio.Server] = {}
+        self._tls: dict[ListenAddress, ServerTls] = {}
         self._table = ConnectionTable(limits or Limits())
         self._connects: dict[tuple[str, Address, str], asyncio.Task[Connection]] = {}
 
@@ -91,6 +93,8 @@ class Listeners:
         except OSError:
             sock.close()
             raise
+        if tls is not None:
+            self._tls[address] = tls
 
     def _incoming(self, address: ListenAddress) -> Connection:
         if address.transport in ("WS", "WSS"):
@@ -131,8 +135,14 @@ class Listeners:
         return {family_of(config.address) for config, _ in self._configs}
 
     def is_ours(self, host: str, port: int | None) -> bool:
-        """Whether host (lower-case, no brackets) and port of a URI name one of our listeners."""
-        return any(address.is_reached_at(host, port) for address in self.addresses)
+        """Whether host (lower-case, no brackets) and port of a URI name one of our listeners.
+
+        What a certificate of ours names is the listener that shows it.
+        """
+        return any(address.is_reached_at(host, port) for address in self.addresses) or any(
+            address.bound[1] == (port or DEFAULT_PORTS[address.transport]) and tls.is_for(host)
+            for address, tls in self._tls.items()
+        )
 
     def reload_certificates(self) -> None:
         """Read certificates and keys anew, for connections to come.

@@ -34,6 +34,10 @@ class ServerTls:
         """Read the files again, for connections to come. Raises ConfigError; then all stays."""
         self.certificates = [Certificate(config) for config in self._configs]
 
+    def is_for(self, server_name: str) -> bool:
+        """Whether one of the certificates carries this lower-case name."""
+        return any(certificate.is_for(server_name) for certificate in self.certificates)
+
     def _choose(self, handshake: ssl.SSLObject, server_name: str | None, _: ssl.SSLContext) -> None:
         matching = (c for c in self.certificates if server_name and c.is_for(server_name.lower()))
         handshake.context = next(matching, self.certificates[0]).context

@@ -116,9 +116,20 @@ def test_routes_on_one_line_are_the_same_as_on_two() -> None:
     assert destination(invite("sip:x@y", f"Route: {routes}"), REALM, KEY) == ToDialog(tokens[1])
 
 
-def test_an_outbound_proxy_route_without_token_changes_nothing() -> None:
-    request = invite("sip:bob@example.com", "Route: <sip:192.0.2.1:5060;lr>")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sip:192.0.2.1:5060;lr",
+        "sip:example.com;lr",
+        "sip:EXAMPLE.net:8443;transport=ws;lr",
+        "sip:sip.example.org;transport=tls;lr",
+        "sips:sip.example.org:5061;lr",
+    ],
+)
+def test_a_phone_may_name_us_as_its_outbound_proxy(uri: str) -> None:
+    request = invite("sip:bob@example.com", f"Route: <{uri}>")
     assert destination(request, REALM, KEY) == ToAor("bob@example.com")
+    assert "route" not in request.headers
 
 
 def test_a_forged_route_is_no_way_to_elsewhere() -> None:

@@ -96,6 +96,25 @@ async def test_a_call_comes_in_by_one_door_and_leaves_by_another(
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_phone_names_its_outbound_proxy_as_its_user_typed_it(
+    world: World, transport: str
+) -> None:
+    """The domain, and over TLS any name in the certificate; JsSIP, Linphone and baresip do so."""
+    daemon = await world.daemon(listen=world.doors())
+    alice = await world.phone(daemon, "alice", transport)
+    bob = await world.phone(daemon, "bob", transport)
+    await bob.register()
+    ip, port = daemon.at(transport)
+    host = "localhost" if transport in ("TLS", "WSS") else ip
+    for name in (world.domain, f"{host}:{port}"):
+        parameter = "ws" if transport == "WSS" else transport.lower()
+        route = f"Route: <sip:{name};transport={parameter};lr>"
+        call = await alice.call("bob", headers=[route])
+        answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+        assert incoming.invite.all("route") == []
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
 async def test_a_call_goes_from_ipv6_to_ipv4_and_back(world: World, transport: str) -> None:
     daemon = await world.daemon(listen=world.doors())
     await woken_call(world, daemon, (transport, "::1"), (transport, "127.0.0.1"))

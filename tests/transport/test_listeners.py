@@ -101,6 +101,19 @@ async def test_what_names_one_of_our_listeners_is_ours(listen: Open) -> None:
     assert not listeners.is_ours("example.com", port)
 
 
+async def test_what_a_certificate_names_is_the_listener_that_shows_it(
+    listen: Open, authority: Authority
+) -> None:
+    secure = await listen("tls", tls=authority.issue("sip.example.com", "*.example.net"))
+    plain = await listen("tcp")
+    port = secure.addresses[0].bound[1]
+    assert secure.is_ours("sip.example.com", port)
+    assert secure.is_ours("eu.example.net", port)
+    assert not secure.is_ours("sip.example.com", None)
+    assert not secure.is_ours("example.com", port)
+    assert not plain.is_ours("sip.example.com", plain.addresses[0].bound[1])
+
+
 async def test_on_a_wildcard_every_address_of_this_machine_is_ours(listen: Open) -> None:
     listeners = await listen("tcp", address="0.0.0.0")
     port = listeners.addresses[0].bound[1]
