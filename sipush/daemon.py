@@ -58,6 +58,7 @@ from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
 from sipush.transport.resolver import Resolver
 from sipush.transport.tls import client_context
+from sipush.turns import Turns
 
 log = structlog.get_logger()
 
@@ -68,6 +69,7 @@ def run(path: Path, *, show_banner: bool = False) -> int:
     logs.configure(config.log)
     _raise_file_limit()
     _tune_garbage_collector()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         asyncio.run(Daemon(path, config, show_banner).serve())
     except (TransportError, LocationError) as error:
@@ -91,7 +93,8 @@ class Daemon:
         self._config = config
         self._store: LocationStore = make_store(config.store)
         self._listeners = _listeners(config)
-        self._dispatcher = Dispatcher(build_apps(config.apps))
+        self._turns = Turns()
+        self._dispatcher = Dispatcher(build_apps(config.apps), self._turns)
         self._bucket = PushBucket()
         self._held_calls = HeldCalls(self._store)
         self._tasks = Tasks()
@@ -107,7 +110,7 @@ class Daemon:
         await self._store.open()
         try:
             self._build(await self._store.secret())
-            keeper = GateKeeper(self._gate, self._layer, self._is_vital)
+            keeper = GateKeeper(self._gate, self._layer, self._is_vital, self._turns)
             # A CANCEL that came before its call goes on would be answered with 481.
             keeper.hold_back()
             await self._listeners.open(keeper)
@@ -177,6 +180,7 @@ class Daemon:
             held_calls=self._held_calls,
             held_call_limits=self._held_call_limits,
             gate=self._gate,
+            turns=self._turns,
             new_id=new_id,
             clock=clock,
         )
@@ -408,6 +412,9 @@ class Daemon:
 
 TRYING_DELAY = 0.2
 "Seconds after which the 100 of an INVITE is sent whatever the store does (RFC 3261 §17.2.1)."
+_SWITCH_INTERVAL = 0.0005
+"""Seconds a thread (of the store, of FCM) may keep Python's lock once the event loop wants it back.
+Python's own 5 ms are waited for again after every system call of the loop."""
 _SHOWN_USERS = 10
 _RESERVED_FILES = 256
 "File descriptors that connections of phones leave for everything else."

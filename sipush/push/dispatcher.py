@@ -15,6 +15,7 @@ from sipush.logs import fingerprint
 from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
 from sipush.push.provider import PushProvider
+from sipush.turns import Turns
 
 __all__ = ["App", "Dispatcher", "build_apps"]
 
@@ -31,8 +32,16 @@ log = structlog.get_logger()
 class Dispatcher:
     """The one way out for pushes."""
 
-    def __init__(self, apps: Mapping[str, App], *, clock: Callable[[], float] = time.time) -> None:
-        self._lanes = _lanes(apps)
+    def __init__(
+        self,
+        apps: Mapping[str, App],
+        turns: Turns | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``turns``: shared with whatever else is costly."""
+        self._turns = turns or Turns()
+        self._lanes = _lanes(apps, self._turns)
         self._clock = clock
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
 
@@ -49,7 +58,7 @@ class Dispatcher:
 
     def replace(self, apps: Mapping[str, App]) -> None:
         """New apps from now on; the old ones' connections close once their sends have ended."""
-        old, self._lanes = self._lanes, _lanes(apps)
+        old, self._lanes = self._lanes, _lanes(apps, self._turns)
         for lane in _each(old):
             task = asyncio.ensure_future(lane.retire())
             self._retiring[task] = lane
@@ -86,8 +95,9 @@ class Dispatcher:
 class _Lane:
     """One service of one app, with room for so many sends at once."""
 
-    def __init__(self, provider: PushProvider) -> None:
+    def __init__(self, provider: PushProvider, turns: Turns) -> None:
         self.provider = provider
+        self._turns = turns
         self._room = asyncio.Semaphore(provider.max_in_flight)
         self._slow_room = asyncio.Semaphore(SLOW_FACTOR * provider.max_in_flight)
         self._active = 0
@@ -97,6 +107,7 @@ class _Lane:
         self._active += 1
         try:
             async with self._slow_room, self._place():
+                await self._turns.wait()
                 return await self.provider.send(request)
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.
@@ -141,9 +152,9 @@ def _worth_another_try(outcome: PushOutcome) -> bool:
     return outcome.result is PushResult.RETRYABLE
 
 
-def _lanes(apps: Mapping[str, App]) -> dict[str, dict[Platform, _Lane]]:
+def _lanes(apps: Mapping[str, App], turns: Turns) -> dict[str, dict[Platform, _Lane]]:
     return {
-        app_id: {platform: _Lane(provider) for platform, provider in app.items()}
+        app_id: {platform: _Lane(provider, turns) for platform, provider in app.items()}
         for app_id, app in apps.items()
     }
 

@@ -177,6 +177,7 @@ class Forwarding:
     async def _hold(self) -> None:
         if not self.context.done:
             await self.proxy.held_calls.store(self)
+        await self.proxy.turns.wait()
         self._tell_caller()
 
     def registered(
@@ -438,6 +439,7 @@ class Forwarding:
         request = self._push_request(kind, target.push, deadline)
         wake_up.push = await self.proxy.dispatcher.send(request)
         wake_up.push_ended_at = self._now
+        await self.proxy.turns.wait()
         self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
 
     def _tell_caller(self) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -21,6 +22,7 @@ from sipush.server.locations import Locations
 from sipush.sip.message import Message, Request, make_response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow, Receiver
+from sipush.turns import Turns
 
 log = structlog.get_logger()
 
@@ -37,6 +39,8 @@ TOO_MANY = "Too Many Requests Before Signing In"
 TELL_EVERY = 10.0
 "Seconds between lines about strangers who send too much."
 
+_IN_TURN = frozenset({"INVITE", "CANCEL"})
+"A call costs many times what reading it costs. A CANCEL stays behind what it cancels."
 MAX_HELD_BACK = 10_000
 "Requests kept while a start takes up the calls of its earlier life; phones repeat the others."
 
@@ -173,10 +177,13 @@ class GateKeeper:
     wherever they come from.
     """
 
-    def __init__(self, gate: Gate, receiver: Receiver, is_vital: Callable[[Request], bool]) -> None:
+    def __init__(
+        self, gate: Gate, receiver: Receiver, is_vital: Callable[[Request], bool], turns: Turns
+    ) -> None:
         self._gate = gate
         self._receiver = receiver
         self._is_vital = is_vital
+        self._turns = turns
         self._held_back: list[tuple[Flow, Request]] | None = None
         self.flow_closed = receiver.flow_closed
         self.flow_unreachable = receiver.flow_unreachable
@@ -204,11 +211,17 @@ class GateKeeper:
             return
         verdict = self._gate.judge(flow)
         if verdict is Verdict.ADMIT or not isinstance(message, Request) or self._is_vital(message):
-            self._receiver.message_received(flow, message)
+            self._let_pass(flow, message)
             return
         if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
             self._refuse(flow, message)
         self._gate.turn_away(flow, verdict)
+
+    def _let_pass(self, flow: Flow, message: Message) -> None:
+        if not (isinstance(message, Request) and message.method in _IN_TURN):
+            self._receiver.message_received(flow, message)
+        elif self._turns.waiting < MAX_HELD_BACK:
+            self._turns.run(partial(self._receiver.message_received, flow, message))
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """See ``Receiver``."""

@@ -73,6 +73,7 @@ from sipush.sip.uri import parse_sip_uri
 from sipush.transport.address import is_ip
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
+from sipush.turns import Turns
 
 log = structlog.get_logger()
 
@@ -132,6 +133,8 @@ class Proxy:
     held_calls: HeldCalls
     held_call_limits: HeldCallLimits
     gate: Gate
+    turns: Turns
+    "Of all that a call costs before it is held."
     new_id: Callable[[], str]
     clock: Callable[[], float]
     layer: TransactionLayer = field(init=False)

@@ -18,8 +18,10 @@ from sipush.transport.address import ListenAddress, family_of, format_address, p
 from sipush.transport.flow import Address, Receiver
 from sipush.transport.stun import binding_response
 
-BATCH = 64
-"Datagrams read before other work of the loop gets its turn."
+BATCH = 256
+"Datagrams read before other work of the loop gets its turn …"
+SLICE = 0.01
+"… or as many as are read and answered in so many seconds."
 
 SOCKET_BUFFER = 4 << 20
 "Bytes asked of the kernel for each direction; it may grant less (net.core.rmem_max)."
@@ -163,7 +165,10 @@ class UdpListener:
         raise TransportError(f"udp {format_address(target[:2])}: {reason}") from failure
 
     def _readable(self) -> None:
+        end = self._loop.time() + SLICE
         for count in range(BATCH):
+            if count and self._loop.time() > end:
+                return
             try:
                 data, flow = self._receive()
             except BlockingIOError:

@@ -17,6 +17,7 @@ from sipush.push.dispatcher import Dispatcher
 from sipush.server.gate import GateKeeper
 from sipush.sip.message import parse_datagram
 from sipush.transport.flow import Address, Flow
+from sipush.turns import Turns
 from tests.bench.servers import APP_ID, DOMAIN, PASSWORD, ha1
 
 _numbers = itertools.count(1)
@@ -116,7 +117,7 @@ class Server:
         self._wires = Wires()
         daemon._listeners = self._wires  # type: ignore[assignment]
         daemon._build(bytes(32))
-        self.receiver = GateKeeper(daemon._gate, daemon._layer, daemon._is_vital)
+        self.receiver = GateKeeper(daemon._gate, daemon._layer, daemon._is_vital, Turns())
         self._tasks = (daemon._endpoint._tasks, daemon._proxy.tasks)
         self.phone, self.caller = self.wire(1), self.wire(2)
         self._nonce = b""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,10 +70,13 @@ def options(server: Server, tcp: bool) -> Result:
     return _blast(server, "options", 1, tcp, "--seconds", SECONDS)
 
 
-def _hold(server: Server, tcp: bool, *more: str) -> Result:
+def _hold(
+    server: Server, tcp: bool, *more: str, at: Callable[[str], None] = lambda word: None
+) -> Result:
     seen: dict[str, int] = {}
 
     def weigh(word: str) -> None:
+        at(word)
         seen[word] = sum(memory_kb(pid) for pid in server.pids.values())
 
     push = ["--push-port", str(server.push_port)] if isinstance(server, Kamailio) else ["--no-push"]
@@ -81,10 +86,11 @@ def _hold(server: Server, tcp: bool, *more: str) -> Result:
     command += ["--domain", DOMAIN, "--calls", str(HELD), *push, *more]
     result = drive(server.pids, [*command, "--transport", "tcp" if tcp else "udp"], weigh)
     result["kb_per_held"] = (seen["HELD"] - seen["PRIMED"]) / max(1, result["held"])
-    result["wake_p50_ms"] = result["wake_ms"]["p50"]
-    result["wake_p99_ms"] = result["wake_ms"]["p99"]
-    if result["completed"] != HELD:
-        result["lost"] = HELD - result["completed"]
+    if "completed" in result:
+        result["wake_p50_ms"] = result["wake_ms"]["p50"]
+        result["wake_p99_ms"] = result["wake_ms"]["p99"]
+        if result["completed"] != HELD:
+            result["lost"] = HELD - result["completed"]
     return result
 
 
@@ -98,11 +104,81 @@ def burst(server: Server, tcp: bool) -> Result:
     return _hold(server, tcp)
 
 
+def _push(server: Server, tcp: bool, device_os: str) -> Result:
+    """A thousand calls at once to phones that sleep, and how long others wait meanwhile."""
+    assert isinstance(server, Sipush)
+    began, received = 0.0, dict[str, Any]()
+
+    def note(word: str) -> None:
+        nonlocal began, received
+        if word == "PRIMED":
+            began = time.time()
+        elif word == "HELD":  # before the calls are cancelled, which FCM devices are told of
+            received = server.pushed()
+
+    with _probe(server) as waits:
+        result = _hold(
+            server,
+            tcp,
+            *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "6"),
+            at=note,
+        )
+    end = received["last_epoch"]
+    during = sorted(wait for sent, wait in waits if began <= sent <= end and wait is not None)
+    lost = sum(wait is None for _, wait in waits)
+    result |= {
+        "push_all_ms": (end - began) * 1000,
+        "register_p50_ms": during[len(during) // 2],
+        "register_p99_ms": during[len(during) * 99 // 100],
+        "register_max_ms": during[-1],
+        "pushes": received["pushes"],
+    }
+    if received["pushes"] != HELD or received["devices"] != HELD or lost:
+        result["lost"] = HELD - received["devices"] + lost
+        result["doubled"] = received["pushes"] - received["devices"]
+    if received["violations"]:
+        raise RuntimeError(f"the push service complains: {received['violations']}")
+    return result
+
+
+@contextmanager
+def _probe(server: Server) -> Iterator[list[tuple[float, float | None]]]:
+    """A phone that registers all the time; when it did, and how many ms each answer took."""
+    command = [sys.executable, RIG / "probe.py", server.target, "--domain", DOMAIN]
+    waits: list[tuple[float, float | None]] = []
+    with subprocess.Popen(
+        [*map(str, command), "--user", f"u{USERS - 1:06d}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        if process.stdout.readline() != "READY\n":
+            raise RuntimeError("the probe could not register")
+        yield waits
+        waits += json.loads(process.communicate("\n")[0])
+
+
+def push_apns(server: Server, tcp: bool) -> Result:
+    """A thousand pushes at once over APNs, and how long a REGISTER waits meanwhile."""
+    return _push(server, tcp, "ios")
+
+
+def push_fcm(server: Server, tcp: bool) -> Result:
+    """The same over FCM."""
+    return _push(server, tcp, "android")
+
+
 OPERATIONS: dict[str, Callable[[Server, bool], Result]] = {
-    each.__name__: each for each in (register, refresh, call, message, options, wake, burst)
+    each.__name__: each for each in (register, refresh, call, message, options)
 }
-HOLDING = ("wake", "burst")
-TIMES = ("wake_p50_ms", "wake_p99_ms", "kb_per_held", "lost")
+OPERATIONS |= {each.__name__: each for each in (wake, burst, push_apns, push_fcm)}
+HOLDING = ("wake", "burst", "push_apns", "push_fcm")
+PUSHING = ("push_apns", "push_fcm")
+TIMES = (
+    *("wake_p50_ms", "wake_p99_ms", "kb_per_held", "lost"),
+    *("register_p50_ms", "register_p99_ms", "register_max_ms", "push_all_ms", "pushes", "doubled"),
+)
 
 
 @contextmanager
@@ -132,12 +208,13 @@ def run(
     """One row for each operation: the median and spread of each server, taken in turn."""
     tcp = transport == "tcp"
     for name in operations:
+        hold = name in HOLDING
         runs: dict[str, list[Result]] = {kind: [] for kind in kinds}
         for _ in range(repeat):
             for kind in kinds:
-                if name in HOLDING and "redis" in kind and "kamailio" in kind:
+                if "kamailio" in kind and (name in PUSHING or ("redis" in kind and hold)):
                     continue
-                with running(kind, hold=name in HOLDING) as server:
+                with running(kind, hold) as server:
                     runs[kind].append(OPERATIONS[name](server, tcp))
         yield {
             "operation": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sipush.config import load
 from sipush.core.bindings import Subscriber
@@ -147,6 +149,16 @@ class Sipush(Server):
         command = (sys.executable, "-m", "sipush.cli", "run", "--config", self.config)
         self._spawn("server", *command)
         self._wait_until_up()
+
+    def pushed(self) -> dict[str, Any]:
+        """What the push service has received: see ``push_checker``."""
+        service = self._processes["push"]
+        assert service.stdin is not None
+        assert service.stdout is not None
+        service.stdin.write("\n")
+        service.stdin.flush()
+        received: dict[str, Any] = json.loads(service.stdout.readline())
+        return received
 
     def end_daemon(self) -> None:
         """End the daemon alone; ``start`` brings it back to its store."""

@@ -16,6 +16,7 @@ from sipush.server import gate as module
 from sipush.server.gate import Gate, GateKeeper
 from sipush.server.locations import Locations
 from sipush.sip.message import Request, make_response, parse_datagram
+from sipush.turns import STEPS, Turns
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import request_bytes
 
@@ -86,7 +87,9 @@ async def test_a_ban_from_the_store_ends_in_time() -> None:
 
 
 def stranger_sends(one: Gate, wire: Wire, flow: WireFlow, times: int) -> GateKeeper:
-    keeper = GateKeeper(one, wire.layer, lambda request: request.uri == "sip:112@example.com")
+    keeper = GateKeeper(
+        one, wire.layer, lambda request: request.uri == "sip:112@example.com", Turns()
+    )
     for n in range(times):
         via = f"SIP/2.0/{flow.transport} a;branch=z9hG4bK{n}"
         keeper.message_received(flow, parse_datagram(request_bytes(via=via)))
@@ -145,7 +148,9 @@ async def test_guesses_from_everywhere_slow_the_user_there_and_this_is_told_once
 
 async def test_responses_and_vital_requests_are_heard_from_anybody() -> None:
     wire, one = Wire(), gate()
-    keeper = GateKeeper(one, wire.layer, lambda request: request.uri == "sip:112@example.com")
+    keeper = GateKeeper(
+        one, wire.layer, lambda request: request.uri == "sip:112@example.com", Turns()
+    )
     flow = WireFlow("UDP", (GUESSER, 5060))
     await guess(one)
     call = parse_datagram(request_bytes("INVITE", uri="sip:112@example.com"))
@@ -158,7 +163,9 @@ async def test_responses_and_vital_requests_are_heard_from_anybody() -> None:
 
 async def test_what_is_held_back_is_heard_later_and_in_order() -> None:
     wire = Wire()
-    keeper = GateKeeper(gate(), wire.layer, lambda request: request.uri == "sip:112@example.com")
+    keeper = GateKeeper(
+        gate(), wire.layer, lambda request: request.uri == "sip:112@example.com", Turns()
+    )
     keeper.hold_back()
     call = parse_datagram(request_bytes("INVITE", uri="sip:112@example.com"))
     for number, method in enumerate(("INFO", "BYE")):
@@ -168,3 +175,20 @@ async def test_what_is_held_back_is_heard_later_and_in_order() -> None:
     assert wire.events == ["request INVITE"]
     keeper.let_in()
     assert wire.events == ["request INVITE", "request INFO", "request BYE"]
+
+
+async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() -> None:
+    wire, one = Wire(), gate()
+    flow = WireFlow()
+    one.guard.signed_in(flow.remote[0], one.clock())
+    keeper = GateKeeper(one, wire.layer, lambda _: True, Turns())
+    for number in range(STEPS + 1):
+        via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
+        keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
+    keeper.message_received(flow, parse_datagram(request_bytes("CANCEL", via=via)))
+    keeper.message_received(
+        flow, parse_datagram(request_bytes("REGISTER", via="SIP/2.0/UDP a;branch=z9hG4bKr"))
+    )
+    await asyncio.sleep(0)
+    calls = ["request INVITE"] * STEPS
+    assert wire.events == [*calls, "request REGISTER", "request INVITE", "cancelled"]

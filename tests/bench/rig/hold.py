@@ -209,7 +209,7 @@ class Rig:
                 f"Call-ID: hr-{c.user}-{RUN}\r\nCSeq: {c.cseq} REGISTER\r\n"
                 f"Contact: <sip:{c.user}@{self.local}:{c.link.port}{tail}>\r\nExpires: {expires}\r\n"
                 "User-Agent: hold rig 1.0\r\nAllow: INVITE, ACK, CANCEL, BYE, MESSAGE, OPTIONS\r\n"
-                f"X-Push: device-os=ios;device-uid={token(c.user)};allow-call-push=true;"
+                f"X-Push: device-os={self.a.device_os};device-uid={token(c.user)};allow-call-push=true;"
                 f"allow-message-push=true;app-id={self.a.app_id}\r\n")
         if c.auth:
             c.nc += 1
@@ -598,7 +598,8 @@ def main():
     p.add_argument("--transport", choices=("udp", "tcp"), default="udp", help="of the callees; the caller uses UDP")
     p.add_argument("--death", choices=("close", "unregister"), default="close")
     p.add_argument("--wake-rate", type=float, default=0, help="re-REGISTERs a second; 0 is all at once")
-    p.add_argument("--call-rate", type=float, default=500)
+    p.add_argument("--call-rate", type=float, default=500, help="INVITEs a second")
+    p.add_argument("--device-os", default="ios", help="of the callees: ios or android")
     p.add_argument("--push-port", type=int, default=5099)
     p.add_argument("--push-wait", type=float, default=15, help="seconds to wait for the pushes")
     p.add_argument("--no-push", action="store_true", help="a 1xx is enough to count a call as held")
