@@ -53,7 +53,11 @@ def fingerprint(token: str) -> str:
 _SHORTEST_TOKEN = 64
 
 #: Without any of these a text that is shorter than every token holds nothing to redact.
-_MAY_LEAD_TO_SECRET = re.compile(r"[:=\s]|eyj", re.IGNORECASE).search
+_MAY_LEAD_TO_SECRET = re.compile(
+    "authorization|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_"
+    "|://|eyj",
+    re.IGNORECASE,
+).search
 
 
 def redact_text(text: str) -> str:

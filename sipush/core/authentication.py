@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
+from hashlib import blake2b
+from hmac import compare_digest
 
 from sipush.core.bindings import Aor, Subscriber
 from sipush.sip.digest import (
@@ -95,7 +96,7 @@ class Authenticator:
         return response
 
     def mint(self, now: float, client: str = "") -> str:
-        """A new nonce: time, serial number and the HMAC of them and the client."""
+        """A new nonce: time, serial number and a keyed hash of them and the client."""
         self._serial += 1
         stamp = f"{int(now * 1000):x}-{self._serial:x}"
         return f"{stamp}-{self._mac(f'{stamp} {client}')}"
@@ -138,7 +139,7 @@ class Authenticator:
         """None when it is not ours, not for this client, or too old."""
         stamp, _, mac = nonce.rpartition("-")
         expected = self._mac(f"{stamp} {client}")
-        if not hmac.compare_digest(mac.encode("utf-8", "replace"), expected.encode()):
+        if not compare_digest(mac.encode("utf-8", "replace"), expected.encode()):
             return None
         minted, _, serial = stamp.partition("-")
         return int(serial, 16) if now - int(minted, 16) / 1000 <= self._lifetime else None
@@ -151,7 +152,7 @@ class Authenticator:
 
     def _mac(self, text: str) -> str:
         data = text.encode("utf-8", "surrogateescape")
-        return hmac.digest(self._key, data, "sha256").hex()[:32]
+        return blake2b(data, key=self._key, digest_size=16).hexdigest()
 
 
 def _ha1(subscriber: Subscriber | None, algorithm: Algorithm) -> str:

@@ -18,26 +18,24 @@ _INSTANCE = "instance:"
 
 
 def live(
-    bindings: Iterable[Binding], push_records: Iterable[PushRecord], now_epoch: float
+    bindings: Iterable[Binding],
+    push_records: Iterable[PushRecord],
+    now_epoch: float,
+    messages: bool = False,
 ) -> Location:
     """The rows that have not expired, each kind newest first, then by device."""
-    return Location(
-        tuple(
-            sorted(
-                (b for b in bindings if b.expires_epoch > now_epoch),
-                key=lambda b: (-b.registered_epoch, b.device),
-            )
-        ),
-        tuple(
-            sorted(
-                (r for r in push_records if r.expires_epoch > now_epoch),
-                key=lambda r: (-r.updated_epoch, r.device),
-            )
-        ),
-    )
+    bound = [b for b in bindings if b.expires_epoch > now_epoch]
+    wakeable = [r for r in push_records if r.expires_epoch > now_epoch]
+    if len(bound) > 1:  # most users have one phone
+        bound.sort(key=lambda b: (-b.registered_epoch, b.device))
+    if len(wakeable) > 1:
+        wakeable.sort(key=lambda r: (-r.updated_epoch, r.device))
+    return Location(tuple(bound), tuple(wakeable), messages)
 
 
-def apply(location: Location, registration: Registration) -> Location | Refusal:
+def apply(
+    location: Location, registration: Registration, messages: bool = False
+) -> Location | Refusal:
     """The Location after ``registration``; expired rows of ``location`` count as absent.
 
     The order of steps is Registration's. Whoever is above ``max_contacts`` may still refresh and
@@ -67,7 +65,9 @@ def apply(location: Location, registration: Registration) -> Location | Refusal:
         records[record.device] = record
     if len(bindings) > max(registration.max_contacts, len(old.bindings)):
         return Refusal.TOO_MANY_CONTACTS
-    after = live(bindings.values(), records.values(), registration.now_epoch)
+    after = live(bindings.values(), records.values(), registration.now_epoch, messages)
+    if len(after.push_records) <= registration.max_push_records:
+        return after
     return replace(after, push_records=after.push_records[: registration.max_push_records])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -139,15 +140,17 @@ def _missing(request: Request) -> list[str]:
     return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
-_TELLTALES = ("+sip.instance", "pn-prid", "pn-tok", "device-uid")
+_TELLTALE = re.compile(
+    r"\+sip\.instance|pn-prid|pn-tok|device-uid", re.IGNORECASE | re.ASCII
+).search
 
 
 def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
-    if request.headers.get("contact") == "*":
-        return True
-    lines = [line.lower() for name, line in request.headers if name in _SPEAKING]
-    return not any(telltale in line for line in lines for telltale in _TELLTALES)
+    for name, line in request.headers.fields:
+        if name in _SPEAKING and _TELLTALE(line):
+            return request.headers.get("contact") == "*"
+    return True
 
 
 _SPEAKING = frozenset({"contact", *HEADERS})
@@ -346,7 +349,7 @@ class _Register:
             return
         if by_uri and _pushed_by_another(self.request, push.provider):
             return
-        if push.dialect == RFC8599 and push.provider not in ("", *_served(self.policy)):
+        if push.dialect == RFC8599 and push.provider and push.provider not in _served(self.policy):
             self._reject_unless_pushed_by_another(push.provider, asks=not push.token)
         if not push.token:
             self._offer(push)

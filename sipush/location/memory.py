@@ -33,20 +33,20 @@ class MemoryStore:
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
-        location = self._locations.get(aor, Location())
-        found = live(location.bindings, location.push_records, now_epoch)
-        return replace(found, messages=bool(self._live_messages(aor, now_epoch)))
+        location = self._locations.get(aor, _NOTHING)
+        waiting = bool(self._live_messages(aor, now_epoch))
+        return live(location.bindings, location.push_records, now_epoch, waiting)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER."""
-        location = apply(self._locations.get(registration.aor, Location()), registration)
+        waiting = bool(self._live_messages(registration.aor, registration.now_epoch))
+        location = apply(self._locations.get(registration.aor, _NOTHING), registration, waiting)
         if isinstance(location, Refusal):
             return location
         self._put(registration.aor, location)
         for device, due in registration.refreshes:
             self._refreshes[registration.aor, device] = due
-        waiting = self._live_messages(registration.aor, registration.now_epoch)
-        return replace(location, messages=bool(waiting))
+        return location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -144,7 +144,10 @@ class MemoryStore:
         return self._secret
 
     def _put(self, aor: Aor, location: Location) -> None:
-        if location == Location():
-            self._locations.pop(aor, None)
-        else:
+        if location.bindings or location.push_records:
             self._locations[aor] = location
+        else:
+            self._locations.pop(aor, None)
+
+
+_NOTHING = Location()

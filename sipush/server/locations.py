@@ -39,6 +39,10 @@ class Locations:
         self.saw(aor, location)
         return location
 
+    def seen(self, aor: Aor) -> Location | None:
+        """What the store told last, if it is among the last 20,000."""
+        return self._seen.get(aor)
+
     def saw(self, aor: Aor, location: Location) -> None:
         """The store has told what it holds."""
         self._seen.pop(aor, None)

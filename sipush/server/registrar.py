@@ -119,16 +119,18 @@ class Registrar:
             return
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
+            is_news = _is_news(decision, self.locations.seen(aor))
             self.locations.saw(aor, location)
             # After the 200: the phone must know that it is registered before it is called.
             self.bucket.refreshed(aor, location, decision.devices)
             self.messages.registered(aor, location, decision.devices)
-            self._log(decision, transaction)
+            self._log(decision, transaction, is_news)
 
-    def _log(self, update: Update, transaction: ServerTransactionHandle) -> None:
+    def _log(self, update: Update, transaction: ServerTransactionHandle, is_news: bool) -> None:
         registration = update.registration
-        REGISTERS.labels("registered" if registration.bind else "unregistered").inc()
-        log.info(
+        (_REGISTERED if registration.bind else _UNREGISTERED).inc()
+        say = log.info if is_news else log.debug
+        say(
             "registered" if registration.bind else "unregistered",
             aor=registration.aor,
             flow=transaction.flow.name,
@@ -139,3 +141,18 @@ class Registrar:
         if update.push_fault:
             UNUSABLE_PUSH_HEADERS.inc()
             log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
+
+
+_REGISTERED, _UNREGISTERED = REGISTERS.labels("registered"), REGISTERS.labels("unregistered")
+
+
+def _is_news(update: Update, seen: Location | None) -> bool:
+    """Whether it is more than the refresh of what was ``seen``: a device that came, went or moved.
+
+    Refreshes are nearly all that a registrar hears: a line for each would cost more than they do.
+    """
+    registration = update.registration
+    if seen is None or registration.unbind or registration.unbind_all or registration.push_off:
+        return True
+    known = [(b.device, b.contact, b.flow) for b in seen.bindings]
+    return any((b.device, b.contact, b.flow) not in known for b in registration.bind)

@@ -475,15 +475,14 @@ class TransactionLayer:
     def message_received(self, flow: Flow, message: Message) -> None:
         """See ``Receiver``."""
         try:
-            check(message, self.limits)
+            via = check(message, self.limits)
         except MessageError as error:
             self.malformed_received(flow, error)
             return
-        match message:
-            case Request():
-                self._request_received(flow, message)
-            case Response():
-                self._response_received(flow, message)
+        if isinstance(message, Request):
+            self._request_received(flow, message, via)
+        elif isinstance(message, Response):
+            self._response_received(flow, message, via)
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """Answer what is wrong statelessly (§8.2.7), if it is a request that can be answered.
@@ -582,15 +581,14 @@ class TransactionLayer:
         for key in list(self._clients_by_flow.get(flow.name, ())):
             self._clients[key].flow_failed(event)
 
-    def _response_received(self, flow: Flow, response: Response) -> None:
-        client = self._clients.get(client_key(response))
+    def _response_received(self, flow: Flow, response: Response, via: Via) -> None:
+        client = self._clients.get(client_key(response, via))
         if client is None:
             self.user.stray_response_received(flow, response)
         else:
             client.response_received(response)
 
-    def _request_received(self, flow: Flow, request: Request) -> None:
-        via = request.top_via
+    def _request_received(self, flow: Flow, request: Request, via: Via) -> None:
         stamp_received(request, flow.remote, via)
         if request.method == "ACK":
             self._ack_received(flow, request, server_key(request, via, "INVITE"))

@@ -10,7 +10,7 @@ from enum import Enum
 from hmac import compare_digest
 
 from sipush.errors import MessageError
-from sipush.sip.grammar import QUOTED_STRING, TOKEN, quote_string, unescape, unquote_string
+from sipush.sip.grammar import QUOTED_TEXT, TOKEN, quote_string, unescape, unquote_string
 from sipush.sip.uri import parse_sip_uri
 
 
@@ -53,7 +53,7 @@ class Credentials:
         return int(self.nc, 16) if self.qop else None
 
 
-_PARAM = re.compile(rf"({TOKEN})\s*=\s*({QUOTED_STRING}|[^\s,\"]+)", re.DOTALL)
+_PARAM = re.compile(rf'({TOKEN})\s*=\s*(?:"({QUOTED_TEXT})"|([^\s,"]+))', re.DOTALL)
 _NONCE_COUNT = re.compile(r"[0-9A-Fa-f]{1,8}")
 _REQUIRED = ("username", "realm", "nonce", "uri", "response")
 
@@ -67,10 +67,11 @@ def parse_credentials(value: str) -> Credentials | None:
     scheme, _, rest = value.partition(" ")
     if scheme.lower() != "digest":
         return None
-    params: dict[str, str] = {}
-    for name, text in _PARAM.findall(rest):
-        params.setdefault(name.lower(), text[1:-1] if text[0] == '"' else text)
-    if not all(params.get(name) for name in _REQUIRED):
+    # The first of two equal names wins.
+    found = _PARAM.findall(rest)
+    params = {name.lower(): quoted or plain for name, quoted, plain in reversed(found)}
+    username, realm, nonce, uri, response = map(params.get, _REQUIRED)
+    if not (username and realm and nonce and uri and response):
         return None
     algorithm = _ALGORITHMS.get(params.get("algorithm", "MD5").upper())
     qop, nc, cnonce = params.get("qop", ""), params.get("nc", ""), params.get("cnonce", "")
@@ -79,11 +80,11 @@ def parse_credentials(value: str) -> Credentials | None:
     if qop and not (qop.lower() == "auth" and cnonce and _NONCE_COUNT.fullmatch(nc)):
         return None
     return Credentials(
-        _unescaped(params["username"]),
-        _unescaped(params["realm"]),
-        params["nonce"],
-        params["uri"],
-        params["response"].lower(),
+        _unescaped(username),
+        _unescaped(realm),
+        nonce,
+        uri,
+        response.lower(),
         algorithm,
         qop,
         nc,

@@ -10,7 +10,8 @@ TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]+"
 is_token = re.compile(TOKEN).fullmatch
 
 #: quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE
-QUOTED_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+QUOTED_TEXT = r'[^"\\]*(?:\\.[^"\\]*)*'
+QUOTED_STRING = rf'"{QUOTED_TEXT}"'
 
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 
@@ -47,6 +48,8 @@ def split_outside(text: str, separator: str) -> list[str]:
 
     An unterminated quote or bracket runs to the end of the text.
     """
+    if separator not in text:
+        return [text.strip()]
     if '"' not in text and "<" not in text:
         return [part.strip() for part in text.split(separator)]
     parts, start = [], 0
@@ -68,6 +71,7 @@ def parse_params(text: str) -> dict[str, str | None]:
     plain = '"' not in text and "<" not in text
     for part in text.split(";") if plain else split_outside(text, ";"):
         name, equals, value = part.partition("=")
-        if name := name.strip().lower():
-            params.setdefault(name, value.strip() if equals else None)
+        name = name.strip().lower()
+        if name and name not in params:
+            params[name] = value.strip() if equals else None
     return params

@@ -80,7 +80,7 @@ class Headers:
         return iter(self.fields)
 
     def __contains__(self, name: str) -> bool:
-        return any(field[0] == name for field in self.fields)
+        return self._index(name) >= 0
 
     def get(self, name: str) -> str | None:
         """The value of the first line with this name, or None."""
@@ -106,13 +106,12 @@ class Headers:
 
     def append(self, name: str, value: str) -> None:
         """Add a line at the end. ``name`` may be written in any case, as it should appear."""
-        self.fields.append((canonical_name(name), f"{name}: {value}"))
+        self.fields.append((CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"))
 
     def prepend(self, name: str, value: str) -> None:
         """Add a line before the first with the same name, else at the top."""
         canonical = canonical_name(name)
-        index = next((i for i, f in enumerate(self.fields) if f[0] == canonical), 0)
-        self.fields.insert(index, (canonical, f"{name}: {value}"))
+        self.fields.insert(max(self._index(canonical), 0), (canonical, f"{name}: {value}"))
 
     def remove(self, name: str) -> None:
         """Remove every line with this name."""
@@ -122,12 +121,19 @@ class Headers:
         """Replace every line with this name by one, where the first stood (or at the end)."""
         canonical = canonical_name(name)
         new = (canonical, f"{name}: {value}")
-        index = next((i for i, f in enumerate(self.fields) if f[0] == canonical), None)
-        if index is None:
+        index = self._index(canonical)
+        if index < 0:
             self.fields.append(new)
             return
         self.fields[index] = new
         self.fields[index + 1 :] = [f for f in self.fields[index + 1 :] if f[0] != canonical]
+
+    def _index(self, name: str) -> int:
+        """Where the first line with this name stands, or -1. A plain loop: asked all the time."""
+        for i, (canonical, _) in enumerate(self.fields):
+            if canonical == name:
+                return i
+        return -1
 
     def pop_first_value(self, name: str, written: str) -> str | None:
         """Remove and return the first element of a comma-separated header (a Via, a Route).

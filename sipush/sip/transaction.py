@@ -177,6 +177,6 @@ def server_key(request: Request, via: Via, method: str) -> TransactionKey:
     return method, request.uri, request.call_id, from_tag, cseq, via.sent_by.lower(), branch
 
 
-def client_key(response: Response) -> TransactionKey:
-    """The client transaction that ``response`` answers (§17.1.3)."""
-    return response.cseq.method, response.top_via.branch
+def client_key(response: Response, via: Via) -> TransactionKey:
+    """The client transaction that ``response``, with top Via ``via``, answers (§17.1.3)."""
+    return response.cseq.method, via.branch

@@ -47,8 +47,8 @@ class MessageLimits:
 NO_LIMITS = MessageLimits(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 
 
-def check(message: Message, limits: MessageLimits = NO_LIMITS) -> None:
-    """Make sure of what registrar and proxy rely on.
+def check(message: Message, limits: MessageLimits = NO_LIMITS) -> Via:
+    """Make sure of what registrar and proxy rely on; returns the top Via.
 
     Afterwards ``top_via``, ``from_``, ``to``, ``call_id`` and ``cseq`` do not raise, and a
     Request-URI is well-formed. Raises MessageError with ``message`` attached, its reason naming
@@ -58,7 +58,7 @@ def check(message: Message, limits: MessageLimits = NO_LIMITS) -> None:
         _check_header_lines(message, limits)
         if len(message.body) > limits.body_size:
             raise MessageError("Request Entity Too Large", Status.REQUEST_ENTITY_TOO_LARGE)
-        _ = message.top_via
+        via = message.top_via
         _check_address(message.from_, "From")
         _check_address(message.to, "To")
         _ = message.call_id
@@ -70,15 +70,17 @@ def check(message: Message, limits: MessageLimits = NO_LIMITS) -> None:
             _check_max_forwards(message.headers.get("max-forwards"))
     except MessageError as error:
         raise MessageError(error.reason, error.status, message) from None
+    return via
 
 
 def _check_header_lines(message: Message, limits: MessageLimits) -> None:
     names = [name for name, _ in message.headers.fields]
     if len(names) > limits.header_lines:
         raise MessageError("Too Many Header Fields")
-    if len(set(names)) < len(names):
+    single = [name for name in names if name in _SINGLE]
+    if len(set(single)) < len(single):
         for name, written in _SINGLE.items():
-            if names.count(name) > 1 and len(set(message.headers.get_all(name))) > 1:
+            if single.count(name) > 1 and len(set(message.headers.get_all(name))) > 1:
                 raise MessageError(f"Conflicting {written}")
     hops = 0
     for _, line in message.headers.lines("via"):

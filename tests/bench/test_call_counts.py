@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-LIMITS = {"register": 1250, "refresh": 930, "call": 3350, "message": 980, "wake": 5750}
+LIMITS = {"register": 1056, "refresh": 745, "call": 3180, "message": 930, "wake": 5470}
 
 
 @pytest.fixture(scope="module")

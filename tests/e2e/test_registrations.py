@@ -186,3 +186,20 @@ async def test_a_dead_token_ends_the_wait_and_is_forgotten(
     again = await alice.call("bob")
     assert (await again.final()).status == 480
     assert len(world.pushes.all) == 1
+
+
+async def test_the_log_tells_who_came_and_went_and_refreshes_only_for_debugging(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    phone = await world.registered(daemon, "bob", transport, push)
+    await phone.register(push)
+    await phone.register(push, expires=0)
+    await daemon.log_event("unregistered")
+    told = [
+        (record["event"], record["level"])
+        for record in daemon.records
+        if record["event"] in ("registered", "unregistered")
+    ]
+    assert told == [("registered", "info"), ("registered", "debug"), ("unregistered", "info")]

@@ -61,7 +61,7 @@ def one_input(data: bytes) -> None:
     if isinstance(message, Request):
         _serve(message)
     else:
-        client_key(message)
+        client_key(message, message.top_via)
 
 
 def _stream(data: bytes) -> None:
