@@ -53,13 +53,13 @@ def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy) -> bool:
     """Whether a request is heard wherever it comes from.
 
     An emergency call (its ACK and CANCEL too), or what belongs to a call that goes through us:
-    that shows by the Route we recorded. ``key``: that of the route tokens.
+    that shows by its To tag and the Route we recorded. ``key``: that of the route tokens.
     """
     is_call = bool(emergency.route) and request.method in _EMERGENCY
     if is_call and is_emergency(request.uri, emergency.numbers):
         return True
     try:
-        routes = request.headers.values("route")
+        routes = request.headers.values("route") if request.to.tag else []
         user = parse_sip_uri(parse_name_addr(routes[0]).uri).user if routes else None
     except MessageError:
         return False

@@ -188,7 +188,9 @@ def destination(
     """
     token = _pop_own_routes(request, realm, key)
     if token is not None:
-        return ToDialog(token)
+        # Whoever has seen a route of ours in one call must not reach that phone by it for ever.
+        in_dialog = request.to.tag is not None
+        return ToDialog(token) if in_dialog else Rejection(Status.FORBIDDEN, "Route of a Dialog")
     if emergency.covers(request) and _is_for_us(request.uri, realm):
         request.headers.remove("route")
         return ToEmergency()

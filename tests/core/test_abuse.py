@@ -253,8 +253,9 @@ def test_memory_is_bounded_even_when_everybody_signs_in(monkeypatch: pytest.Monk
         assert len(guard) <= 40
 
 
-def request(method: str, uri: str, *routes: str) -> Request:
+def request(method: str, uri: str, *routes: str, to_tag: str = ";tag=1") -> Request:
     headers = Headers()
+    headers.append("To", f"<{uri}>{to_tag}")
     for route in routes:
         headers.append("Route", route)
     return Request(method, uri, headers)
@@ -277,6 +278,7 @@ def test_emergency_calls_and_what_belongs_to_a_call_are_vital() -> None:
         "foreign Route": request("BYE", "sip:a@b", "<sip:192.0.2.1;lr>"),
         "broken Route": request("BYE", "sip:a@b", "<<"),
         "no Route": request("BYE", "sip:a@b"),
+        "no To tag": request("INVITE", "sip:a@b", f"<sip:{ours}@192.0.2.1;lr>", to_tag=""),
     }
     assert [name for name, each in vital.items() if not is_vital(each, KEY, emergency)] == []
     assert [name for name, each in others.items() if is_vital(each, KEY, emergency)] == []

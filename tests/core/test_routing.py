@@ -40,13 +40,15 @@ REALM = Realm(
 )
 
 
-def invite(uri: str = "sip:bob@example.com", *headers: str, body: bytes = b"") -> Request:
+def invite(
+    uri: str = "sip:bob@example.com", *headers: str, body: bytes = b"", to_tag: str = ""
+) -> Request:
     lines = [
         f"INVITE {uri} SIP/2.0",
         "Via: SIP/2.0/UDP 192.0.2.9:5062;branch=z9hG4bKcaller",
         "Max-Forwards: 70",
         'From: "Alice, Dr." <sip:alice@example.com>;tag=1',
-        "To: <sip:bob@example.com>",
+        f"To: <sip:bob@example.com>{to_tag}",
         "Call-ID: call-1",
         "CSeq: 1 INVITE",
         "Contact: <sip:alice@192.0.2.9:5062>",
@@ -105,7 +107,7 @@ def test_our_two_routes_are_taken_off_and_the_last_names_the_side() -> None:
         f"Route: <sip:{encode_route_token(token, KEY)}@192.0.2.1;transport=udp;lr>"
         for token in (caller_side, callee_side)
     ]
-    request = invite("sip:bob@10.0.0.1:4000", *routes)
+    request = invite("sip:bob@10.0.0.1:4000", *routes, to_tag=";tag=2")
     assert destination(request, REALM, KEY) == ToDialog(callee_side)
     assert "route" not in request.headers
 
@@ -113,7 +115,14 @@ def test_our_two_routes_are_taken_off_and_the_last_names_the_side() -> None:
 def test_routes_on_one_line_are_the_same_as_on_two() -> None:
     tokens = [RouteToken("udp/a/b"), RouteToken("tcp/c/d/1")]
     routes = ", ".join(f"<sip:{encode_route_token(t, KEY)}@192.0.2.1;lr>" for t in tokens)
-    assert destination(invite("sip:x@y", f"Route: {routes}"), REALM, KEY) == ToDialog(tokens[1])
+    request = invite("sip:x@y", f"Route: {routes}", to_tag=";tag=2")
+    assert destination(request, REALM, KEY) == ToDialog(tokens[1])
+
+
+def test_the_route_of_a_dialog_begins_no_other() -> None:
+    token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), KEY)
+    request = invite("sip:bob@10.0.0.1:4000", f"Route: <sip:{token}@192.0.2.1;lr>")
+    assert destination(request, REALM, KEY) == Rejection(Status.FORBIDDEN, "Route of a Dialog")
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class Wire:
                     await waiter
             except asyncio.CancelledError:
                 if limit.expired():
-                    came = "; ".join(msg.start for msg in self.seen) or "nothing"
+                    came = "; ".join(msg.start for msg in self.seen[-30:]) or "nothing"
                     raise AssertionError(f"expected {kinds}, came: {came}") from None
                 raise
 
