@@ -7,10 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
+from sipush.config import TlsConfig
 from tests.e2e.daemon import in_time
+from tests.e2e.test_doors import tls_listener
 from tests.e2e.world import World, apns_token, x_push
+from tests.transport.authority import Authority
 
 pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
 
@@ -46,6 +50,32 @@ async def test_a_wake_up_is_counted(world: World) -> None:
     assert samples["sipush_pushes_total result=accepted service=apns"] == 1
     assert samples["sipush_wake_ups_total outcome=answered"] == 1
     assert samples["sipush_wake_seconds_count"] == 1
+
+
+def end_of(certificate: TlsConfig) -> float:
+    """UNIX seconds."""
+    leaf = x509.load_pem_x509_certificate(certificate.certificate.read_bytes())
+    return leaf.not_valid_after_utc.timestamp()
+
+
+async def test_the_end_of_each_certificate_is_told_and_that_of_a_renewed_one_after_reload(
+    world: World, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    usual, other = authority.issue("a.example.com"), authority.issue("b.example.com", days=90)
+    daemon = await world.start(
+        listen=[tls_listener(usual, other)], metrics={"listen": "127.0.0.1:0"}
+    )
+    address = (await daemon.log_event("metrics_served"))["address"]
+    name = "sipush_certificate_expires_timestamp_seconds file="
+    samples = await read(address)
+    assert samples[f"{name}{usual.certificate}"] == end_of(usual)
+    assert samples[f"{name}{other.certificate}"] == end_of(other)
+    authority.issue("a.example.com", days=30)
+    daemon.reload()
+    await daemon.log_event("reloaded")
+    renewed = (await read(address))[f"{name}{usual.certificate}"]
+    assert renewed == end_of(usual) > samples[f"{name}{usual.certificate}"]
 
 
 async def test_every_metric_is_documented(world: World) -> None:
