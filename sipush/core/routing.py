@@ -132,15 +132,16 @@ def is_secure(flow: str) -> bool:
     return flow.partition("/")[0].upper() in _SECURE
 
 
-def record_route_uri(user: str, transport: str, sent_by: str, *, sips: bool) -> str:
-    """The URI we record for one side (§16.6 step 4), with the transport parameter it needs.
+def server_uri(user: str, transport: str, sent_by: str, *, sips: bool) -> str:
+    """A URI that leads to a listener of ours, with the transport parameter it needs.
 
-    ``sips`` for a request that ``wants_tls``.
+    ``user`` may be empty. ``sips`` for a request that ``wants_tls``.
     """
+    where = f"{user}@{sent_by}" if user else sent_by
     if sips and transport in _SECURE:
-        return f"sips:{user}@{sent_by};transport={_SECURE[transport]};lr"
+        return f"sips:{where};transport={_SECURE[transport]}"
     parameter = "ws" if transport == "WSS" else transport.lower()  # RFC 7118 §5.2
-    return f"sip:{user}@{sent_by};transport={parameter};lr"
+    return f"sip:{where};transport={parameter}"
 
 
 def loop_digest(request: Request) -> str:

@@ -49,7 +49,9 @@ def wait_to_sign_in(request: Request, seconds: float, tag: str) -> Response:
 def answer_for_server(transaction: ServerTransactionHandle, tag: str) -> None:
     """A request for sipush itself: OPTIONS says what it can do (§11.2), nothing else is done."""
     if transaction.request.method != "OPTIONS":
-        reject(transaction, Rejection(Status.METHOD_NOT_ALLOWED, headers=(("Allow", ALLOW),)), tag)
+        not_allowed = Rejection(Status.METHOD_NOT_ALLOWED, headers=(("Allow", ALLOW),))
+        no_dialog = Rejection(Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST)  # §12.2.2
+        reject(transaction, no_dialog if transaction.request.to.tag else not_allowed, tag)
         return
     response = make_response(transaction.request, Status.OK, to_tag=tag)
     response.headers.append("Allow", ALLOW)

@@ -49,7 +49,7 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     has_video,
-    record_route_uri,
+    server_uri,
     strip_push_params,
     wants_tls,
 )
@@ -385,7 +385,7 @@ class Forwarding:
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
         user, sips = encode_route_token(token, self.proxy.key), wants_tls(self.request)
-        return record_route_uri(user, flow.transport, flow.sent_by, sips=sips)
+        return f"{server_uri(user, flow.transport, flow.sent_by, sips=sips)};lr"
 
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response
@@ -580,7 +580,17 @@ class Forwarding:
         if self.dialog_side and status == Status.TEMPORARILY_UNAVAILABLE:
             # That would end the dialog: of those who sleep, only this request (RFC 8599 §6.2.3).
             status = Status.SERVER_TIMEOUT
-        return make_response(self.request, status, to_tag=self.tag)
+        response = make_response(self.request, status, to_tag=self.tag)
+        if Status.TRYING < status < Status.OK:
+            self._make_early_dialog(response)
+        return response
+
+    def _make_early_dialog(self, response: Response) -> None:
+        """A To tag makes a dialog, which has a route set and a remote target (§12.1.1)."""
+        headers, flow = response.headers, self.transaction.flow
+        headers.fields += self.request.headers.lines("record-route")
+        uri = server_uri("", flow.transport, flow.sent_by, sips=wants_tls(self.request))
+        headers.append("Contact", f"<{uri}>")
 
     def _add_challenges(self, best: Response, branch: int | None) -> None:
         """§16.7 step 7: the caller sees every challenge that any branch got."""

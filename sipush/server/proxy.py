@@ -159,7 +159,10 @@ class Proxy:
         if rejection is not None:
             reject(transaction, rejection, self.new_id())
             return
-        match destination(request, self.realm, self.key, self.policy.emergency):
+        where = destination(request, self.realm, self.key, self.policy.emergency)
+        if request.headers.get("max-forwards") == "0":  # an OPTIONS, or it would be invalid (§16.3)
+            where = ToServer()
+        match where:
             case Rejection() as rejection:
                 reject(transaction, rejection, self.new_id())
             case ToServer():

@@ -253,9 +253,11 @@ def make_response(
     return Response(status, reason, Headers(fields))
 
 
+_TAG = re.compile(r";\s*tag\s*=", re.IGNORECASE)
+
+
 def _tagged(to_line: str, tag: str) -> str:
-    has_tag = ";tag=" in to_line.rpartition(">")[2].lower()
-    return to_line if has_tag else f"{to_line};tag={tag}"
+    return to_line if _TAG.search(to_line.rpartition(">")[2]) else f"{to_line};tag={tag}"
 
 
 _COPIED = frozenset({"via", "from", "to", "call-id", "cseq", "timestamp"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.e2e.daemon import PBX, in_time
-from tests.e2e.wire import Account
+from tests.e2e.wire import FINAL, Account, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
 
@@ -101,3 +101,51 @@ async def test_the_fallback_gets_the_call_that_no_device_took(world: World, tran
     await voicemail.said("invited")
     assert (await call.hang_up(answer)).status == 200
     await voicemail.said("hung up")
+
+
+async def test_the_ringback_of_a_sleeping_phone_is_a_whole_early_dialog(
+    world: World, transport: str
+) -> None:
+    """SIP.js drops a 180 without Contact, and its user hears nothing."""
+    daemon = await world.daemon()
+    await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", transport)
+    upstream = "<sip:192.0.2.9;lr>"
+    call = await alice.call("bob", headers=[f"Record-Route: {upstream}"])
+    ringing = await call.expect(180)
+    ip, port = daemon.at(transport)
+    assert ringing.contact == f"sip:{ip}:{port};transport={transport.lower()}"
+    assert ringing.all("record-route") == [upstream]
+    assert ringing.tag("to")
+    await in_time(call.cancel(), call.final())
+
+
+async def test_nobody_is_in_the_early_dialog_of_a_call_that_waits(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    await world.sleeping(daemon, "bob", transport, x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    ringing = await call.expect(180)
+    assert (await call.request(ringing, "UPDATE")).status == 481
+
+
+async def test_options_with_no_hops_left_is_answered_and_goes_nowhere(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob", transport)
+    await bob.register()
+    alice = await world.phone(daemon, "alice", transport)
+    alice.wire.send(
+        f"OPTIONS sip:{world.aor('bob')} SIP/2.0\r\n"
+        f"Via: SIP/2.0/{transport} {alice.wire.host_port};branch={new_branch()};rport\r\n"
+        f"Max-Forwards: 0\r\nFrom: <sip:{world.aor('alice')}>;tag=1\r\n"
+        f"To: <sip:{world.aor('bob')}>\r\nCall-ID: trace\r\nCSeq: 1 OPTIONS\r\n"
+        "Content-Length: 0\r\n\r\n"
+    )
+    answer = await alice.wire.expect(FINAL, method="OPTIONS")
+    assert (answer.status, answer["supported"]) == (200, "path, outbound")
+    await bob.wire.options()
+    assert bob.wire.count("OPTIONS") == 0
