@@ -357,7 +357,7 @@ class Forwarding:
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
-        self.tell("forwarded", branch=branch, flow=flow.name, uri=target.uri)
+        self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
 
     def _via_branch(self, branch: int) -> str:
         """Equal in every process that forwards this call to this branch for the Nth time.
@@ -390,7 +390,7 @@ class Forwarding:
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response
         if response.status > Status.TRYING:
-            self.tell("response", branch=branch, status=response.status)
+            self._note("response", branch=branch, status=response.status)
         self._perform(self.context.response_received(branch, response.status, self._now))
 
     def _failed(self, branch: int, failure: Failure) -> None:
@@ -604,6 +604,10 @@ class Forwarding:
         """What happens to a call is worth a line; the rest is for debugging."""
         say = log.info if self.context.invite else log.debug
         say(event, call_id=self.call_id, method=self.request.method, **facts)
+
+    def _note(self, event: str, **facts: object) -> None:
+        """What goes over the wire is for debugging."""
+        log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
 
     def warn(self, event: str, **facts: object) -> None:
         """What an operator should look at."""

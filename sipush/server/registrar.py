@@ -122,8 +122,9 @@ class Registrar:
             is_news = _is_news(decision, self.locations.seen(aor))
             self.locations.saw(aor, location)
             # After the 200: the phone must know that it is registered before it is called.
-            self.bucket.refreshed(aor, location, decision.devices)
-            self.messages.registered(aor, location, decision.devices)
+            devices = decision.devices
+            self.bucket.refreshed(aor, location, devices)
+            self.messages.registered(aor, location, devices)
             self._log(decision, transaction, is_news)
 
     def _log(self, update: Update, transaction: ServerTransactionHandle, is_news: bool) -> None:

@@ -68,7 +68,7 @@ def parse_credentials(value: str) -> Credentials | None:
     if scheme.lower() != "digest":
         return None
     # The first of two equal names wins.
-    found = _PARAM.findall(rest)
+    found: list[tuple[str, str, str]] = _PARAM.findall(rest)
     params = {name.lower(): quoted or plain for name, quoted, plain in reversed(found)}
     username, realm, nonce, uri, response = map(params.get, _REQUIRED)
     if not (username and realm and nonce and uri and response):
