@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -125,7 +124,8 @@ class Forwarding:
     "By device: those that were pushed."
     attempts: dict[int, _Attempt] = field(default_factory=dict)
     created_epoch: float = field(default_factory=time.time)
-    _queue: deque[Action] = field(default_factory=deque)
+    _queue: list[Action] = field(default_factory=list)
+    "A deque would take half a kilobyte of every held call."
     _performing: bool = False
     _timer: asyncio.TimerHandle | None = None
     _cancel_reason: str | None = None
@@ -244,7 +244,7 @@ class Forwarding:
         self._performing = True
         try:
             while self._queue:
-                self._perform_one(self._queue.popleft())
+                self._perform_one(self._queue.pop(0))
         finally:
             self._performing = False
         self._arm_timer()

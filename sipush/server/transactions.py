@@ -16,6 +16,7 @@ from sipush.errors import MessageError, TransportError
 from sipush.server.timer_wheel import CallLater, TimerWheel
 from sipush.sip.client_transaction import ClientTransaction, make_ack, make_cancel
 from sipush.sip.fields import Via
+from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request, Response, make_response
 from sipush.sip.server_transaction import ServerTransaction
 from sipush.sip.status import Status
@@ -260,7 +261,7 @@ class ClientTransactionHandle:
         self._cancel_reason: str | None = None
         self._settled = False
         self.request = request
-        "As sent, our Via on top."
+        "As sent, our Via on top; after a failure nobody asks for it, and it is forgotten."
         self.flow = flow
 
     def cancel(self, reason: str | None = None) -> None:
@@ -268,7 +269,7 @@ class ClientTransactionHandle:
 
         ``reason`` is the value of its Reason header.
         """
-        if self._cancel_wanted or self.request.method != "INVITE":
+        if self._cancel_wanted or self._settled or self.request.method != "INVITE":
             return
         self._cancel_wanted = True
         self._cancel_reason = reason
@@ -346,6 +347,9 @@ class ClientTransactionHandle:
             case Deliver.TIMEOUT | Deliver.TRANSPORT_ERROR:
                 self._settle()
                 timed_out = what is Deliver.TIMEOUT
+                self.request = (
+                    _FORGOTTEN
+                )
                 if not self._abandoned:
                     self._on_failure(Failure.TIMEOUT if timed_out else Failure.TRANSPORT)
             case _:
@@ -641,6 +645,9 @@ class TransactionLayer:
         handle.respond(make_response(cancel, status, to_tag=self._new_id()))
         if invite is not None and invite.handle is not None:
             self.user.cancelled(invite.handle, cancel)
+
+
+_FORGOTTEN = Request("", "", Headers())
 
 
 def _ignore(_: object) -> None:

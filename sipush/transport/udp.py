@@ -26,7 +26,7 @@ SLICE = 0.01
 SOCKET_BUFFER = 4 << 20
 "Bytes asked of the kernel for each direction; it may grant less (net.core.rmem_max)."
 
-MAX_FLOWS = 100_000
+MAX_FLOWS = 10_000
 "Flows kept at hand; beyond, all are forgotten: they hold no state that the next datagram lacks."
 
 MIN_MESSAGE = 12
