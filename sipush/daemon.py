@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -401,13 +402,16 @@ class Daemon:
         ]
 
     async def _some_users(self) -> list[str]:
-        """The first few users: a store may hold a million."""
-        users = list(self._config.users)
-        async for subscriber in self._store.subscribers():
-            if len(users) > _SHOWN_USERS:
-                break
-            users.append(subscriber.aor)
-        return users if len(users) <= _SHOWN_USERS else [*users[:_SHOWN_USERS], "…"]
+        """The first few users: a store may hold a million, or a few among a million bindings."""
+        users, all_seen = list(self._config.users), False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LISTING_TIME):
+                async for subscriber in self._store.subscribers():
+                    if len(users) > _SHOWN_USERS:
+                        break
+                    users.append(subscriber.aor)
+                all_seen = len(users) <= _SHOWN_USERS
+        return users if all_seen else [*users[:_SHOWN_USERS], "…"]
 
 
 TRYING_DELAY = 0.2
@@ -416,6 +420,8 @@ _SWITCH_INTERVAL = 0.0005
 """Seconds a thread (of the store, of FCM) may keep Python's lock once the event loop wants it back.
 Python's own 5 ms are waited for again after every system call of the loop."""
 _SHOWN_USERS = 10
+_LISTING_TIME = 0.2
+"Seconds a start may look for them: Redis finds users only by looking at all keys."
 _RESERVED_FILES = 256
 "File descriptors that connections of phones leave for everything else."
 _CLOCK_SKEW = 5.0

@@ -347,9 +347,7 @@ class ClientTransactionHandle:
             case Deliver.TIMEOUT | Deliver.TRANSPORT_ERROR:
                 self._settle()
                 timed_out = what is Deliver.TIMEOUT
-                self.request = (
-                    _FORGOTTEN
-                )
+                self.request = _FORGOTTEN
                 if not self._abandoned:
                     self._on_failure(Failure.TIMEOUT if timed_out else Failure.TRANSPORT)
             case _:

@@ -1,0 +1,42 @@
+"""What the daemon tells at its start."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from sipush.core.bindings import Subscriber
+from sipush.daemon import Daemon
+from sipush.location.memory import MemoryStore
+from tests.bench.in_process import configuration
+
+
+class EndlessStore(MemoryStore):
+    """One user, found at once, among more keys than anybody can look at."""
+
+    async def subscribers(self) -> AsyncIterator[Subscriber]:
+        yield Subscriber("bob@example.com", "0" * 32)
+        await asyncio.Event().wait()
+
+
+def daemon(directory: Path, store: MemoryStore) -> Daemon:
+    daemon = Daemon(Path(), configuration(directory))
+    daemon._store = store
+    return daemon
+
+
+async def test_a_start_does_not_wait_for_users_that_are_hard_to_find(tmp_path: Path) -> None:
+    async with asyncio.timeout(10):
+        users = await daemon(tmp_path, EndlessStore())._some_users()
+    assert users[-2:] == ["bob@example.com", "…"]
+
+
+async def test_a_start_names_few_users_all_and_many_users_in_part(tmp_path: Path) -> None:
+    store = MemoryStore()
+    one = daemon(tmp_path, store)
+    await store.put_subscriber(Subscriber("bob@example.com", "0" * 32))
+    configured = [*one._config.users]
+    assert await one._some_users() == [*configured, "bob@example.com"]
+    for number in range(20):
+        await store.put_subscriber(Subscriber(f"{number}@example.com", "0" * 32))
+    users = await one._some_users()
+    assert (len(users), users[-1]) == (11, "…")
