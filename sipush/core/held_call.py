@@ -20,6 +20,10 @@ from sipush.core.branch import (
 )
 from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import Search, Target, Turn
+from sipush.sip.message import Request
+
+CREDENTIALS = ("authorization", "proxy-authorization")
+"Headers that no store holds."
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
 
@@ -31,7 +35,7 @@ class HeldCall:
     id: str
     "Unique among all held calls."
     request: bytes
-    "The INVITE as it came, its top Via stamped."
+    "``storable``: the INVITE as it came, its top Via stamped."
     flow: str
     "Name of the flow it came over."
     push_id: str
@@ -71,6 +75,19 @@ class HeldCall:
                 "diversions": tuple(map(tuple, values["diversions"])),
             }
         )
+
+
+def storable(request: Request) -> bytes:
+    """The request without credentials, its own for another server included.
+
+    A device that asked for them asks again should it get the call from another process.
+    """
+    if not any(name in request.headers for name in CREDENTIALS):
+        return request.to_bytes()
+    stored = request.copy()
+    for name in CREDENTIALS:
+        stored.headers.remove(name)
+    return stored.to_bytes()
 
 
 def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, Any]:

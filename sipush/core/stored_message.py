@@ -23,8 +23,9 @@ _SILENT = frozenset({COMPOSING, "message/imdn+xml"})
 _PUSH_IDS = ("x-push-id", "portsip-push-id")
 "Apps drop messages by these numbers: only we may write them."
 
-_OF_THE_WAY = ("via", "route", "record-route", "proxy-authorization")
-"Headers of the way from the sender, which ends with our 202."
+_OF_THE_WAY = ("via", "route", "record-route", "proxy-authorization", "authorization")
+"""Headers of the way from the sender, which ends with our 202; credentials for the recipient too,
+whom nobody hears asking for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sipush.core.bindings import Location
-from sipush.core.held_call import HeldCall, freeze
+from sipush.core.held_call import HeldCall, freeze, storable
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.server.tasks import Tasks
@@ -98,7 +98,7 @@ def describe(forwarding: Forwarding) -> HeldCall:
     now = asyncio.get_running_loop().time()
     return HeldCall(
         id=forwarding.push_id,
-        request=forwarding.request.to_bytes(),
+        request=storable(forwarding.request),
         flow=forwarding.transaction.flow.name,
         push_id=forwarding.push_id,
         tag=forwarding.tag,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sipush.core.bindings import Platform, PushRecord
-from sipush.core.held_call import HeldCall, freeze, thaw
+from sipush.core.held_call import HeldCall, freeze, storable, thaw
 from sipush.core.response_context import (
     TOMBSTONE,
     BranchState,
@@ -21,6 +21,7 @@ from sipush.core.response_context import (
     ResponseContext,
 )
 from sipush.core.target_set import Target, TargetSet, Turn
+from sipush.sip.message import Request, parse_datagram
 
 RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t", "t", extra={"pn-param": "p"})
 SLEEPING = Target("d", push=RECORD, hold=30)
@@ -53,6 +54,17 @@ def test_a_held_call_comes_back_as_it_was(changes: dict[str, object]) -> None:
     call = held(**changes)
     assert HeldCall.from_json(call.to_json()) == call
     assert call.to_json().isascii()
+
+
+def test_no_credentials_are_stored_and_everything_else_is() -> None:
+    head, body = b"INVITE sip:b@h SIP/2.0\r\nVia: SIP/2.0/UDP a;branch=z9hG4bK1\r\n", b"\r\nv=0"
+    secret = b'Authorization: Digest response="s"\r\nproxy-authorization: Digest response="s"\r\n'
+    kept = head + b"X: y\r\n" + body
+    for text in (kept, head + secret + b"X: y\r\n" + body):
+        request = parse_datagram(text)
+        assert isinstance(request, Request)
+        assert storable(request) == kept
+        assert request.to_bytes() == text
 
 
 def test_a_device_is_waited_for_until_the_same_moment_and_not_pushed_again() -> None:

@@ -55,12 +55,13 @@ def test_the_way_from_the_sender_is_not_stored_and_the_rest_is_kept() -> None:
             "Route: <sip:pbx.example.com;lr>",
             "Record-Route: <sip:pbx.example.com;lr>",
             'Proxy-Authorization: Digest username="alice"',
+            'Authorization: Digest username="alice"',
             "X-Own:   kept  as it came",
             body=b"\x00\xff\r\n\r\nz",
         )
     )
     delivered = to_deliver(replace(stored, id=17), PHONE)
-    for name in ("via", "route", "record-route", "proxy-authorization"):
+    for name in ("via", "route", "record-route", "proxy-authorization", "authorization"):
         assert name not in delivered.headers
     assert ("x-own", "X-Own:   kept  as it came") in delivered.headers.fields
     assert delivered.body == b"\x00\xff\r\n\r\nz"

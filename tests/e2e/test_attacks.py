@@ -349,6 +349,25 @@ async def test_no_password_token_or_digest_is_logged_and_no_password_stored(
     assert not [each for each in secret if each in stored]
 
 
+async def test_credentials_for_the_callee_reach_it_but_not_the_store(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    theirs = 'Digest username="alice", realm="door", nonce="n", uri="sip:bob", response="5ec4e7"'
+    outgoing = await alice.call("bob", headers=[f"Authorization: {theirs}"])
+    await world.pushes.next()
+    with sqlite3.connect(f"file:{world.store['sqlite']['path']}?mode=ro", uri=True) as database:
+        stored = "\n".join(database.iterdump())
+    assert "INVITE sip:bob@" in stored
+    assert "5ec4e7" not in stored
+    bob = await world.registered(daemon, "bob", "TCP", push)
+    incoming = await bob.incoming()
+    assert incoming.invite["authorization"] == theirs
+    incoming.reply(200)
+    assert (await _hang_up(outgoing, incoming, await outgoing.final())).status == 200
+
+
 # -- floods --
 
 
