@@ -39,7 +39,7 @@ bench: .venv/dev.stamp ## Measure what operations cost, beside Kamailio if it is
 SECONDS ?= 600
 fuzz: .venv/dev.stamp ## Fuzz the parser for SECONDS (600)
 	@mkdir -p run/fuzz
-	$(BIN)/python -m tests.fuzz -max_total_time=$(SECONDS) -max_len=4096 -timeout=5 \
+	$(BIN)/python -m tests.fuzz -max_total_time=$(SECONDS) -max_len=16384 -timeout=5 \
 		-artifact_prefix=run/ run/fuzz tests/fuzz/corpus tests/sip/rfc4475
 
 # run/soak.txt and run/soak.svg tell what happened.

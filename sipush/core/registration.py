@@ -20,7 +20,7 @@ from sipush.core.bindings import (
 from sipush.core.outbound import purr
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
-from sipush.sip.grammar import quote_string, unquote_string
+from sipush.sip.grammar import number, quote_string, unquote_string
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.push_params import (
     HEADERS,
@@ -291,9 +291,9 @@ class _Register:
     def _expires(self, contact: NameAddr) -> int:
         """What is granted: the parameter, else the header, else the default (§10.3 step 6)."""
         text = contact.params.get("expires") or self.request.headers.get("expires") or ""
-        if not (text.isascii() and text.isdigit()):  # §20.19: malformed is as good as absent
-            text = str(self.policy.default_expires)
-        seconds = int((text.lstrip("0") or "0")[:10])
+        seconds = number(text)
+        if seconds is None:  # §20.19: malformed is as good as absent
+            seconds = self.policy.default_expires
         if 0 < seconds < self.policy.min_expires:
             raise _TooBriefError(self.policy.min_expires)
         return min(seconds, self.policy.max_expires)

@@ -21,6 +21,7 @@ from sipush.core.outbound import RouteToken, decode_route_token, device_digest
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, parse_name_addr, parse_via
+from sipush.sip.grammar import number
 from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request, Response
 from sipush.sip.push_params import without_push_params
@@ -166,12 +167,12 @@ def _has_looped(request: Request, realm: Realm) -> bool:
 
 def validate(request: Request, realm: Realm) -> Rejection | None:
     """§16.3: what makes a request unfit to be forwarded."""
-    hops = request.headers.get("max-forwards")
-    if hops is not None:
-        if not (hops.isascii() and hops.isdigit()) or int(hops) > 255:
-            return Rejection(Status.BAD_REQUEST, "Malformed Max-Forwards")
-        if int(hops) == 0 and request.method != "OPTIONS":
-            return Rejection(Status.TOO_MANY_HOPS)
+    text = request.headers.get("max-forwards")
+    hops = _DEFAULT_MAX_FORWARDS if text is None else number(text)
+    if hops is None or hops > 255:
+        return Rejection(Status.BAD_REQUEST, "Malformed Max-Forwards")
+    if hops == 0 and request.method != "OPTIONS":
+        return Rejection(Status.TOO_MANY_HOPS)
     if _has_looped(request, realm):
         return Rejection(Status.LOOP_DETECTED)
     unsupported = request.headers.values("proxy-require")
@@ -347,8 +348,8 @@ def forward_request(
     forwarded = request.copy()
     forwarded.uri = without_push_params(target.uri)
     headers = forwarded.headers
-    hops = headers.get("max-forwards")
-    headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else int(hops) - 1))
+    hops = number(headers.get("max-forwards") or "")
+    headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else hops - 1))
     for uri in record_routes:
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):

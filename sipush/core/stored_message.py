@@ -11,6 +11,7 @@ from sipush.core.bindings import Aor
 from sipush.core.routing import forward_request, strip_push_params
 from sipush.core.target_set import Target
 from sipush.errors import ProtocolError
+from sipush.sip.grammar import number
 from sipush.sip.message import Request, parse_datagram
 
 COMPOSING = "application/im-iscomposing+xml"
@@ -70,10 +71,8 @@ def message_key(request: Request) -> str:
 
 def lifetime(request: Request, longest: float) -> float:
     """Seconds for which the MESSAGE may wait: its Expires (RFC 3428 §4), at most ``longest``."""
-    text = request.headers.get("expires") or ""
-    if not (text.isascii() and text.isdigit()):  # §20.19: malformed is as good as absent
-        return longest
-    return min(float(text[:12]), longest)
+    seconds = number(request.headers.get("expires") or "")
+    return longest if seconds is None else min(float(seconds), longest)  # §20.19
 
 
 def from_sender(request: Request) -> Request:

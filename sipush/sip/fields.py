@@ -13,6 +13,7 @@ from sipush.sip.grammar import (
     QUOTED_STRING,
     TOKEN,
     is_token,
+    number,
     parse_params,
     quote_string,
     unquote_string,
@@ -162,10 +163,10 @@ class CSeq:
 @_cached
 def parse_cseq(text: str) -> CSeq:
     """Parse a CSeq value. Raises MessageError 400, also for a number that is not below 2**31."""
-    number, _, method = text.replace("\t", " ").partition(" ")
-    method = method.strip()
-    if not (number.isascii() and number.isdigit() and is_token(method)):
+    digits, _, method = text.replace("\t", " ").partition(" ")
+    method, sequence = method.strip(), number(digits)
+    if sequence is None or not is_token(method):
         raise MessageError("Malformed CSeq")
-    if len(number.lstrip("0")) > 10 or int(number) >= 2**31:
+    if sequence >= 2**31:
         raise MessageError("CSeq Number Out of Range")
-    return CSeq(int(number), method)
+    return CSeq(sequence, method)

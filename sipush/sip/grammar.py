@@ -43,6 +43,21 @@ _SEPARATORS = {
 }
 
 
+HUGE = 10**10
+"What a number with more than ten digits counts as."
+
+
+def number(text: str) -> int | None:
+    """The value of 1*DIGIT, at most ``HUGE``; None for anything else.
+
+    ``int`` takes other digits too, and raises ValueError for more than 4,300 of them.
+    """
+    if not (text.isascii() and text.isdigit()):
+        return None
+    digits = text.lstrip("0")
+    return int(digits or "0") if len(digits) <= 10 else HUGE
+
+
 def split_outside(text: str, separator: str) -> list[str]:
     """Split on ``separator`` where it is neither in a quoted-string nor in ``<>``; parts stripped.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, Via
-from sipush.sip.grammar import is_token, split_outside
+from sipush.sip.grammar import is_token, number, split_outside
 from sipush.sip.message import Message, Request
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri
@@ -117,7 +117,8 @@ def _check_request_uri(uri: str) -> None:
 
 
 def _check_max_forwards(value: str | None) -> None:
-    if value is not None and not (value.isascii() and value.isdigit() and int(value) <= 255):
+    hops = number("70" if value is None else value)
+    if hops is None or hops > 255:
         raise MessageError("Malformed Max-Forwards")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
-from sipush.core.bindings import Location, Platform
+from sipush.core.authentication import Accepted, Authenticator
+from sipush.core.bindings import Location, Platform, Subscriber
 from sipush.core.registration import (
     Fetch,
     RegistrationPolicy,
@@ -26,6 +28,7 @@ from sipush.core.routing import (
     loop_digest,
     validate,
 )
+from sipush.core.stored_message import from_sender, lifetime, shown, to_deliver, to_store
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.digest import find_credentials
@@ -38,6 +41,8 @@ KEY = b"k" * 32
 NOW = 1_800_000_000.0
 REMOTE = ("192.0.2.201", 5060)
 REALM = Realm(("example.com",), frozenset(), lambda _host, _port: False, lambda _host: False)
+BOB = Subscriber("101@example.com", "0" * 32, "0" * 64)
+AUTHENTICATOR = Authenticator(KEY, 300)
 POLICY = RegistrationPolicy(
     min_expires=30,
     apps={"com.example.phone": frozenset({Platform.APNS, Platform.FCM, Platform.WEBHOOK})},
@@ -103,7 +108,8 @@ def _serve(request: Request) -> None:
     stamp_received(request, REMOTE)
     server_key(request, request.top_via, request.method)
     _is_sound(make_response(request, 486, to_tag="t1"), request)
-    find_credentials(request.headers.get_all("authorization"), "example.com")
+    credentials = find_credentials(request.headers.get_all("authorization"), "example.com")
+    assert AUTHENTICATOR.verify(credentials, request, BOB, NOW) != Accepted()
     loop_digest(request)
     caller(request)
     has_video(request)
@@ -111,6 +117,20 @@ def _serve(request: Request) -> None:
         _register(request)
     else:
         _forward(request)
+    if request.method == "MESSAGE":
+        _store(request)
+
+
+def _store(request: Request) -> None:
+    shown(request)
+    try:
+        stored = to_store(from_sender(request), BOB.aor, NOW, lifetime(request, 60))
+        delivered = to_deliver(replace(stored, id=17), Target("d", "sip:101@192.0.2.9"))
+    except MessageError:
+        return
+    again = parse_datagram(delivered.to_bytes())
+    assert again.headers.get_all("portsip-push-id") == ["17"]
+    assert again.body == request.body
 
 
 def _register(request: Request) -> None:

@@ -28,7 +28,7 @@ def test_an_input_of_the_corpus_does_no_harm(path: Path) -> None:
 def test_no_input_that_the_fuzzer_finds_does_harm(tmp_path: Path) -> None:
     found = tmp_path / "found"
     found.mkdir()
-    options = [f"-max_total_time={SECONDS}", "-max_len=4096", "-timeout=5", "-rss_limit_mb=2048"]
+    options = [f"-max_total_time={SECONDS}", "-max_len=16384", "-timeout=5", "-rss_limit_mb=2048"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *options, f"-artifact_prefix={tmp_path}/", found]
         + [str(folder) for folder in SEEDS],
