@@ -21,7 +21,7 @@ from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
 from sipush.errors import ConfigError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
-from sipush.logs import fingerprint, redact_text
+from sipush.logs import fingerprint, printable, redact_text
 from sipush.sip.digest import Algorithm, compute_ha1
 
 Work = Callable[[LocationStore], Awaitable[None]]
@@ -138,7 +138,8 @@ def list_bindings(options: argparse.Namespace, config: Config) -> Work:
         else:
             aors = sorted([aor async for aor in store.aors()])
         for aor in aors:
-            print(*_location_lines(aor, await store.lookup(aor, now), now), sep="\n")
+            for line in _location_lines(aor, await store.lookup(aor, now), now):
+                print(printable(line))
 
     return work
 

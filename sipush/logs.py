@@ -67,6 +67,21 @@ def redact_text(text: str) -> str:
     return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
 
 
+def printable(text: str) -> str:
+    """The text with what would steer a terminal, or hide from its reader, as ``\\uXXXX``.
+
+    Contacts and names are what strangers and users write.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[n : n + 4]}" for n in range(0, len(units), 4))
+
+
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Take tokens, passwords and digests out of an event, whatever key or text they hide in."""
     for key, value in event.items():
@@ -153,15 +168,23 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
 
 
 def _renderer(console: bool, stream: TextIO) -> Processor:
-    if console:
-        return structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    return _render_json
+    if not console:
+        return _render_json
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        for key, value in event.items():
+            if isinstance(value, str):
+                event[key] = "\n".join(map(printable, value.split("\n")))
+        return renderer(logger, method, event)
+
+    return render
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    return _encode(event)
+    return printable(_encode(event))
 
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode

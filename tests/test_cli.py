@@ -258,6 +258,14 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     assert shell.ok("bindings", "103") == "103@example.com: nothing registered\n"
 
 
+async def test_what_a_phone_registered_does_not_steer_the_terminal(shell: Shell) -> None:
+    store = make_store(load(shell.folder / "sipush.toml").store)
+    await store.open()
+    await store.bind(registration("101@example.com", "instance:<urn:\x1b[2J\udcff>", "t", 600))
+    await store.close()
+    assert "<urn:\\u001b[2J\\udcff>" in shell.ok("bindings")
+
+
 async def test_bans_are_listed_and_lifted(shell: Shell) -> None:
     store = make_store(load(shell.folder / "sipush.toml").store)
     await store.open()

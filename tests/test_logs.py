@@ -168,3 +168,24 @@ def test_what_is_no_secret_is_logged_as_it_is(facts: dict[str, Any]) -> None:
 def test_a_fingerprint_tells_tokens_apart_and_no_more() -> None:
     assert logs.fingerprint(APNS_TOKEN) != logs.fingerprint(FCM_TOKEN)
     assert len(logs.fingerprint(FCM_TOKEN)) == 8
+
+
+STEERING = "a\x1b[31m\x07\x7f\x9b31m\u202e\u2028\udcff\U000e0001ü😀"
+SHOWN = "a\\u001b[31m\\u0007\\u007f\\u009b31m\\u202e\\u2028\\udcff\\udb40\\udc01ü😀"
+
+
+def test_nothing_that_steers_a_terminal_is_written() -> None:
+    assert logs.printable(STEERING) == SHOWN
+    for log_format in ("console", "json"):
+        stream = start(log_format=log_format)
+        structlog.get_logger().info("event", aor=STEERING)
+        (line,) = stream.getvalue().splitlines()
+        assert SHOWN in line
+    assert json.loads(line)["aor"] == STEERING
+
+
+def test_one_event_is_one_line_whatever_it_says() -> None:
+    for log_format in ("console", "json"):
+        stream = start(log_format=log_format)
+        structlog.get_logger().info("event", aor='x"\r\n{"source": "192.0.2.1", "event": "banned"}')
+        assert len(stream.getvalue().splitlines()) == 1
