@@ -126,8 +126,9 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
     """Note in the top Via where the request really came from (§18.2.1, RFC 3581 §4).
 
     ``received`` is set when sent-by names another host or ``rport`` is asked for, ``rport`` when it
-    is asked for; all other bytes of the line stay. ``via`` is the top Via, if it has been parsed.
-    Raises MessageError when the Via is missing or malformed.
+    is asked for; all other bytes of the line stay, but for a semicolon with nothing behind it.
+    ``via`` is the top Via, if it has been parsed. Raises MessageError when the Via is missing or
+    malformed.
     """
     via = via or request.top_via
     host, port = remote
@@ -142,7 +143,7 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
         colon = line.index(":") + 1
         first = split_outside(line[colon:], ",")[0]
         end = line.index(first, colon) + len(first)
-    stamped = line[:end].rstrip()
+    stamped = line[:end].rstrip("; \t\r\n")
     if "received" in via.params:
         stamped = _RECEIVED.sub("", stamped)
     if wants_rport:

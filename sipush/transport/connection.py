@@ -52,6 +52,8 @@ class ConnectionTable:
         "To be set before the first connection."
         self._open: dict[str, Connection] = {}
         self._incoming: Counter[str] = Counter()
+        self._expected = 0
+        "TLS handshakes under way; they count as incoming."
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._closing = False
@@ -72,9 +74,7 @@ class ConnectionTable:
             return False
         ip = connection.remote[0]
         if connection.is_incoming:
-            if len(self._open) >= self.limits.connections:
-                return False
-            if self._incoming[ip] >= self.limits.connections_per_address:
+            if not self._has_room(ip):
                 return False
             self._incoming[ip] += 1
         ends = f"{format_address(connection.local)}/{format_address(connection.remote)}"
@@ -83,6 +83,22 @@ class ConnectionTable:
         self._open[connection.name] = connection
         self._empty.clear()
         return True
+
+    def expect(self, ip: str) -> bool:
+        """Count a connection that is not one before its TLS handshake is over; False as ``add``.
+
+        To be followed by ``expected``, unless it is False.
+        """
+        if self._closing or not self._has_room(ip):
+            return False
+        self._incoming[ip] += 1
+        self._expected += 1
+        return True
+
+    def expected(self, ip: str) -> None:
+        """Its handshake is over, however it went."""
+        self._expected -= 1
+        self._gone(ip)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that ended and tell the receiver; nothing if it was never added."""
@@ -100,13 +116,22 @@ class ConnectionTable:
         if self._open.pop(connection.name, None) is None:
             return False
         if connection.is_incoming:
-            ip = connection.remote[0]
-            self._incoming[ip] -= 1
-            if not self._incoming[ip]:
-                del self._incoming[ip]
+            self._gone(connection.remote[0])
         if not self._open:
             self._empty.set()
         return True
+
+    def _has_room(self, ip: str) -> bool:
+        limits = self.limits
+        return (
+            len(self._open) + self._expected < limits.connections
+            and self._incoming[ip] < limits.connections_per_address
+        )
+
+    def _gone(self, ip: str) -> None:
+        self._incoming[ip] -= 1
+        if not self._incoming[ip]:
+            del self._incoming[ip]
 
     async def close(self) -> None:
         """Close every connection and wait until all have ended."""

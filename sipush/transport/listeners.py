@@ -22,13 +22,13 @@ from sipush.transport.address import (
 )
 from sipush.transport.connection import Connection, ConnectionTable, Limits
 from sipush.transport.flow import Address, Flow, Receiver
+from sipush.transport.handshake import TlsHandshake
 from sipush.transport.stream import StreamConnection
 from sipush.transport.tls import Certificate, ServerTls, client_context
 from sipush.transport.udp import UdpListener
 from sipush.transport.websocket import WebSocketConnection
 
 _CONNECT_TIMEOUT = 5.0
-_HANDSHAKE_TIMEOUT = 10.0
 _BACKLOG = 1024
 "Connections that the kernel keeps until we accept them."
 _ACCEPTS = 64
@@ -83,11 +83,7 @@ class Listeners:
             return
         try:
             self._servers[address] = await asyncio.get_running_loop().create_server(
-                partial(self._incoming, address),
-                sock=sock,
-                backlog=_ACCEPTS,
-                ssl=tls.context if tls else None,
-                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT if tls else None,
+                partial(self._incoming, address, tls), sock=sock, backlog=_ACCEPTS
             )
             sock.listen(_BACKLOG)
         except OSError:
@@ -96,7 +92,11 @@ class Listeners:
         if tls is not None:
             self._tls[address] = tls
 
-    def _incoming(self, address: ListenAddress) -> Connection:
+    def _incoming(self, address: ListenAddress, tls: ServerTls | None) -> asyncio.BaseProtocol:
+        make = partial(self._connection, address)
+        return TlsHandshake(self._table, tls.context, make) if tls else make()
+
+    def _connection(self, address: ListenAddress) -> Connection:
         if address.transport in ("WS", "WSS"):
             return WebSocketConnection(self._table, address)
         return StreamConnection(self._table, address, is_incoming=True)

@@ -39,6 +39,7 @@ def test_a_field_repeated_with_the_same_value_is_tolerated() -> None:
         ("SIP/2.0/UDP 10.0.0.1;rport=7;branch=b", ";rport=40000;branch=b;received=203.0.113.9"),
         ("SIP/2.0/UDP 10.0.0.1;branch=b", ";branch=b;received=203.0.113.9"),
         ("SIP/2.0/UDP 10.0.0.1;received=6.6.6.6;branch=b", ";branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP 10.0.0.1;branch=b;", ";branch=b;received=203.0.113.9"),
         ("SIP/2.0/UDP 203.0.113.9;branch=b", ";branch=b"),
     ],
 )

@@ -1,0 +1,73 @@
+"""TLS handshakes: limited while they last, and what comes with their end is not lost."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+
+from sipush.transport import handshake
+from sipush.transport.connection import Limits
+from tests.transport.authority import Authority
+from tests.transport.conftest import Open
+from tests.transport.support import Recorder, TcpPhone, register, soon
+
+
+@pytest.mark.parametrize("limits", [Limits(connections_per_address=2), Limits(connections=2)])
+async def test_a_handshake_that_does_not_end_counts_as_a_connection(
+    listen: Open, recorder: Recorder, authority: Authority, limits: Limits
+) -> None:
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"), limits=limits)
+    address = listeners.addresses[0].bound
+    stalled = [await TcpPhone.open(address) for _ in range(2)]
+    refused = await TcpPhone.open(address)
+    assert await soon(refused.reader.read(-1)) == b""
+    stalled[0].writer.close()
+    welcome = await served_at_last(authority, address)
+    await recorder.request()
+    for phone in (*stalled, welcome):
+        phone.writer.close()
+
+
+async def served_at_last(authority: Authority, address: tuple[str, int]) -> TcpPhone:
+    """A phone that has registered: the server hears of an end soon, but not at once."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                phone = await TcpPhone.open(address, ssl=authority.client())
+            except OSError:
+                continue
+            phone.writer.write(register())
+            return phone
+
+
+async def test_a_handshake_that_does_not_end_is_given_up(
+    listen: Open, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "HANDSHAKE_TIME", 0.1)
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    assert await soon(phone.reader.read(-1)) == b""
+
+
+async def test_a_request_in_the_packet_that_ends_the_handshake_is_heard(
+    listen: Open, recorder: Recorder, authority: Authority
+) -> None:
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = authority.client()
+    tls = client.wrap_bio(coming, going, server_hostname="127.0.0.1")
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            phone.writer.write(going.read())
+            coming.write(await soon(phone.reader.read(65536)))
+    tls.write(register(7))
+    phone.writer.write(going.read())
+    _, request = await recorder.request()
+    assert request.cseq.number == 7
+    phone.writer.close()
