@@ -23,6 +23,10 @@ _KEEP_ALIVE = {
 }
 "A silent peer is probed after 120 s; one that acknowledges nothing for 60 s is dead."
 
+READ_SIZE = 16 * 1024
+"""Bytes taken from one connection before the others get their turn. asyncio's 256 KiB would be
+hundreds of messages of one peer in a row."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -169,6 +173,7 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         assert isinstance(transport, asyncio.Transport)
         self._wire = transport
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]
         peer = transport.get_extra_info("peername")
         if peer is None:  # gone before we looked
             transport.abort()

@@ -7,13 +7,13 @@ import ssl
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
-from sipush.transport.connection import Connection, ConnectionTable
+from sipush.transport.connection import READ_SIZE, Connection, ConnectionTable
 
 HANDSHAKE_TIME = 10.0
 "Seconds a handshake may take."
 
 # asyncio sets as much aside for each TLS connection, 256 KiB unless told; a record has 16 KiB.
-SSLProtocol.max_size = 16 * 1024
+SSLProtocol.max_size = READ_SIZE
 
 
 class TlsHandshake(asyncio.Protocol):

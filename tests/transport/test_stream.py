@@ -291,3 +291,23 @@ async def test_a_server_that_is_not_there_is_an_error_that_names_it(listen: Open
                 TransportError, match=rf"^tcp 127.0.0.1:{address[1]}: connection refused$"
             ):
                 await listeners.connect("tcp", address)
+
+
+async def test_a_connection_full_of_messages_does_not_keep_the_others_waiting(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    address = listeners.addresses[0].bound
+    greedy, modest = socket.create_connection(address), socket.create_connection(address)
+    for phone in (greedy, modest):
+        phone.send(register())
+        await recorder.request()
+    greedy.setblocking(False)
+    assert greedy.send(register(2) * 400) > 300 * len(register())
+    modest.send(register(3))
+    heard = 0
+    while (await recorder.request())[1].cseq.number != 3:
+        heard += 1
+    assert heard < 100
+    greedy.close()
+    modest.close()
