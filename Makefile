@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
-TEST_PACKAGES := redis-server sip-tester baresip-core chromium iproute2 iptables faketime
+TEST_PACKAGES := redis-server sip-tester baresip-core linphone-cli chromium iproute2 iptables faketime
 # Debian's npm is large, and cannot stand beside a node from elsewhere, which brings one along.
 TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser

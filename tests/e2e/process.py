@@ -78,14 +78,15 @@ class Program:
         *command: str | Path,
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        typing: bool = False,
     ) -> Program:
-        """Spawn; stdin is closed, stderr goes with stdout."""
+        """Spawn; stderr goes with stdout. stdin is closed, unless it takes what is typed there."""
         process = await asyncio.create_subprocess_exec(
             *DIES_WITH_US,
             *map(str, command),
             cwd=directory,
             env={**os.environ, **(environment or {})},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE if typing else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,

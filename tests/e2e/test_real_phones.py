@@ -1,4 +1,4 @@
-"""The same story with phones that we did not write: SIPp, baresip, asyncsip."""
+"""The same story with phones that we did not write: SIPp, baresip, Linphone, asyncsip."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import uuid
 
 import pytest
 
-from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.daemon import APP, Daemon, in_time
 from tests.e2e.sipp import Sipp
-from tests.e2e.world import World, apns_token, x_push
+from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 
 async def sipp_phone(
@@ -87,6 +87,40 @@ async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
     await in_time(alice.rtp_received(), reborn.rtp_received())
     alice.command("hangup")
     await reborn.event("CALL_CLOSED")
+    assert len(world.pushes.all) == 1
+
+
+RFC8599 = "pn-provider=fcm;pn-prid={token};pn-param={app}"
+OLDER = "app-id={app};pn-type=firebase;pn-tok={token}"
+
+
+@pytest.mark.parametrize(
+    ("transport", "params"),
+    [("UDP", RFC8599), ("TCP", RFC8599), ("TLS", RFC8599), ("TCP", OLDER)],
+    ids=["UDP", "TCP", "TLS", "older parameters"],
+)
+async def test_linphone_is_killed_pushed_restarted_and_answers_with_audio(
+    world: World, transport: str, params: str
+) -> None:
+    """The parameters in its Contact URI are all that tells how to wake it."""
+    daemon = await world.daemon(listen=world.doors())
+    token, instance = fcm_token(), str(uuid.uuid4())
+    push = params.format(token=token.replace(":", "%3A"), app=APP)
+    bob = await world.linphone(daemon, "bob", transport, instance=instance, push=push)
+    registered = await daemon.log_event("registered", aor=world.aor("bob"))
+    assert registered["push"] == [APP]
+    await bob.kill()
+
+    alice = await world.baresip(daemon, "alice", transport)
+    await alice.registered()
+    alice.command("dial", f"sip:{world.aor('bob')}")
+    await alice.event("CALL_RINGING")
+    assert (await world.pushes.next()).token == token
+    reborn = await world.linphone(daemon, "bob", transport, instance=instance, push=push)
+    await in_time(alice.event("CALL_ESTABLISHED"), reborn.connected())
+    await alice.rtp_received()
+    alice.command("hangup")
+    await reborn.hung_up()
     assert len(world.pushes.all) == 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from sipush.demo.credentials import Credentials
 from tests.e2e.baresip import Baresip
 from tests.e2e.daemon import APP, Daemon, account, ha1, merged
+from tests.e2e.linphone import Linphone
 from tests.e2e.process import Program, free_port
 from tests.e2e.pushes import Pushes
 from tests.e2e.shared import SharedDaemons, settings
@@ -58,7 +59,7 @@ class World:
         "And the length of its log before."
         self._own: list[Daemon] = []
         self._phones: list[Phone] = []
-        self._programs: list[Sipp | Baresip | Program] = []
+        self._programs: list[Sipp | Baresip | Linphone | Program] = []
 
     def account(self, user: str) -> Account:
         """A user of this test."""
@@ -184,6 +185,17 @@ class World:
         server, who = server or daemon.at(transport), self.account(user)
         ca_file = self.credentials.ca_file
         phone = await Baresip.start(self.directory, server, transport, who, ca_file, **how)
+        self._programs.append(phone)
+        return phone
+
+    async def linphone(
+        self, daemon: Daemon, user: str, transport: str, *, instance: str, push: str
+    ) -> Linphone:
+        """A linphonec process that registers with ``push`` in its Contact URI."""
+        server, who, ca_file = daemon.at(transport), self.account(user), self.credentials.ca_file
+        phone = await Linphone.start(
+            self.directory, server, transport, who, ca_file, instance=instance, push=push
+        )
         self._programs.append(phone)
         return phone
 
