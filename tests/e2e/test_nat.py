@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.nat import PRIVATE, PUBLIC, SERVER, Nat
-from tests.e2e.wire import Phone, Wire
+from tests.e2e.wire import Msg, Phone, Wire
 from tests.e2e.world import World, apns_token, x_push
 
 INSTANCE = "urn:uuid:1d9b1a2e-6f0a-4a57-9d0e-0f3c9b8a7e61"
@@ -115,6 +116,31 @@ async def test_a_phone_that_its_nat_has_forgotten_is_pushed_and_woken(
     assert incoming.push_id == pushed.push_id
     await in_time(call.hang_up(answer), incoming.hung_up())
     assert forgotten.wire.count("INVITE") == 0
+
+
+def mapping(response: Msg) -> str:
+    """Where the NAT let the request come from."""
+    return re.search(r"rport=(\d+)", response["via"])[1]  # type: ignore[index]
+
+
+async def test_a_phone_whose_mapping_changes_learns_so_and_is_called_on_the_new_one(
+    world: World, nat: Nat
+) -> None:
+    """Its keep-alives tell it (RFC 3581, RFC 5626 §4.4); one REGISTER and the old one is gone."""
+    daemon = await started(world)
+    bob = await registered(world, nat, daemon, "UDP", "")
+    before = mapping(await bob.wire.options())
+    nat.forget()
+    after = mapping(await bob.wire.options())
+    assert after != before
+    listed = (await bob.register()).response
+    assert mapping(listed) == after
+    assert len(listed.all("contact")) == 1
+    alice = await outside(world, daemon, "UDP")
+    call = await alice.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    assert bob.wire.count("INVITE") == 1
 
 
 async def test_a_call_goes_on_when_the_nat_gives_the_phone_a_new_mapping(

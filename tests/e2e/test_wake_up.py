@@ -265,6 +265,26 @@ async def test_a_routine_refresh_does_not_ring_twice(world: World, transport: st
     assert len(branches) == 1
 
 
+async def test_a_woken_phone_that_takes_its_old_contact_back_as_it_registers_is_called_once(
+    world: World, transport: str
+) -> None:
+    daemon = await world.daemon()
+    push = x_push(apns_token())
+    old = await world.registered(daemon, "bob", transport, push)
+    old.kill()
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    await world.pushes.next()
+    reborn = await world.phone(daemon, "bob", transport)
+    both = f"<{old.contact_uri}>;expires=0, <{reborn.contact_uri}>"
+    response = (await reborn.register(push, contact=both)).response
+    assert response.contact == reborn.contact_uri
+    assert len(response.all("contact")) == 1
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    assert reborn.wire.count("INVITE") == 1
+
+
 async def test_two_callers_at_once_of_one_sleeping_phone_both_get_through(
     world: World, transport: str
 ) -> None:
