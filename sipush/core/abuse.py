@@ -63,7 +63,8 @@ def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy) -> bool:
         user = parse_sip_uri(parse_name_addr(routes[0]).uri).user if routes else None
     except MessageError:
         return False
-    return user is not None and decode_route_token(user, key) is not None
+    call_id = request.headers.get("call-id") or ""
+    return user is not None and decode_route_token(user, call_id, key) is not None
 
 
 _EMERGENCY = METHODS | {"ACK", "CANCEL"}

@@ -72,20 +72,23 @@ def purr_in(uri: str) -> str:
     return ""
 
 
-def encode_route_token(token: RouteToken, key: bytes) -> str:
-    """The token as one opaque user part, signed so that nobody can make one up."""
+def encode_route_token(token: RouteToken, call_id: str, key: bytes) -> str:
+    """The token as one opaque user part, signed so that nobody can make one up.
+
+    Good with this Call-ID only: who has seen it in one call must not reach the phone by it later.
+    """
     text = "\n".join((token.flow, token.aor, token.device)).encode("utf-8", "surrogateescape")
-    return urlsafe_b64encode(_mac(b"route" + text, key) + text).rstrip(b"=").decode()
+    return urlsafe_b64encode(_route_mac(text, call_id, key) + text).rstrip(b"=").decode()
 
 
-def decode_route_token(user: str, key: bytes) -> RouteToken | None:
-    """The token in a user part, or None when it is not one that we made."""
+def decode_route_token(user: str, call_id: str, key: bytes) -> RouteToken | None:
+    """The token in a user part, or None when it is not one that we made for this Call-ID."""
     try:
         raw = urlsafe_b64decode(user.encode("ascii") + b"=" * (-len(user) % 4))
     except ValueError:
         return None
     mac, text = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-    if not compare_digest(mac, _mac(b"route" + text, key)):
+    if not compare_digest(mac, _route_mac(text, call_id, key)):
         return None
     flow, aor, device = text.decode("utf-8", "surrogateescape").split("\n")
     return RouteToken(flow, aor, device)
@@ -98,6 +101,11 @@ def came_from(ip: str, flow: str) -> bool:
     """
     parts = flow.split("/")
     return len(parts) > 2 and parts[2].rpartition(":")[0].strip("[]") == ip
+
+
+def _route_mac(text: bytes, call_id: str, key: bytes) -> bytes:
+    call = blake2b(call_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return _mac(b"route" + call + text, key)
 
 
 def _mac(text: bytes, key: bytes, size: int = _MAC_BYTES) -> bytes:

@@ -190,7 +190,7 @@ def destination(
     """
     token = _pop_own_routes(request, realm, key)
     if token is not None:
-        # Whoever has seen a route of ours in one call must not reach that phone by it for ever.
+        # A token is good for its Call-ID only; nor may it begin another dialog with that.
         in_dialog = request.to.tag is not None
         return ToDialog(token) if in_dialog else Rejection(Status.FORBIDDEN, "Route of a Dialog")
     if emergency.covers(request) and _is_for_us(request.uri, realm):
@@ -218,7 +218,7 @@ def _pop_own_routes(request: Request, realm: Realm, key: bytes) -> RouteToken | 
     token = None
     while routes := request.headers.values("route"):
         uri = parse_sip_uri(parse_name_addr(routes[0]).uri)
-        ours = decode_route_token(uri.user or "", key)
+        ours = decode_route_token(uri.user or "", request.call_id, key)
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
         if ours is None and not realm.is_our_proxy(uri):
             break

@@ -384,7 +384,8 @@ class Forwarding:
         ]
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
-        user, sips = encode_route_token(token, self.proxy.key), wants_tls(self.request)
+        user = encode_route_token(token, self.request.call_id, self.proxy.key)
+        sips = wants_tls(self.request)
         return f"{server_uri(user, flow.transport, flow.sent_by, sips=sips)};lr"
 
     def _response_received(self, branch: int, response: Response) -> None:

@@ -256,6 +256,7 @@ def test_memory_is_bounded_even_when_everybody_signs_in(monkeypatch: pytest.Monk
 def request(method: str, uri: str, *routes: str, to_tag: str = ";tag=1") -> Request:
     headers = Headers()
     headers.append("To", f"<{uri}>{to_tag}")
+    headers.append("Call-ID", "call-1")
     for route in routes:
         headers.append("Route", route)
     return Request(method, uri, headers)
@@ -263,8 +264,9 @@ def request(method: str, uri: str, *routes: str, to_tag: str = ";tag=1") -> Requ
 
 def test_emergency_calls_and_what_belongs_to_a_call_are_vital() -> None:
     emergency = EmergencyPolicy(frozenset({"112"}), ("sip:psap@192.0.2.1",))
-    ours = encode_route_token(RouteToken("udp/a/b", ""), KEY)
-    forged = encode_route_token(RouteToken("udp/a/b", ""), b"j" * 32)
+    ours = encode_route_token(RouteToken("udp/a/b", ""), "call-1", KEY)
+    elsewhere = encode_route_token(RouteToken("udp/a/b", ""), "call-2", KEY)
+    forged = encode_route_token(RouteToken("udp/a/b", ""), "call-1", b"j" * 32)
     vital = {
         "call": request("INVITE", "sip:112@example.com"),
         "its CANCEL": request("CANCEL", "urn:service:sos"),
@@ -275,6 +277,7 @@ def test_emergency_calls_and_what_belongs_to_a_call_are_vital() -> None:
         "sign-in in disguise": request("REGISTER", "sip:112@example.com"),
         "another call": request("INVITE", "sip:113@example.com"),
         "forged Route": request("BYE", "sip:a@b", f"<sip:{forged}@192.0.2.1;lr>"),
+        "Route of another call": request("BYE", "sip:a@b", f"<sip:{elsewhere}@192.0.2.1;lr>"),
         "foreign Route": request("BYE", "sip:a@b", "<sip:192.0.2.1;lr>"),
         "broken Route": request("BYE", "sip:a@b", "<<"),
         "no Route": request("BYE", "sip:a@b"),

@@ -32,6 +32,7 @@ from sipush.sip.message import Request, parse_datagram
 from sipush.sip.status import Status
 
 KEY = b"k" * 32
+CALL = "call-1"
 REALM = Realm(
     ("example.com", "example.net"),
     frozenset({"sip.example.org"}),
@@ -49,7 +50,7 @@ def invite(
         "Max-Forwards: 70",
         'From: "Alice, Dr." <sip:alice@example.com>;tag=1',
         f"To: <sip:bob@example.com>{to_tag}",
-        "Call-ID: call-1",
+        f"Call-ID: {CALL}",
         "CSeq: 1 INVITE",
         "Contact: <sip:alice@192.0.2.9:5062>",
         *headers,
@@ -104,7 +105,7 @@ def test_our_two_routes_are_taken_off_and_the_last_names_the_side() -> None:
         RouteToken("tcp/c/d/1", "bob@example.com", "x"),
     )
     routes = [
-        f"Route: <sip:{encode_route_token(token, KEY)}@192.0.2.1;transport=udp;lr>"
+        f"Route: <sip:{encode_route_token(token, 'call-1', KEY)}@192.0.2.1;transport=udp;lr>"
         for token in (caller_side, callee_side)
     ]
     request = invite("sip:bob@10.0.0.1:4000", *routes, to_tag=";tag=2")
@@ -114,13 +115,13 @@ def test_our_two_routes_are_taken_off_and_the_last_names_the_side() -> None:
 
 def test_routes_on_one_line_are_the_same_as_on_two() -> None:
     tokens = [RouteToken("udp/a/b"), RouteToken("tcp/c/d/1")]
-    routes = ", ".join(f"<sip:{encode_route_token(t, KEY)}@192.0.2.1;lr>" for t in tokens)
+    routes = ", ".join(f"<sip:{encode_route_token(t, 'call-1', KEY)}@192.0.2.1;lr>" for t in tokens)
     request = invite("sip:x@y", f"Route: {routes}", to_tag=";tag=2")
     assert destination(request, REALM, KEY) == ToDialog(tokens[1])
 
 
 def test_the_route_of_a_dialog_begins_no_other() -> None:
-    token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), KEY)
+    token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), CALL, KEY)
     request = invite("sip:bob@10.0.0.1:4000", f"Route: <sip:{token}@192.0.2.1;lr>")
     assert destination(request, REALM, KEY) == Rejection(Status.FORBIDDEN, "Route of a Dialog")
 
@@ -141,8 +142,14 @@ def test_a_phone_may_name_us_as_its_outbound_proxy(uri: str) -> None:
     assert "route" not in request.headers
 
 
+def test_the_route_of_another_call_leads_nowhere() -> None:
+    token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), "call-2", KEY)
+    request = invite("sip:bob@10.0.0.1", f"Route: <sip:{token}@192.0.2.1;lr>", to_tag=";tag=2")
+    assert isinstance(destination(request, REALM, KEY), Rejection)
+
+
 def test_a_forged_route_is_no_way_to_elsewhere() -> None:
-    forged = encode_route_token(RouteToken("udp/a/b"), b"x" * 32)
+    forged = encode_route_token(RouteToken("udp/a/b"), CALL, b"x" * 32)
     request = invite("sip:bob@10.0.0.1", f"Route: <sip:{forged}@192.0.2.1;lr>")
     assert isinstance(destination(request, REALM, KEY), Rejection)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -206,9 +206,16 @@ async def test_the_route_of_an_old_call_reaches_the_phone_no_more(
     bob, eve = incoming.phone, await attacker_of(world, daemon)
     routes = [value.strip("<>") for value in reversed(answer.all("record-route"))]
     before = bob.wire.count(method)
-    call = await _send(eve, method, answer.contact, [f"<{route}>" for route in routes])
-    final = await eve.wire.expect(FINAL, call_id=call)
-    assert final.start == "SIP/2.0 403 Route of a Dialog"
+    tries = [
+        ("", "", "Domain 127.0.0.1 Not Served Here"),
+        (";tag=b", "", "Domain 127.0.0.1 Not Served Here"),
+        ("", outgoing.call_id, "Route of a Dialog"),
+    ]
+    for tag, call_id, reason in tries:
+        routed = [f"<{route}>" for route in routes]
+        call = await _send(eve, method, answer.contact, routed, tag, call_id)
+        final = await eve.wire.expect(FINAL, call_id=call)
+        assert final.start == f"SIP/2.0 403 {reason}"
     await quiet(eve.wire, bob.wire)
     assert bob.wire.count(method) == before
 
@@ -247,8 +254,15 @@ async def test_nothing_is_relayed_to_where_an_attacker_wants_it(
     assert [msg for msg in victim.seen if not msg.status] == []
 
 
-async def _send(phone: Phone, method: str, uri: str, routes: tuple[str, ...]) -> str:
-    call = f"attack-{new_branch()}"
+async def _send(
+    phone: Phone,
+    method: str,
+    uri: str,
+    routes: Sequence[str],
+    to_tag: str = "",
+    call_id: str = "",
+) -> str:
+    call = call_id or f"attack-{new_branch()}"
     wire = phone.wire
     phone.wire.send(
         "\r\n".join(
@@ -257,7 +271,7 @@ async def _send(phone: Phone, method: str, uri: str, routes: tuple[str, ...]) ->
                 f"Via: SIP/2.0/UDP {wire.host_port};branch={new_branch()};rport",
                 "Max-Forwards: 70",
                 f"From: <sip:{phone.account.aor}>;tag=a",
-                f"To: <{uri}>",
+                f"To: <{uri}>{to_tag}",
                 f"Call-ID: {call}",
                 f"CSeq: 1 {method}",
                 f"Contact: <{phone.contact_uri}>",

@@ -91,6 +91,6 @@ async def test_svcrack_is_banned_before_it_finds_a_weak_password(world: World) -
 def assert_fail2ban_reads(daemon: Daemon, source: str) -> None:
     """The filter of the document finds the ban, the source, and nothing else in the log."""
     (expression,) = re.findall(r"^failregex = (.*)$", DOCUMENT.read_text(), re.MULTILINE)
-    pattern = re.compile(expression.replace("<HOST>", r"(?P<host>[\w.:]+)"))
+    pattern = re.compile(expression.replace("<SUBNET>", r"(?P<host>[\w.:]+(?:/\d+)?)"))
     found = [match["host"] for line in daemon.log.all if (match := pattern.search(line))]
     assert found == [source]
