@@ -75,9 +75,9 @@ _SUBSCRIBERS_AFTER = (
 class SqliteStore:
     """A LocationStore in one file, which other processes may read and write at the same time.
 
-    One thread writes, and all that is asked during one turn of the event loop, or while the disk
-    syncs, shares one transaction and one sync. Lookups have a connection of their own and never
-    wait for that; the event loop runs them itself, which is quicker than to ask a thread.
+    All that is asked during one turn of the event loop shares one transaction, which the loop runs
+    itself; a thread syncs it (``SqliteWorker``). Lookups have a connection of their own and never
+    wait for that.
     """
 
     def __init__(self, config: SqliteConfig) -> None:
@@ -91,8 +91,10 @@ class SqliteStore:
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
         path = self._config.path
-        opener = partial(connect, path, self._config.synchronous)
-        self._writer = SqliteWorker(opener, partial(explain, path))
+        opener = partial(connect, path)
+        # The worker syncs commits itself.
+        wal = path.with_name(f"{path.name}-wal") if self._config.synchronous == "full" else None
+        self._writer = SqliteWorker(opener, partial(explain, path), wal)
         self._reader = SqliteReader(opener, partial(explain, path))
         try:
             await self._write(lambda _: None)
@@ -139,7 +141,7 @@ class SqliteStore:
         return await self._write(job)
 
     def _is_purge_due(self, now_epoch: float) -> bool:
-        """Once a second, and more often when many rows are added (by the thread that writes)."""
+        """Once a second, and more often when many rows are added."""
         self._unpurged += 1
         if self._unpurged < _PURGED_AT_ONCE // 2 and 0 <= now_epoch - self._purged_epoch < 1:
             return False

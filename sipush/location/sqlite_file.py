@@ -117,7 +117,7 @@ def explain(path: Path, error: sqlite3.Error | OSError) -> str:
     return f"{path}: {advice} ({error})" if advice else f"{path}: {error}"
 
 
-def connect(path: Path, synchronous: str) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
     """A connection to the file, which is created or migrated when needed.
 
     Raises sqlite3.Error, OSError, or LocationError when a newer sipush made the file.
@@ -127,7 +127,7 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         _use_wal(connection)
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA synchronous = normal")
         _migrate(connection, path)
     except BaseException:
         connection.close()

@@ -1,16 +1,20 @@
-"""Who uses SQLite connections: a thread that writes, many jobs to a transaction, and a reader."""
+"""Who uses SQLite connections: one that writes, many jobs to a transaction, and one that reads."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from sipush.errors import LocationError
+from sipush.location.sqlite_file import BUSY_TIMEOUT
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -18,6 +22,15 @@ Explain = Callable[[sqlite3.Error | OSError], str]
 
 MAX_QUEUED = 10_000
 "Jobs waiting for the disk; beyond it they are refused at once."
+
+AT_ONCE = 32
+"Jobs to a transaction: what the event loop does in some milliseconds."
+
+CHECKPOINT_EVERY = 400
+"Jobs between two checkpoints: some megabytes of WAL."
+
+_BUSY_PAUSE = 0.005
+"Seconds between two tries while another process writes."
 
 
 @dataclass(eq=False, slots=True)
@@ -31,92 +44,221 @@ class _Queued:
 
 
 class SqliteWorker:
-    """Runs jobs in the order given; all that are queued when it looks share one transaction.
+    """Runs jobs in the order given; those of one turn of the event loop share a transaction.
 
-    Results are handed out after the commit. After an error of the database the connection is
-    opened anew for the next jobs, so that a disk that is well again is used again.
+    The loop runs them itself: they take microseconds, while a thread would wait for Python's lock
+    after each statement. A thread does what takes long: it syncs what was committed, and only then
+    are the results handed out (all that is committed during one sync shares the next); and it
+    makes checkpoints, during which jobs wait.
+
+    After an error of the database the connection is opened anew for the next jobs, so that a disk
+    that is well again is used again.
     """
 
     def __init__(
-        self,
-        connect: Callable[[], sqlite3.Connection],
-        explain: Explain,
+        self, connect: Callable[[], sqlite3.Connection], explain: Explain, wal: Path | None
     ) -> None:
+        """``connect``: with synchronous = normal. ``wal``: to be synced after each commit."""
         self._connect = connect
         self._explain = explain
+        self._wal = wal
+        self._wal_file = -1
         self._connection: sqlite3.Connection | None = None
-        self._queue: SimpleQueue[_Queued | None] = SimpleQueue()
-        "None ends the thread."
+        self._queue: list[_Queued] = []
+        self._committed: list[_Queued] = []
+        "Not synced yet."
+        self._scheduled = False
+        self._syncing = False
+        self._checkpointing = False
+        self._since_checkpoint = 0
+        self._busy_since = 0.0
         self._closing = False
+        self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._work, name="sipush-sqlite", daemon=True)
-        self._thread.start()
+        self._thread = _Thread(self._loop)
 
     async def run(self, job: Job[T]) -> T:
-        """What ``job`` returns, once that is committed. Raises LocationError."""
+        """What ``job`` returns, once that is stored. Raises LocationError."""
         if self._closing:
             raise LocationError("the store is closed")
-        if self._queue.qsize() >= MAX_QUEUED:
+        if len(self._queue) + len(self._committed) >= MAX_QUEUED:
             raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Queued(job, future))
+        self._queue.append(_Queued(job, future))
+        self._schedule()
         return await future
 
     async def close(self) -> None:
         """Finish what is queued, close the connection and end the thread."""
         self._closing = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        while self._queue or self._syncing or self._checkpointing:
+            self._changed.clear()
+            await self._changed.wait()
+        self._disconnect()
+        await asyncio.to_thread(self._thread.end)
+
+    # -- jobs --
+
+    def _schedule(self) -> None:
+        if self._queue and not self._scheduled and not self._checkpointing:
+            self._scheduled = True
+            self._loop.call_soon(self._work)
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._run(batch)
-            self._loop.call_soon_threadsafe(_hand_out, batch)
-        self._disconnect()
+        self._scheduled = False
+        batch = self._queue[:AT_ONCE]
+        try:
+            done = self._transact(batch)
+        except (sqlite3.Error, OSError, LocationError) as error:
+            if self._may_wait(error):
+                self._scheduled = True
+                self._loop.call_later(_BUSY_PAUSE, self._work)
+                return
+            self._fail(batch, error)
+            done = batch
+        self._busy_since = 0.0
+        del self._queue[: len(done)]
+        if self._wal is None or self._wal_file == -1:
+            _hand_out(done)
+        else:
+            self._committed += done
+            self._sync()
+        self._since_checkpoint += len(done)
+        if self._since_checkpoint >= CHECKPOINT_EVERY:
+            self._checkpoint()
+        self._schedule()
+        self._changed.set()
 
-    def _next_batch(self) -> list[_Queued]:
-        """All that is queued, waiting for some; nothing when closing."""
-        batch = []
-        queued = self._queue.get()
-        while queued is not None:
-            batch.append(queued)
+    def _transact(self, batch: list[_Queued]) -> list[_Queued]:
+        """Those of the first jobs that are done: all, or none but one that cannot be."""
+        if self._connection is None:
+            self._connection = self._open()
+        self._connection.execute("BEGIN IMMEDIATE")
+        for number, queued in enumerate(batch):
             try:
-                queued = self._queue.get_nowait()
-            except Empty:
-                return batch
-        if batch:
-            self._queue.put(None)  # once more, for the next time
+                queued.result = queued.job(self._connection)
+            except (sqlite3.Error, OSError):
+                raise
+            except Exception as error:  # the others must not suffer for it
+                self._connection.rollback()
+                queued.error = error
+                self._queue.insert(0, self._queue.pop(number))
+                return [queued]
+        self._connection.execute("COMMIT")
         return batch
 
-    def _run(self, batch: list[_Queued]) -> None:
-        try:
-            self._transact(batch)
-        except (sqlite3.Error, OSError) as error:
-            self._disconnect()
-            for queued in batch:
-                queued.error = LocationError(self._explain(error))
-        except Exception as error:
-            self._disconnect()
-            if len(batch) == 1:
-                batch[0].error = error
-                return
-            # One job is at fault: the others must not suffer for it.
-            for queued in batch:
-                self._run([queued])
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect()
+        connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        if self._wal is not None:
+            self._wal_file = _open_to_sync(self._wal)
+        return connection
 
-    def _transact(self, batch: list[_Queued]) -> None:
-        if self._connection is None:
-            self._connection = self._connect()
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _may_wait(self, error: Exception) -> bool:
+        """Whether another process writes just now, and has not kept us waiting for too long."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+            return False
+        now = self._loop.time()
+        self._busy_since = self._busy_since or now
+        return now < self._busy_since + BUSY_TIMEOUT
+
+    def _fail(self, batch: list[_Queued], error: Exception) -> None:
+        if isinstance(error, sqlite3.Error | OSError):
+            error = LocationError(self._explain(error))
         for queued in batch:
-            queued.result = queued.job(self._connection)
-        self._connection.execute("COMMIT")
+            queued.error = error
+        self._disconnect()
 
     def _disconnect(self) -> None:
         """Close, which rolls an open transaction back."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._wal_file != -1:  # perhaps it is being synced
+            self._thread.run(partial(os.close, self._wal_file), lambda error: None)
+            self._wal_file = -1
+
+    # -- what takes long --
+
+    def _sync(self) -> None:
+        if self._committed and not self._syncing:
+            self._syncing = True
+            batch, self._committed = self._committed, []
+            sync = partial(os.fdatasync, self._wal_file)
+            self._thread.run(sync, partial(self._synced, batch))
+
+    def _synced(self, batch: list[_Queued], error: Exception | None) -> None:
+        self._syncing = False
+        if error is not None:
+            self._fail(batch, error)
+        _hand_out(batch)
+        self._sync()
+        self._changed.set()
+
+    def _checkpoint(self) -> None:
+        if not self._checkpointing:
+            self._checkpointing = True
+            self._since_checkpoint = 0
+            self._thread.run(self._make_checkpoint, self._checkpointed)
+
+    def _make_checkpoint(self) -> None:
+        connection = self._connect()
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            connection.close()
+
+    def _checkpointed(self, error: Exception | None) -> None:
+        """An error is one of the disk, and the next jobs will meet it too."""
+        self._checkpointing = False
+        self._schedule()
+        self._changed.set()
+
+
+def _open_to_sync(file: Path) -> int:
+    """A descriptor of the WAL, whose entry in its directory is on disk."""
+    directory = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return os.open(file, os.O_RDONLY)
+
+
+class _Thread:
+    """Does one thing after the other, and tells the event loop of each."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: SimpleQueue[tuple[Callable[[], object], Callable[[Exception | None], None]]]
+        self._queue = SimpleQueue()
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="sipush-sqlite", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Callable[[], object], done: Callable[[Exception | None], None]) -> None:
+        """Do ``work``, then call ``done`` on the loop with what it raised."""
+        self._queue.put((work, done))
+
+    def end(self) -> None:
+        """Finish all there is. May be called twice."""
+        self._queue.put((self._end, lambda error: None))
+        self._thread.join()
+
+    def _end(self) -> None:
+        self._ended = True
+
+    def _work(self) -> None:
+        while not self._ended:
+            work, done = self._queue.get()
+            error = None
+            try:
+                work()
+            except Exception as caught:
+                error = caught
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(done, error)
 
 
 def _hand_out(batch: list[_Queued]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import resource
 import sqlite3
 import stat
@@ -21,6 +23,7 @@ from sipush.core.bindings import Location, Subscriber
 from sipush.errors import LocationError
 from sipush.location import sqlite, sqlite_file
 from sipush.location.sqlite import SqliteStore
+from sipush.location.sqlite_worker import CHECKPOINT_EVERY
 from tests.location.rows import AOR, NOW, binding, message, record, registration
 
 
@@ -98,7 +101,7 @@ def test_a_new_file_may_be_opened_by_many_at_the_same_time(tmp_path: Path):
 
     def opened(path: Path) -> str:
         together.wait()
-        with contextlib.closing(sqlite_file.connect(path, "off")) as connection:
+        with contextlib.closing(sqlite_file.connect(path)) as connection:
             return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
     paths = [tmp_path / f"{number // 2}.db" for number in range(600)]
@@ -257,3 +260,56 @@ async def test_no_statement_reads_a_whole_table(store: SqliteStore, path: Path, 
     with sqlite3.connect(path) as reader:
         plan = reader.execute(f"EXPLAIN QUERY PLAN {statement}", arguments).fetchall()
     assert not [step for *_, step in plan if step.startswith("SCAN") and "LIST" not in step]
+
+
+async def test_a_result_waits_for_the_sync_and_what_is_stored_meanwhile_shares_the_next(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+):
+    synced, may_sync, sync = [], threading.Semaphore(0), os.fdatasync
+
+    def slow(file: int) -> None:
+        assert may_sync.acquire(timeout=10)
+        sync(file)
+        synced.append(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    first = asyncio.ensure_future(store.bind(registration(binding())))
+    while not (await store.lookup(AOR, NOW)).bindings:  # noqa: ASYNC110 - a reader sees it
+        await asyncio.sleep(0)
+    aors = [f"{number}@example.com" for number in range(100)]
+    others = [asyncio.ensure_future(store.bind(registration(binding(aor=a)))) for a in aors]
+    while not (await store.lookup(aors[-1], NOW)).bindings:  # noqa: ASYNC110 - the same
+        await asyncio.sleep(0)
+    assert not first.done()
+    may_sync.release()
+    assert isinstance(await first, Location)
+    assert not any(other.done() for other in others)
+    may_sync.release()
+    assert all(isinstance(outcome, Location) for outcome in await asyncio.gather(*others))
+    assert len(synced) == 2
+    may_sync.release(10)
+
+
+async def test_a_sync_that_fails_is_an_error_that_passes(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        with pytest.raises(LocationError, match="Input/output error"):
+            await store.bind(registration(binding()))
+    assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
+
+
+async def test_the_log_of_writes_does_not_grow_for_ever(path: Path):
+    store = SqliteStore(SqliteConfig(path=path, synchronous="normal"))
+    await store.open()
+    wal = path.with_name(f"{path.name}-wal")
+    sizes = []
+    for cseq in range(1, 4 * CHECKPOINT_EVERY):
+        await store.bind(registration(binding(cseq=cseq), push=(record(token=f"{cseq}"),)))
+        sizes.append(wal.stat().st_size)
+    await store.close()
+    assert sizes[-1] < 2 * sizes[CHECKPOINT_EVERY]
