@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import lru_cache
 from typing import assert_never
 
 from sipush.core.bindings import (
@@ -504,7 +506,14 @@ def ok_response(
     for name, value in decision.headers:
         headers.append(name, value)
     headers.append("Supported", ", ".join(SUPPORTED))
+    headers.append("Date", _date(int(now_epoch)))
     return response
+
+
+@lru_cache(maxsize=1)
+def _date(now_epoch: int) -> str:
+    """A SIP-date (§20.17): a phone may set its clock by it."""
+    return formatdate(now_epoch, usegmt=True)
 
 
 def refuse(refusal: Refusal) -> Rejection:

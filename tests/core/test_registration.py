@@ -688,6 +688,7 @@ def test_the_200_lists_every_binding_with_the_time_it_has_left() -> None:
     ]
     assert response.headers.get("supported") == "path, outbound"
     assert response.headers.get("service-route") is None
+    assert response.headers.get("date") == "Fri, 15 Jan 2027 08:00:00 GMT"
 
 
 def test_a_200_carries_the_headers_of_the_decision() -> None:
