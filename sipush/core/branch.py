@@ -134,10 +134,16 @@ class Branch:
     state: BranchState
     status: int = SUPERSEDED
     "Final status when COMPLETED; 0 when another branch took the device over."
-    forwards: int = 0
-    "How often the request was forwarded here."
+    number: int = 0
+    "Which of the client transactions of its device is its last one; 0: it had none."
+    broken: bool = False
+    "Its flow broke under the request: the next flow carries the same client transaction."
+    cancelling: CancelCause | None = None
+    "It is cancelled as soon as it shows a sign of life."
     pushed: bool = False
     "The device was pushed for this request; never twice."
+    push_begun: bool = False
+    "Its push is on its way, or may be: after a crash it is not sent again."
     awaited: bool = False
     "It was pushed, and has neither registered nor answered since."
     heard: bool = False

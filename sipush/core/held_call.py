@@ -53,6 +53,12 @@ class HeldCall:
     diversions: tuple[tuple[str, int, str], ...] = ()
     "(URI, status, cause) of each ``routing.Diversion``, in order."
     created_epoch: float = 0.0
+    cancel_reason: str = ""
+    "Reason of the caller's CANCEL."
+    final: int = 0
+    "Status of the final response that the caller has got, or was about to get."
+    ended_epoch: float = 0.0
+    "When that was."
     seen: dict[str, dict[str, float]] = field(default_factory=dict)
     "By AOR and device: when it registered last, as far as the call has heard."
 
@@ -133,6 +139,7 @@ def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
     values |= {
         "state": branch.state.value,
         "cause": branch.cause.value,
+        "cancelling": branch.cancelling.value if branch.cancelling else None,
         "target": _freeze_target(branch.target),
     }
     for name in _TIMES:
@@ -170,6 +177,7 @@ def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
         | {
             "state": BranchState(values["state"]),
             "cause": CancelCause(values["cause"]),
+            "cancelling": CancelCause(values["cancelling"]) if values["cancelling"] else None,
             "target": _thaw_target(values["target"]),
         }
         | {name: None if values[name] is None else values[name] + shift for name in _TIMES}

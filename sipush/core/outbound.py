@@ -32,7 +32,12 @@ class RouteToken:
 
 
 def device_digest(device: str) -> str:
-    """A short name for a device, on whichever flow, that tells nobody its token or instance."""
+    """A short name for a device, on whichever flow, that tells nobody its token or instance.
+
+    Empty for none.
+    """
+    if not device:
+        return ""
     name = without_reg_id(device)
     return sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 

@@ -124,6 +124,14 @@ class ResponseContext:
         waiting = (b for b in self._in(BranchState.PROBING) if b.target.flow == flow)
         return [Retransmit(branch.id) for branch in waiting]
 
+    def pushes_to_begin(self) -> list[RequestPush]:
+        """The pushes that were asked for and never begun by a process that has died since."""
+        return [
+            RequestPush(branch.id, branch.bucket_at)
+            for branch in self._in(BranchState.WAKING, BranchState.PROBING)
+            if branch.pushed and not branch.push_begun and branch.bucket_at is not None
+        ]
+
     def push_finished(self, branch_id: int, result: PushResult, now: float) -> list[Action]:
         """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2).
 
@@ -156,7 +164,10 @@ class ResponseContext:
         if self._may_change_flow(branch):
             return self._next_flow(branch, now)
         if self._may_wake(branch):
-            return self._wake(branch, now)
+            branch.broken = branch.number > 0
+            actions = self._wake(branch, now)
+            branch.awaited = True  # it may ring on: it must hear of the end
+            return actions
         return self._complete(branch, Status.FLOW_FAILED, now)
 
     def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
@@ -164,6 +175,7 @@ class ResponseContext:
         branch = self.branches[branch_id]
         if status < 200:
             return self._provisional(branch, status, now)
+        branch.cancelling = None
         if status < 300:  # forwarded at once, however many there are (step 5)
             branch.finish(status)
             branch.heard, branch.awaited = True, False
@@ -204,7 +216,7 @@ class ResponseContext:
         actions = self._close(CancelCause.CALLER, now)
         self.fallback = self.falling_back = False
         self.cancelled_by_caller = True
-        for branch in self._in(BranchState.CALLING, BranchState.PROBING):
+        for branch in self._in(BranchState.CALLING):
             branch.finish(Status.REQUEST_TERMINATED)
         return actions + self._settle(now)
 
@@ -223,7 +235,7 @@ class ResponseContext:
         for branch in list(self.branches):
             if _due(branch.probe_at, now):
                 branch.probe_at = None
-                actions += self._push(branch, now) if self._may_wake(branch) else []
+                actions += self._silent(branch, now)
             if _due(branch.bucket_at, now):
                 actions += self._bucket_expired(branch)
             if _due(branch.tombstone_at, now):
@@ -258,7 +270,8 @@ class ResponseContext:
     @property
     def probing(self) -> bool:
         """Whether a device that could be pushed has been sent the request and is silent so far."""
-        return any(branch.probe_at is not None for branch in self.branches)
+        silent = any(branch.probe_at is not None for branch in self.branches)
+        return silent and not self.closed
 
     @property
     def close_cause(self) -> CancelCause:
@@ -334,8 +347,9 @@ class ResponseContext:
 
     def _forward(self, branch: Branch, target: Target, now: float) -> list[Action]:
         branch.target, branch.state, branch.bucket_at = target, BranchState.CALLING, None
-        branch.forwards += 1
-        branch.awaited = False
+        if not branch.broken:  # else a phone that rings on takes it for a retransmission
+            branch.number = self._next_number(target.device)
+        branch.broken = branch.awaited = False
         actions: list[Action] = [Forward(branch.id)]
         if self.invite:
             branch.timer_c_at = now + self.timer_c
@@ -363,6 +377,12 @@ class ResponseContext:
             return False
         return branch.pushed or self.push_while_ringing or not any(self._in(BranchState.PROCEEDING))
 
+    def _silent(self, branch: Branch, now: float) -> list[Action]:
+        if self.closed:
+            branch.finish(Status.REQUEST_TERMINATED)
+            return []
+        return self._push(branch, now) if self._may_wake(branch) else []
+
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""
         branch.state = BranchState.PROBING
@@ -380,6 +400,7 @@ class ResponseContext:
         """Once for a call and an app on a device, though it be registered for several users."""
         same = any(other.pushed and _same_app(other, branch) for other in self.branches)
         branch.pushed = branch.awaited = True
+        branch.push_begun = branch.push_begun or same
         branch.bucket_at = now + branch.target.hold
         push: list[Action] = [] if same else [RequestPush(branch.id, branch.bucket_at)]
         return push + self._ring_back_once(now)
@@ -388,6 +409,7 @@ class ResponseContext:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
         branch.heard, branch.awaited, branch.probe_at = True, False, None
+        branch.cancelling = None
         if branch.state is BranchState.PROBING:
             branch.state, branch.bucket_at = BranchState.CALLING, None
         if status == Status.TRYING:
@@ -434,9 +456,14 @@ class ResponseContext:
 
     def _ring_late(self, dead: Branch, target: Target) -> list[Action]:
         dead.tombstone_at = None
-        branch = Branch(len(self.branches), target, BranchState.COMPLETED, late=True, heard=True)
-        self.branches.append(branch)
-        return [Forward(branch.id), Cancel(branch.id, dead.cause)]
+        number = dead.number if dead.broken else self._next_number(target.device)
+        late = Branch(
+            len(self.branches), target, BranchState.COMPLETED, number=number, heard=True, late=True
+        )
+        self.branches.append(late)
+        silenced = [Abandon(dead.id)] if dead.cancelling else []
+        dead.cancelling = None
+        return [*silenced, Forward(late.id), Cancel(late.id, dead.cause)]
 
     def _close(self, cause: CancelCause, now: float) -> list[Action]:
         """Admit no more branches: CANCEL what is out, forget what sleeps."""
@@ -449,8 +476,13 @@ class ResponseContext:
         for branch in self._in(BranchState.WAKING):
             branch.finish(Status.REQUEST_TERMINATED)
         for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
-            branch.probe_at = branch.bucket_at = None
             actions.append(Cancel(branch.id, cause))
+            branch.cancelling = None if branch.heard else cause
+            if branch.state is BranchState.PROBING:
+                branch.finish(Status.REQUEST_TERMINATED)
+            # The CANCEL of a silent device waits for a sign of life; the caller does not.
+            branch.probe_at = None if branch.heard else now + self.probe
+            branch.bucket_at = None
         return actions + self._bury_awaited(self.branches, cause, now)
 
     def _settle(self, now: float) -> list[Action]:
@@ -510,6 +542,9 @@ class ResponseContext:
 
     def _in(self, *states: BranchState) -> Iterator[Branch]:
         return (b for b in self.branches if b.state in states)
+
+    def _next_number(self, device: str) -> int:
+        return 1 + max((b.number for b in self.branches if b.target.device == device), default=0)
 
     def _latest(self, device: str) -> Branch | None:
         return next((b for b in reversed(self.branches) if b.target.device == device), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -45,14 +45,19 @@ class Dispatcher:
         self._clock = clock
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
 
-    async def send(self, request: PushRequest) -> PushOutcome:
-        """Deliver one push, repeated where its service allows it, never past its deadline."""
+    async def send(
+        self, request: PushRequest, begin: Callable[[], Awaitable[None]] | None = None
+    ) -> PushOutcome:
+        """Deliver one push, repeated where its service allows it, never past its deadline.
+
+        ``begin`` is awaited when its turn has come, just before it is first sent.
+        """
         started = self._clock()
         lane = self._lane(request.record)
         if lane is None:
             outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
         else:
-            outcome = await self._send(lane, request)
+            outcome = await self._send(lane, request, begin)
         _log(request, outcome, self._clock() - started)
         return outcome
 
@@ -76,18 +81,21 @@ class Dispatcher:
         lanes = self._lanes.get(record.app_id, {})
         return lanes.get(record.platform) or lanes.get(Platform.WEBHOOK)
 
-    async def _send(self, lane: _Lane, request: PushRequest) -> PushOutcome:
+    async def _send(
+        self, lane: _Lane, request: PushRequest, begin: Callable[[], Awaitable[None]] | None
+    ) -> PushOutcome:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(MAX_WAIT, request.deadline_epoch - self._clock())
         try:
             async with asyncio.timeout_at(deadline):
                 for delay in lane.provider.retry_delays:
-                    outcome = await lane.send(request)
+                    outcome = await lane.send(request, begin)
+                    begin = None
                     pause = max(delay, outcome.retry_after)
                     if not _worth_another_try(outcome) or loop.time() + pause >= deadline:
                         return outcome
                     await asyncio.sleep(pause)
-                return await lane.send(request)
+                return await lane.send(request, begin)
         except TimeoutError:
             return PushOutcome(PushResult.TIMED_OUT, "no answer in time")
 
@@ -103,11 +111,15 @@ class _Lane:
         self._active = 0
         self._idle = asyncio.Event()
 
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(
+        self, request: PushRequest, begin: Callable[[], Awaitable[None]] | None
+    ) -> PushOutcome:
         self._active += 1
         try:
             async with self._slow_room, self._place():
                 await self._turns.wait()
+                if begin is not None:
+                    await begin()
                 return await self.provider.send(request)
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.

@@ -66,7 +66,12 @@ class Endpoint:
         self._proxy.cancelled(transaction, cancel)
 
     def stray_response_received(self, flow: Flow, response: Response) -> None:
-        """RFC 6026 §8.9: a response that matches no client transaction is not forwarded."""
+        """RFC 6026 §8.9: a response that matches no client transaction is not forwarded.
+
+        But the answer to a call that outlived a crash has lost its transaction there.
+        """
+        if self._proxy.answer_came(flow, response):
+            return
         log.debug("stray_response", status=response.status, flow=flow.name)
 
     def flow_closed(self, flow: Flow) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -22,6 +22,7 @@ from sipush.core.bindings import (
 from sipush.core.branch import (
     Abandon,
     Action,
+    Branch,
     BranchState,
     Cancel,
     CancelCause,
@@ -57,7 +58,7 @@ from sipush.core.wake_up import WakeUp, outcome, seconds
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
 from sipush.metrics import CALLS, WAKE_SECONDS, WAKE_UPS
-from sipush.server.held_calls import registrations
+from sipush.server.held_calls import KEPT, registrations
 from sipush.server.transactions import (
     ClientTransactionHandle,
     Failure,
@@ -91,6 +92,8 @@ class _Attempt:
     """What is out on one branch, and what came back."""
 
     handle: ClientTransactionHandle | None = None
+    flow: Flow | None = None
+    "Over which it went out, or an answer came."
     response: Response | None = None
 
 
@@ -128,7 +131,12 @@ class Forwarding:
     "A deque would take half a kilobyte of every held call."
     _performing: bool = False
     _timer: asyncio.TimerHandle | None = None
-    _cancel_reason: str | None = None
+    cancel_reason: str | None = None
+    "Reason of the caller's CANCEL."
+    final: int = 0
+    "Status of the final response that went upstream, or is about to."
+    ended_epoch: float = 0.0
+    "When that was."
     _unstored: list[Response] | None = None
     "Provisional responses that wait until a call that is about to be held is stored."
     _failure: Response | None = None
@@ -137,6 +145,8 @@ class Forwarding:
     "The target set was opened."
     not_held: Rejection | None = None
     "Why devices that sleep are left alone."
+    _expected: list[str] = field(default_factory=list)
+    "Via branches under which ``proxy.expected_answers`` has us."
     _held: set[str] = field(default_factory=set)
     "The names under which it counts as held."
     call_id: str = field(init=False)
@@ -211,15 +221,43 @@ class Forwarding:
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
         self.started = True
+        pushes = self.context.pushes_to_begin()  # before anything asks for more of them
+        if held.final >= 300 and time.time() < held.ended_epoch + KEPT:
+            # It may have been lost with the process that sent it.
+            self.transaction.respond(make_response(self.request, held.final, to_tag=self.tag))
+        elif not held.final:
+            self.transaction.trying()
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
                 self._forward(branch.id)
                 if self.context.closed:
                     self._cancel(branch.id, self.context.close_cause)
+            elif branch.cancelling is not None:
+                self._forward(branch.id)
+                self._cancel(branch.id, branch.cancelling)
+            self._expect_answer(branch)
         for aor, location in locations.items():
             seen = held.seen.get(aor, {}).items()
             self.registered(aor, location, dict(registrations(location).items() - seen))
+        self._perform(pushes)
         self._perform(self.context.timer_fired(self._now))
+
+    def _expect_answer(self, branch: Branch) -> None:
+        """What rang before the crash may answer, or repeat its answer, with nothing out there."""
+        attempt = self.attempts.get(branch.id)
+        if branch.number and (attempt is None or attempt.handle is None):
+            via = self._via_branch(branch.id)
+            self._expected.append(via)
+            self.proxy.expected_answers[via] = partial(self._late_answer, branch.id)
+
+    def _late_answer(self, branch: int, flow: Flow, response: Response) -> None:
+        self.attempts.setdefault(branch, _Attempt()).flow = flow
+        self._response_received(branch, response)
+
+    def forgotten(self) -> None:
+        """Nobody repeats anything any more."""
+        for via in self._expected:
+            self.proxy.expected_answers.pop(via, None)
 
     def flow_active(self, name: str) -> None:
         """Something came over a flow that we sent the request on."""
@@ -227,7 +265,7 @@ class Forwarding:
 
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""
-        self._cancel_reason = cancel.headers.get("reason")
+        self.cancel_reason = cancel.headers.get("reason")
         self._perform(self.context.cancelled(self._now))
 
     # -- performing --
@@ -236,7 +274,7 @@ class Forwarding:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _perform(self, actions: list[Action]) -> None:
+    def _perform(self, actions: Iterable[Action]) -> None:
         """Perform in order, also when performing one causes more."""
         self._queue.extend(actions)
         if self._performing:
@@ -271,8 +309,9 @@ class Forwarding:
             case Cancel(branch, cause):
                 self._cancel(branch, cause)
             case Abandon(branch):
-                if (handle := self.attempts[branch].handle) is not None:
-                    handle.abandon()
+                attempt = self.attempts.get(branch)  # None: it was made by a process that died
+                if attempt is not None and attempt.handle is not None:
+                    attempt.handle.abandon()
             case RemovePushRecord(branch):
                 self.proxy.tasks.spawn(self._remove_push_record(branch))
             case CancelPush(branch):
@@ -347,6 +386,7 @@ class Forwarding:
             self.diversions,
         )
         attempt = self.attempts[branch]
+        attempt.flow = flow
         if target.wakeable and target.flow and target.flow not in self.watched_flows:
             self.watched_flows.add(target.flow)
             self.proxy.bucket.watch_flow(target.flow, self.flow_active)
@@ -360,12 +400,13 @@ class Forwarding:
         self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
 
     def _via_branch(self, branch: int) -> str:
-        """Equal in every process that forwards this call to this branch for the Nth time.
+        """Equal in every process that sends this call to this device for the Nth time.
 
         So a phone takes what a second process sends after a crash for a retransmission.
         """
-        forwards = self.context.branches[branch].forwards
-        return self.proxy.new_branch(self.request, f"{self.push_id} {branch} {forwards}")
+        which = self.context.branches[branch]
+        unique = f"{self.push_id} {which.target.device} {which.number}"
+        return self.proxy.new_branch(self.request, unique)
 
     def _record_routes(self, target: Target, flow: Flow) -> list[str]:
         """Two Record-Routes, one for each side (RFC 5626 §5.2): transports may differ."""
@@ -374,9 +415,10 @@ class Forwarding:
         came_over = self.transaction.flow
         aor, _, device = target.device.partition(" ")
         registered = bool(target.flow) and bool(device)
-        upstream = RouteToken(came_over.name, self.caller_aor)
+        caller_device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
+        upstream = RouteToken(came_over.name, self.caller_aor, device_digest(caller_device))
         downstream = RouteToken(
-            flow.name, aor if registered else "", device_digest(device) if registered else ""
+            flow.name, aor if registered else "", device_digest(device if registered else "")
         )
         return [
             self._route_uri(upstream, came_over),
@@ -404,16 +446,17 @@ class Forwarding:
 
     def _cancel(self, branch: int, cause: CancelCause) -> None:
         if (handle := self.attempts[branch].handle) is not None:
-            reason = self._cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
+            reason = self.cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
             handle.cancel(reason)
 
     def _hang_up(self, branch: int) -> None:
         attempt = self.attempts[branch]
-        assert attempt.handle is not None
         assert attempt.response is not None
-        sent, flow = attempt.handle.request, attempt.handle.flow
+        assert attempt.flow is not None
+        flow = attempt.flow
         try:
-            ack, bye = hang_up_requests(sent, attempt.response, self.proxy.realm)
+            # What was sent has the same From, Call-ID and CSeq.
+            ack, bye = hang_up_requests(self.request, attempt.response, self.proxy.realm)
         except MessageError as error:
             self.warn("not_hung_up", branch=branch, reason=error.reason)
             return
@@ -430,7 +473,7 @@ class Forwarding:
         assert target.push is not None
         kind = PushKind.CALL if self.dialog_side is None else PushKind.DIALOG
         if kind is PushKind.CALL and self.context.branches[branch].awaited:
-            # Stored first: a crash in between may cost the push, but never sends it twice.
+            # Stored first: who goes on after a crash sends it, unless it was on its way already.
             await self._hold()
         else:
             self._tell_caller()
@@ -438,10 +481,16 @@ class Forwarding:
             return
         wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
         request = self._push_request(kind, target.push, deadline)
-        wake_up.push = await self.proxy.dispatcher.send(request)
+        wake_up.push = await self.proxy.dispatcher.send(request, partial(self._begin_push, branch))
         wake_up.push_ended_at = self._now
         await self.proxy.turns.wait()
         self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
+
+    async def _begin_push(self, branch: int) -> None:
+        """From now on a crash costs the push: nobody could tell whether it was sent."""
+        self.context.branches[branch].push_begun = True
+        if self.proxy.held_calls.holds(self):
+            await self.proxy.held_calls.store(self)
 
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
@@ -553,7 +602,8 @@ class Forwarding:
             self._add_challenges(response, branch)
         strip_push_params(response)
         if status >= Status.OK:
-            after = round(time.time() - self.created_epoch, 3)
+            self.final, self.ended_epoch = self.final or status, time.time()
+            after = round(self.ended_epoch - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:
                 CALLS.labels(f"{status // 100}xx").inc()

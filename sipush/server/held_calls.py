@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LEASE = 15.0
 "Seconds after its last sign of life that a process keeps its held calls."
+KEPT = 32.0
+"64*T1: seconds after its end that a call is kept. Its final response may have to be repeated."
 
 log = structlog.get_logger()
 
@@ -33,6 +35,7 @@ class HeldCalls:
         self._store = store
         self._tasks = Tasks()
         self._stored: set[str] = set()
+        self._ended: dict[str, asyncio.TimerHandle] = {}
         self.recovered = asyncio.Event()
         "Our calls of an earlier life go on, or the store did not tell them."
 
@@ -41,17 +44,26 @@ class HeldCalls:
         return forwarding.push_id in self._stored
 
     def changed(self, forwarding: Forwarding) -> asyncio.Task[None] | None:
-        """The state of a request changed: write it down, or forget it when it is over.
+        """The state of a request changed: write it down, and forget it some time after its end.
 
         The task ends when the store has it; None for a request that the store does not know.
         """
         held_id = forwarding.push_id
-        if held_id not in self._stored:
+        if held_id not in self._stored or held_id in self._ended:
             return None
-        if not forwarding.context.done:
-            return self._tasks.spawn(self.store(forwarding))
+        if forwarding.context.done:
+            loop = asyncio.get_running_loop()
+            self._ended[held_id] = loop.call_later(KEPT, self._forget, forwarding)
+        return self._tasks.spawn(self.store(forwarding))
+
+    def _forget(self, forwarding: Forwarding) -> None:
+        forwarding.forgotten()
+        self._remove(forwarding.push_id)
+
+    def _remove(self, held_id: str) -> None:
         self._stored.discard(held_id)
-        return self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
+        self._ended.pop(held_id).cancel()
+        self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
 
     async def store(self, forwarding: Forwarding) -> None:
         """Write a held call down; without a store it goes on, but would not survive a crash."""
@@ -75,8 +87,8 @@ class HeldCalls:
                 log.warning("held_calls_not_claimed", reason=str(error))
             else:
                 own = False
-                for text in stored:
-                    await self._resume(text, resume)
+                # All at once: meanwhile nobody is heard.
+                await asyncio.gather(*(self._resume(text, resume) for text in stored))
             self.recovered.set()
             await asyncio.sleep(LEASE / 3)
 
@@ -90,6 +102,8 @@ class HeldCalls:
 
     async def close(self) -> None:
         """Finish writing. What is still held is left for the next process."""
+        for held_id in list(self._ended):
+            self._remove(held_id)
         await self._tasks.finish()
 
 
@@ -111,6 +125,9 @@ def describe(forwarding: Forwarding) -> HeldCall:
             (d.uri, d.status, d.cause.value if d.cause else "") for d in forwarding.diversions
         ),
         created_epoch=forwarding.created_epoch,
+        cancel_reason=forwarding.cancel_reason or "",
+        final=forwarding.final,
+        ended_epoch=forwarding.ended_epoch,
         seen={aor: registrations(location) for aor, location in forwarding.seen.items()},
     )
 

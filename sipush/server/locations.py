@@ -43,6 +43,11 @@ class Locations:
         """What the store told last, if it is among the last 20,000."""
         return self._seen.get(aor)
 
+    def device_on(self, aor: Aor, flow: str) -> str:
+        """The device that registered over a flow, if it was seen; else empty."""
+        bindings = self._seen[aor].bindings if aor in self._seen else ()
+        return next((binding.device for binding in bindings if binding.flow == flow), "")
+
     def saw(self, aor: Aor, location: Location) -> None:
         """The store has told what it holds."""
         self._seen.pop(aor, None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from typing import assert_never
 import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
-from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Subscriber
+from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, Subscriber
 from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
@@ -79,6 +80,10 @@ log = structlog.get_logger()
 
 NON_INVITE_HOLD = 25.0
 "Seconds. After 32 the sender of a request that is no INVITE has given up (RFC 3261 §17.1.2.2)."
+
+
+BETWEEN_FLOWS = 10.0
+"Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
 
 def _consents_to_calls(record: PushRecord) -> bool:
@@ -144,6 +149,8 @@ class Proxy:
     tasks: Tasks = field(default_factory=Tasks)
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     draining: bool = False
+    expected_answers: dict[str, Callable[[Flow, Response], None]] = field(default_factory=dict)
+    "By Via branch: 2xx to an INVITE that a process sent which died."
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
 
     @property
@@ -191,7 +198,7 @@ class Proxy:
             push_while_ringing=self.policy.push_while_ringing,
         )
         forwarding = Forwarding(
-            self, transaction, request, context, str(uuid.uuid4()), self.new_id()
+            self, transaction, request, context, self._push_id(request), self.new_id()
         )
         self._forwardings[transaction] = forwarding
         try:
@@ -200,13 +207,24 @@ class Proxy:
             if not forwarding.started:
                 forwarding.finish()
 
+    def _push_id(self, request: Request) -> str:
+        """A UUID that nobody can guess, equal for an INVITE that is repeated to another process.
+
+        Whoever died in between had perhaps sent it on.
+        """
+        names = ("via", "from", "to", "call-id", "cseq", "proxy-authorization")
+        lines = [line for name in names for _, line in request.headers.lines(name)]
+        text = "\n".join(lines).encode("utf-8", "surrogateescape")
+        mac = hmac.digest(self.key, b"push-id" + text, "sha256")
+        return str(uuid.UUID(bytes=mac[:16], version=4))
+
     async def resume(self, held: HeldCall) -> None:
         """Go on with a call that another process held."""
         request = parse_datagram(held.request)
         assert isinstance(request, Request)
         flow = self._way_back(held.flow, request)
         context = thaw(held.context, self.clock(), time.time())
-        transaction = self.layer.adopt_request(flow, request, answered=context.answered)
+        transaction = self.layer.adopt_request(flow, request, answered=context.successful)
         forwarding = Forwarding(
             self,
             transaction,
@@ -222,10 +240,13 @@ class Proxy:
             ],
             policy=TargetPolicy(self.policy.apps, self._is_live_for(request), _consents_to_calls),
             created_epoch=held.created_epoch,
+            cancel_reason=held.cancel_reason or None,
+            final=held.final,
+            ended_epoch=held.ended_epoch,
         )
         self._forwardings[transaction] = forwarding
         locations = {}
-        for aor in held.aors:
+        for aor in () if context.done else held.aors:
             subscriber = await self.subscribers.get(aor)
             if subscriber is not None:
                 forwarding.watch(subscriber)
@@ -242,6 +263,16 @@ class Proxy:
         """A CANCEL for a request under way."""
         if (forwarding := self._forwardings.get(transaction)) is not None:
             forwarding.cancel(cancel)
+
+    def answer_came(self, flow: Flow, response: Response) -> bool:
+        """Whether a response without a transaction is the 2xx that a call expects."""
+        if not (Status.OK <= response.status < 300 and response.cseq.method == "INVITE"):
+            return False
+        expected = self.expected_answers.get(response.top_via.branch)
+        if expected is not None:
+            response.headers.pop_first_value("via", "Via")
+            expected(flow, response)
+        return expected is not None
 
     async def forward_ack(self, ack: Request) -> None:
         """The ACK of a 2xx goes its own way (§16.7 step 10, §17.1.1.3), without a transaction."""
@@ -286,7 +317,7 @@ class Proxy:
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
         if subscriber is None:
-            forwarding.start(TargetSet.of(await self._dialog_target(token, request)))
+            forwarding.start(TargetSet.of(await self._reachable_target(token, request)))
             return
         forwarding.watch(subscriber)
         location = await self.locations.lookup(token.aor, time.time())
@@ -310,11 +341,39 @@ class Proxy:
             return False
         return is_purr_of(reference, record.aor, record.device, self.key)
 
+    async def _reachable_target(self, token: RouteToken, request: Request) -> Target:
+        """The other side; a phone that is between two connections is waited for."""
+        target = await self._dialog_target(token, request)
+        if target.live or not target.hold:
+            return target
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def registered(aor: Aor, location: Location, devices: Collection[str]) -> None:
+            news.set()
+
+        log.info("in_dialog_waits", call_id=request.call_id, method=request.method, aor=token.aor)
+        self.bucket.watch(token.aor, registered)
+        until = loop.time() + target.hold
+        timer = loop.call_at(until, news.set)
+        try:
+            while True:
+                news.clear()
+                target = await self._dialog_target(token, request)
+                if target.live or loop.time() >= until:
+                    break
+                await news.wait()
+        finally:
+            timer.cancel()
+            self.bucket.unwatch(token.aor, registered)
+        return target
+
     async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
         """The flow of the token unless its device has left it, else a peer by its URI.
 
-        A phone that has changed networks leaves a connection behind that nobody has closed.
+        A phone that has changed networks leaves a connection behind that nobody has closed. Who was
+        never registered and has lost the connection (to a process that died) is called back.
         """
+        names: list[str] = []
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor:
             try:
@@ -325,11 +384,14 @@ class Proxy:
             if token.flow not in names:
                 newest = filter(None, map(self.transports.flow, names))
                 flow = next((each for each in newest if not each.closed), flow)
+        hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
-            return Target("dialog", request.uri, flow.name, live=not flow.closed)
+            return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
         remote = parse_sip_uri(request.uri)
         is_peer = is_ip(remote.address) and self._is_peer((remote.address, 0))
-        return Target("dialog", request.uri, live=is_peer and not token.aor)
+        is_caller = not names and came_from(remote.address, token.flow)
+        live = (is_peer and not token.aor) or is_caller
+        return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --
 

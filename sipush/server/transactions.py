@@ -446,8 +446,8 @@ class TransactionLayer:
     ) -> ServerTransactionHandle:
         """Go on with the server transaction of an INVITE that another process accepted.
 
-        ``request`` is as it was handed over then. The caller gets another 100, unless the request
-        was ``answered``: then there is nothing to go on with but the handle.
+        ``request`` is as it was handed over then. ``answered``: with a 2xx; then there is nothing
+        to go on with but the handle, over which 2xx may be repeated.
         """
         key = server_key(request, request.top_via, request.method)
         server = _Server(self, key, flow, request)
@@ -458,7 +458,6 @@ class TransactionLayer:
         else:
             self._servers[key] = server
             self._started()
-            handle.respond(make_response(request, Status.TRYING))
         return handle
 
     def send_stateless(self, message: Message, flow: Flow) -> None:

@@ -341,6 +341,52 @@ def test_a_6xx_waits_for_the_finals_of_the_others() -> None:
     assert context.response_received(1, 487, NOW) == [Respond(600, 0)]
 
 
+def test_a_device_whose_flow_broke_while_it_rang_gets_the_same_request_and_hears_the_end() -> None:
+    context = make()
+    context.start([target("mobile", flow="tcp/1")], NOW)
+    context.response_received(0, 180, NOW)
+    context.flow_failed(0, NOW)
+    assert context.cancelled(NOW) == [CancelPush(0), Respond(487, 0)]
+    late = context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    assert late == [Forward(1), Cancel(1, CancelCause.CALLER)]
+    assert [branch.number for branch in context.branches] == [1, 1]
+
+
+def test_a_device_gets_another_request_after_it_refused_the_first() -> None:
+    context = make()
+    context.start([target("mobile", flow="tcp/1")], NOW)
+    context.response_received(0, 480, NOW)
+    assert context.binding_refreshed(target("mobile", flow="tcp/2"), NOW) == [Forward(0)]
+    assert context.branches[0].number == 2
+
+
+def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_crash() -> None:
+    context = make()
+    context.start([target("sleeping"), target("mobile", "awake", "tcp/2")], NOW)
+    assert context.pushes_to_begin() == [RequestPush(0, NOW + HOLD)]
+    context.branches[0].push_begun = True
+    assert context.pushes_to_begin() == []
+
+
+def test_a_silent_device_does_not_keep_the_caller_of_a_declined_call_waiting() -> None:
+    context = make()
+    context.start([target("desk"), target("desk", "silent", "udp/2")], NOW)
+    assert context.response_received(0, 603, NOW) == [Cancel(1, CancelCause.DECLINED_ELSEWHERE)]
+    assert context.timer_fired(NOW + PROBE) == [Respond(603, 0)]
+
+
+def test_a_silent_device_with_a_tombstone_hears_of_the_call_once() -> None:
+    context = make()
+    context.start([target("desk"), target("always", "silent", "udp/2")], NOW)
+    context.response_received(0, 603, NOW)
+    again = target("always", "silent", "udp/2")
+    assert context.binding_refreshed(again, NOW) == [
+        Abandon(1),
+        Forward(2),
+        Cancel(2, CancelCause.DECLINED_ELSEWHERE),
+    ]
+
+
 @pytest.mark.parametrize(
     ("finals", "best"),
     [

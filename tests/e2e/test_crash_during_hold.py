@@ -12,7 +12,8 @@ from sipush.config import load
 from sipush.core.bindings import Location, Registration
 from sipush.location import make_store
 from sipush.location.store import LocationStore
-from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.daemon import PBX, Daemon, in_time
+from tests.e2e.robots import branch_of
 from tests.e2e.wire import Phone, _Stream
 from tests.e2e.world import World, apns_token, x_push
 
@@ -207,3 +208,108 @@ async def opened(daemon: Daemon) -> AsyncIterator[LocationStore]:
     await store.open()
     yield store
     await store.close()
+
+
+async def test_a_ringing_phone_whose_connection_broke_gets_the_same_invite_again(
+    world: World,
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    first = await (await world.registered(daemon, "bob", "TCP", push)).incoming()
+    first.reply(180)
+    await daemon.log_event("response", status=180)
+    await daemon.restart_after_kill()
+    reconnected = await world.registered(daemon, "bob", "TCP", push)
+    again = await reconnected.incoming()
+    assert branch_of(again.invite) == branch_of(first.invite)  # a retransmission, to the phone
+    answer, _ = await in_time(call.final(), again.answer())
+    assert answer.status == 200
+
+
+async def test_a_ringing_phone_whose_connection_broke_hears_that_the_caller_gave_up(
+    world: World,
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    first = await (await world.registered(daemon, "bob", "TCP", push)).incoming()
+    first.reply(180)
+    await daemon.log_event("response", status=180)
+    await daemon.restart_after_kill()
+    _, final = await in_time(call.cancel("Reason: Q.850;cause=16"), call.final())
+    assert final.status == 487
+    again = await (await world.registered(daemon, "bob", "TCP", push)).incoming()
+    assert branch_of(again.invite) == branch_of(first.invite)
+    again.reply(180)
+    assert (await again.cancelled())["reason"] == "Q.850;cause=16"
+
+
+async def test_the_reason_of_a_caller_who_gave_up_outlives_the_crash(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    await in_time(call.cancel("Reason: Q.850;cause=16"), call.final())
+    await daemon.restart_after_kill()
+    late = await (await world.registered(daemon, "bob", "UDP", push)).incoming()
+    late.reply(180)
+    assert (await late.cancelled())["reason"] == "Q.850;cause=16"
+
+
+async def test_an_answer_that_was_lost_in_the_crash_arrives_when_the_phone_repeats_it(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    incoming = await (await world.registered(daemon, "bob", transport, push)).incoming()
+    incoming.reply(200)
+    first = await call.expect(200)
+    await daemon.restart_after_kill()
+    # Over a stream it repeats it over its next connection.
+    incoming.phone = await world.registered(daemon, "bob", transport, push)
+    incoming.reply(200)
+    answer, _ = await in_time(call.final(), incoming.expect("ACK"))
+    assert answer.tag("to") == first.tag("to")
+
+
+async def test_a_refusal_that_was_lost_in_the_crash_is_sent_again(world: World) -> None:
+    daemon = await world.start(wake={"hold": 0.5, "probe": 0.25})
+    await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await call.expect(480)
+    await daemon.kill()
+    alice.wire.forget()
+    await daemon.start()
+    assert (await call.final()).status == 480
+
+
+async def test_an_invite_that_is_repeated_to_the_next_process_rings_its_phone_once(
+    world: World,
+) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    bob = await world.registered(daemon, "bob", "UDP", push)
+    pbx = await world.phone(daemon, "200", ip=PBX)
+    call = await pbx.call("bob", challenged=False)
+    first = await bob.incoming()
+    await daemon.restart_after_kill()  # before the 100: the caller knows of nothing
+    call.resend_invite()
+    again = await bob.incoming()
+    assert branch_of(again.invite) == branch_of(first.invite)
+    assert again.push_id == first.push_id
+    answer, _ = await in_time(call.final(), again.answer())
+    assert answer.status == 200

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.e2e.daemon import APP, OTHER_APP, in_time
+from tests.e2e.test_crash_during_hold import listening
 from tests.e2e.world import World, apns_token, x_push
 from tests.servers.redis_server import RedisServer
 
@@ -118,6 +121,48 @@ async def test_a_call_that_was_answered_before_a_restart_can_be_hung_up_after_it
     await daemon.start()
     bye, _ = await in_time(call.hang_up(answer), incoming.hung_up())
     assert bye.status == 200
+
+
+async def test_a_bye_waits_for_a_phone_that_has_not_come_back_yet(world: World) -> None:
+    daemon = await world.start()
+    push = x_push(apns_token())
+    bob = await world.registered(daemon, "bob", "TCP", push)
+    alice = await world.registered(daemon, "alice", "TCP", x_push(apns_token()))
+    call = await alice.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    await daemon.restart_after_kill()
+    # Alice is back, over another connection and with another Contact; bob is not.
+    call.phone = await world.phone(daemon, "alice", "TCP")
+    hanging_up = asyncio.create_task(call.hang_up(answer))
+    await daemon.log_event("in_dialog_waits")
+    incoming.phone = await world.registered(daemon, "bob", "TCP", push)
+    await incoming.hung_up()
+    assert (await hanging_up).status == 200
+
+
+async def test_a_caller_with_a_new_connection_gets_the_bye_after_a_restart(world: World) -> None:
+    daemon = await world.start()
+    push, own = x_push(apns_token()), x_push(apns_token())
+    bob = await world.registered(daemon, "bob", "UDP", push)
+    alice = await world.registered(daemon, "alice", "TCP", own)
+    call = await alice.call("bob")
+    _, incoming = await in_time(call.final(), bob.rings_and_answers())
+    await daemon.restart_after_kill()
+    call.phone = await world.registered(daemon, "alice", "TCP", own)
+    await in_time(incoming.hang_up(), call.hung_up())
+
+
+async def test_a_caller_who_never_registered_is_called_back_after_a_restart(world: World) -> None:
+    daemon = await world.start()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", "TCP")
+    async with listening(alice):
+        call = await alice.call("bob")
+        _, incoming = await in_time(call.final(), bob.rings_and_answers())
+        await daemon.restart_after_kill()
+        hanging_up = asyncio.create_task(incoming.hang_up())
+        assert (await alice.wire.expect("BYE"))["call-id"] == call.call_id
+        hanging_up.cancel()
 
 
 async def test_a_register_that_is_repeated_around_a_restart_counts_once(world: World) -> None:

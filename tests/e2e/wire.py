@@ -214,6 +214,10 @@ class Wire:
                 waiter.set_result(None)
         self._waiters.clear()
 
+    def forget(self) -> None:
+        """What came so far counts as lost."""
+        self._unread.clear()
+
     def count(self, what: Kind) -> int:
         """How many messages of this kind ever came."""
         return sum(_is(msg, what) for msg in self.seen)
@@ -627,9 +631,9 @@ class OutCall:
         """The callee's BYE, answered."""
         return await self.requested("BYE")
 
-    async def cancel(self) -> Msg:
+    async def cancel(self, *lines: str) -> Msg:
         """CANCEL, and its answer."""
-        self.phone.wire.send(self._request("CANCEL", self.uri, self.branch))
+        self.phone.wire.send(self._request("CANCEL", self.uri, self.branch, "", *lines))
         return await self.phone.wire.expect(FINAL, method="CANCEL", call_id=self.call_id)
 
 
