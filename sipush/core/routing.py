@@ -30,6 +30,7 @@ from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel
 
 DIALOG_FORMING = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
 _DEFAULT_MAX_FORWARDS = 70
+_DEFAULT_MAX_BREADTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,22 +335,35 @@ _DIVERSION_REASONS = {
 }
 
 
+def max_breadth(request: Request) -> int | None:
+    """To how many a request may be forwarded at a time, if it says so (RFC 5393 §5.3)."""
+    return number(request.headers.get("max-breadth") or "")
+
+
 def forward_request(
     request: Request,
     target: Target,
     record_routes: Iterable[str],
     push_id: str = "",
     diversions: Sequence[Diversion] = (),
+    *,
+    breadth: int | None = None,
 ) -> Request:
     """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
 
-    ``record_routes`` are URIs, the one nearest to the caller first.
+    ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
+    Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
     """
     forwarded = request.copy()
     forwarded.uri = without_push_params(target.uri)
     headers = forwarded.headers
     hops = number(headers.get("max-forwards") or "")
     headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else hops - 1))
+    if target.flow or target.route:
+        breadth = 1
+    elif breadth is None:
+        breadth = _DEFAULT_MAX_BREADTH
+    headers.set("Max-Breadth", str(breadth))
     for uri in record_routes:
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):

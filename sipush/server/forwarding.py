@@ -49,6 +49,7 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     has_video,
+    max_breadth,
     server_uri,
     strip_push_params,
     wants_tls,
@@ -377,13 +378,18 @@ class Forwarding:
             self._send(branch, flow)
 
     def _send(self, branch: int, flow: Flow) -> None:
-        target = self.context.branches[branch].target
+        target, left = self.context.branches[branch].target, self._breadth_left()
+        if left is not None and left < 1:
+            exceeded = Status.MAX_BREADTH_EXCEEDED
+            self._perform(self.context.response_received(branch, exceeded, self._now))
+            return
         forwarded = forward_request(
             self.request,
             target,
             self._record_routes(target, flow),
             self.push_id if target.push is not None and self.dialog_side is None else "",
             self.diversions,
+            breadth=left,
         )
         attempt = self.attempts[branch]
         attempt.flow = flow
@@ -398,6 +404,15 @@ class Forwarding:
             partial(self._failed, branch),
         )
         self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
+
+    def _breadth_left(self) -> int | None:
+        """What of the Max-Breadth no branch uses now; None when there is no limit."""
+        allowed = max_breadth(self.request)
+        if allowed is None:
+            return None
+        over = {b.id for b in self.context.branches if b.state is BranchState.COMPLETED}
+        out = (i for i, attempt in self.attempts.items() if attempt.handle and i not in over)
+        return allowed - sum(1 for _ in out)
 
     def _via_branch(self, branch: int) -> str:
         """Equal in every process that sends this call to this device for the Nth time.

@@ -29,7 +29,7 @@ from sipush.core.messages import (
 )
 from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.response_context import FLOW_GONE
-from sipush.core.routing import caller, forward_request, strip_push_params
+from sipush.core.routing import caller, forward_request, max_breadth, strip_push_params
 from sipush.core.stored_message import (
     Shown,
     StoredMessage,
@@ -79,7 +79,8 @@ class Arriving:
         for target in map(self.messages.target, location.bindings):
             if target.live:
                 flows.setdefault(without_reg_id(target.device), []).append(target)
-        self.targets = [replace(first, others=tuple(rest)) for first, *rest in flows.values()]
+        targets = [replace(first, others=tuple(rest)) for first, *rest in flows.values()]
+        self.targets = targets[: max_breadth(self.request)]
         devices = {without_reg_id(row.device) for row in location.bindings + location.push_records}
         self.messages.arrivals.setdefault(self.aor, set()).add(self)
         asleep = not devices <= flows.keys()

@@ -68,6 +68,7 @@ from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer
 from sipush.sip.digest import find_credentials
 from sipush.sip.fields import parse_name_addr
+from sipush.sip.grammar import number
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri
@@ -167,7 +168,7 @@ class Proxy:
             reject(transaction, rejection, self.new_id())
             return
         where = destination(request, self.realm, self.key, self.policy.emergency)
-        if request.headers.get("max-forwards") == "0":  # an OPTIONS, or it would be invalid (§16.3)
+        if number(request.headers.get("max-forwards") or "") == 0:  # an OPTIONS: §16.3
             where = ToServer()
         match where:
             case Rejection() as rejection:

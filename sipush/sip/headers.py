@@ -33,7 +33,7 @@ COMPACT = {
 # fmt: off
 _USUAL = [
     "Accept", "Allow", "Authorization", "Call-ID", "Contact", "Content-Length", "Content-Type",
-    "CSeq", "Date", "Event", "Expires", "From", "Max-Forwards", "Min-SE", "Path",
+    "CSeq", "Date", "Event", "Expires", "From", "Max-Breadth", "Max-Forwards", "Min-SE", "Path",
     "Proxy-Authorization", "Proxy-Require", "Reason", "Record-Route", "Require", "Route", "RSeq",
     "Server", "Session-Expires", "Subject", "Supported", "Timestamp", "To", "User-Agent", "Via",
     "Warning", "WWW-Authenticate", "X-Push", "X-Push-Id", "P-Asserted-Identity",

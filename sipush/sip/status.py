@@ -32,6 +32,7 @@ class Status(IntEnum):
     INTERVAL_TOO_BRIEF = 423
     FLOW_FAILED = 430
     FIRST_HOP_LACKS_OUTBOUND_SUPPORT = 439
+    MAX_BREADTH_EXCEEDED = 440
     TEMPORARILY_UNAVAILABLE = 480
     CALL_OR_TRANSACTION_DOES_NOT_EXIST = 481
     LOOP_DETECTED = 482
@@ -62,6 +63,7 @@ _PHRASES = {
         Status.REQUEST_URI_TOO_LONG: "Request-URI Too Long",
         Status.UNSUPPORTED_URI_SCHEME: "Unsupported URI Scheme",
         Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST: "Call/Transaction Does Not Exist",
+        Status.MAX_BREADTH_EXCEEDED: "Max-Breadth Exceeded",
         Status.SERVER_TIMEOUT: "Server Time-out",
     }.get(status, status.name.replace("_", " ").title())
     for status in Status

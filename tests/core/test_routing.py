@@ -318,6 +318,7 @@ def test_only_what_must_change_changes() -> None:
         b"Record-Route: <sip:b@h;lr>",
         b"Record-Route: <sip:a@h;lr>",
         b"Max-Forwards: 69",
+        b"Max-Breadth: 60",
     ]
     assert request.uri == "sip:bob@example.com"
 
@@ -327,6 +328,22 @@ def test_a_request_without_max_forwards_gets_70() -> None:
     request.headers.remove("max-forwards")
     forwarded = forward_request(request, Target("d", "sip:b@h"), ())
     assert forwarded.headers.get("max-forwards") == "70"
+
+
+@pytest.mark.parametrize(
+    ("target", "left", "breadth"),
+    [
+        (Target("d", "sip:b@h", "udp/a/b"), None, "1"),
+        (Target("d", "sip:b@h", route=("<sip:p;lr>",)), 7, "1"),
+        (Target("sip:vm@h", "sip:vm@h"), None, "60"),
+        (Target("sip:vm@h", "sip:vm@h"), 7, "7"),
+    ],
+    ids=["device", "device behind an edge", "server", "server, limited"],
+)
+def test_every_request_has_one_max_breadth(target: Target, left: int | None, breadth: str) -> None:
+    request = invite("sip:bob@example.com", "Max-Breadth: 9")
+    forwarded = forward_request(request, target, (), breadth=left)
+    assert forwarded.headers.get_all("max-breadth") == [breadth]
 
 
 def test_the_path_becomes_the_route_and_our_credentials_stay_here() -> None:

@@ -110,3 +110,26 @@ async def test_an_app_that_always_pushes_is_called_and_pushed_at_once(world: Wor
     assert incoming.push_id == pushed.push_id
     answer, _ = await in_time(call.final(), incoming.answer())
     assert answer.status == 200
+
+
+async def test_a_call_rings_no_more_devices_at_a_time_than_its_max_breadth(world: World) -> None:
+    """RFC 5393 §5.3.3."""
+    daemon = await world.daemon()
+    phones = [
+        await world.phone(daemon, "bob", "TCP", instance=f"urn:uuid:{uuid.uuid4()}")
+        for _ in range(3)
+    ]
+    for phone in phones:
+        await phone.register()
+    alice = await world.phone(daemon, "alice", "TCP")
+    call = await alice.call("bob", headers=["Max-Breadth: 2"])
+    newest, second = await phones[2].incoming(), await phones[1].incoming()
+    assert newest.invite["max-breadth"] == second.invite["max-breadth"] == "1"
+    await second.refuse(486)
+    answer, _ = await in_time(call.final(), newest.answer())
+    assert answer.status == 200
+    await phones[0].wire.options()
+    assert phones[0].wire.count("INVITE") == 0
+    await in_time(call.hang_up(answer), newest.hung_up())
+    none = await alice.call("bob", headers=["Max-Breadth: 0"])
+    assert (await none.final()).status == 440
