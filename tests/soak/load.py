@@ -20,7 +20,7 @@ from tests.e2e.wire import InCall, OutCall, Phone
 from tests.e2e.world import apns_token, x_push
 
 DOMAIN = "soak.example.com"
-HOLD = 4.0
+HOLD = 8.0
 "Seconds that calls are held."
 THINKING = 0.05
 "Seconds between two things that one worker does, on average."
