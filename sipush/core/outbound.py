@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import blake2b, sha256, shake_256
 from hmac import compare_digest
 
 from sipush.core.bindings import Aor, without_reg_id
@@ -78,12 +78,14 @@ def purr_in(uri: str) -> str:
 
 
 def encode_route_token(token: RouteToken, call_id: str, key: bytes) -> str:
-    """The token as one opaque user part, signed so that nobody can make one up.
+    """The token as one opaque user part: nobody can make one up, or read who and where it is.
 
-    Good with this Call-ID only: who has seen it in one call must not reach the phone by it later.
+    Good with this Call-ID only: who has seen it in one call must not reach the phone by it later,
+    nor know an anonymous caller (RFC 3323) by it.
     """
     text = "\n".join((token.flow, token.aor, token.device)).encode("utf-8", "surrogateescape")
-    return urlsafe_b64encode(_route_mac(text, call_id, key) + text).rstrip(b"=").decode()
+    mac = _route_mac(text, call_id, key)
+    return urlsafe_b64encode(mac + _masked(text, mac, key)).rstrip(b"=").decode()
 
 
 def decode_route_token(user: str, call_id: str, key: bytes) -> RouteToken | None:
@@ -92,7 +94,8 @@ def decode_route_token(user: str, call_id: str, key: bytes) -> RouteToken | None
         raw = urlsafe_b64decode(user.encode("ascii") + b"=" * (-len(user) % 4))
     except ValueError:
         return None
-    mac, text = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
+    mac = raw[:_MAC_BYTES]
+    text = _masked(raw[_MAC_BYTES:], mac, key)
     if not compare_digest(mac, _route_mac(text, call_id, key)):
         return None
     flow, aor, device = text.decode("utf-8", "surrogateescape").split("\n")
@@ -115,3 +118,10 @@ def _route_mac(text: bytes, call_id: str, key: bytes) -> bytes:
 
 def _mac(text: bytes, key: bytes, size: int = _MAC_BYTES) -> bytes:
     return blake2b(text, key=key, digest_size=size).digest()
+
+
+def _masked(text: bytes, mac: bytes, key: bytes) -> bytes:
+    """``text`` under a key stream that is another one for every text; the inverse of itself."""
+    stream = shake_256(key + b"mask" + mac).digest(len(text))
+    masked = int.from_bytes(text, "big") ^ int.from_bytes(stream, "big")
+    return masked.to_bytes(len(text), "big")

@@ -293,7 +293,7 @@ class Proxy:
 
     def send_ack(self, ack: Request, flow: Flow) -> None:
         """Send the ACK of a 2xx, which has no transaction, with our Via."""
-        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={self.new_branch(ack)}"
+        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={self.new_branch(ack)};rport"
         ack.headers.prepend("Via", via)
         self.layer.send_stateless(ack, flow)
 

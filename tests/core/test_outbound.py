@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +36,18 @@ def test_a_token_is_a_user_part_that_every_proxy_carries_unchanged() -> None:
     assert parse_sip_uri(f"sip:{user}@127.0.0.1;lr").user == user
     assert "%" not in user
     assert ";" not in user
+
+
+def test_a_token_does_not_tell_whose_it_is_or_where() -> None:
+    user = encode_route_token(TOKEN, CALL, KEY)
+    raw = base64.urlsafe_b64decode(user + "=" * (-len(user) % 4))
+    for secret in (b"bob", b"example", b"127.0.0.1", b"udp", TOKEN.device.encode()):
+        assert secret not in raw
+    for other in (
+        encode_route_token(replace(TOKEN, aor="bab@example.com"), CALL, KEY),
+        encode_route_token(TOKEN, "another call", KEY),
+    ):
+        assert other[12:20] != user[12:20], "the same key stream twice gives both texts away"
 
 
 def test_a_token_of_another_key_is_nobodys() -> None:
