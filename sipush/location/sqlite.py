@@ -25,7 +25,19 @@ _PAGE = 500
 "Rows read at a time when everything is listed."
 
 _PURGED_AT_ONCE = 50
-"Expired rows of any AOR removed in one go: too few to be felt."
+"Expired messages of any AOR removed in one go: too few to be felt."
+
+_LOOKED_AT_AT_ONCE = 200
+"""Bindings of any AOR looked at in one go, to remove those that have expired.
+
+An index by expiry would cost each REGISTER more: it changes with each, in two places.
+"""
+_START = ("", "")
+_END = (b"\xff" * 16, b"")
+"Before and after all pairs of AOR and device: a BLOB sorts after every text."
+
+_PURGE_EVERY = 25
+"REGISTERs; or a second, when they are few."
 
 _TWELVE = "(?,?,?,?,?,?,?,?,?,?,?,?)"
 _SELECT_BINDINGS = f"SELECT {rows.BINDING} FROM bindings WHERE aor = ?"
@@ -44,11 +56,17 @@ _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,
 _PUT_BAN = "INSERT OR REPLACE INTO bans (source, until_epoch) VALUES (?,?)"
 _DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
 _DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
-_PURGE = tuple(
-    f"DELETE FROM {table} WHERE (aor, device) IN"
-    f" (SELECT aor, device FROM {table} WHERE expires_epoch <= ? LIMIT {_PURGED_AT_ONCE})"
-    for table in ("bindings", "push_records")
-)
+_EXPIRING = ("bindings", "push_records")
+_STRETCH_END = {
+    table: f"SELECT aor, device FROM {table} WHERE (aor, device) > (?,?)"
+    f" ORDER BY aor, device LIMIT 1 OFFSET {_LOOKED_AT_AT_ONCE - 1}"
+    for table in _EXPIRING
+}
+_PURGE = {
+    table: f"DELETE FROM {table} WHERE (aor, device) > (?,?) AND (aor, device) <= (?,?)"
+    " AND expires_epoch <= ?"
+    for table in _EXPIRING
+}
 _SELECT_MESSAGES = (
     f"SELECT {rows.MESSAGE} FROM messages WHERE aor = ? AND expires_epoch > ? ORDER BY id"
 )
@@ -87,6 +105,8 @@ class SqliteStore:
         self._unpurged = 0
         "REGISTERs since expired rows were last removed."
         self._purged_epoch = 0.0
+        self._purged_to: dict[str, rows.Row] = {}
+        "By table: the last AOR and device that were looked at."
 
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
@@ -134,8 +154,8 @@ class SqliteStore:
                 row = rows.storable((registration.aor, device, due))
                 connection.execute(_PUT_REFRESH, row)
             if self._is_purge_due(now):
-                for purge in _PURGE:
-                    connection.execute(purge, (now,))
+                for table in _EXPIRING:
+                    self._purge(connection, table, now)
             return replace(after, messages=_has_messages(connection, registration.aor, now))
 
         return await self._write(job)
@@ -143,10 +163,17 @@ class SqliteStore:
     def _is_purge_due(self, now_epoch: float) -> bool:
         """Once a second, and more often when many rows are added."""
         self._unpurged += 1
-        if self._unpurged < _PURGED_AT_ONCE // 2 and 0 <= now_epoch - self._purged_epoch < 1:
+        if self._unpurged < _PURGE_EVERY and 0 <= now_epoch - self._purged_epoch < 1:
             return False
         self._unpurged, self._purged_epoch = 0, now_epoch
         return True
+
+    def _purge(self, connection: sqlite3.Connection, table: str, now_epoch: float) -> None:
+        """Go on through ``table`` where the last one stopped, and begin again at its end."""
+        start = self._purged_to.get(table, _START)
+        end = connection.execute(_STRETCH_END[table], start).fetchone()
+        connection.execute(_PURGE[table], (*start, *(end or _END), now_epoch))
+        self._purged_to[table] = end or _START
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""

@@ -13,6 +13,8 @@ from sipush.errors import LocationError
 BUSY_TIMEOUT = 2.0
 "Seconds to wait for another process that holds the write lock."
 _BUSY_PAUSE = 0.005
+_CACHE = 16_384
+"KiB of pages a connection keeps: the upper levels of trees with millions of rows."
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -92,6 +94,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             until_epoch REAL NOT NULL
         ) WITHOUT ROWID""",
     ),
+    (
+        "DROP INDEX bindings_expires",
+        "DROP INDEX push_records_expires",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""
@@ -128,6 +134,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         _use_wal(connection)
         connection.execute("PRAGMA synchronous = normal")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE}")
         _migrate(connection, path)
     except BaseException:
         connection.close()

@@ -134,6 +134,20 @@ async def test_expired_rows_of_users_who_never_come_back_are_removed(
         assert reader.execute("SELECT aor FROM bindings").fetchall() == [(AOR,)]
 
 
+async def test_expired_rows_among_many_are_removed_by_the_registers_that_follow(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    many = [f"{number}@example.com" for number in range(3 * sqlite._LOOKED_AT_AT_ONCE)]
+    await asyncio.gather(*(store.bind(registration(binding(aor=aor))) for aor in many))
+    monkeypatch.setattr(sqlite, "_PURGE_EVERY", 1)
+    for cseq in range(4):
+        await store.bind(
+            registration(binding(cseq=cseq, expires_epoch=NOW + 9999), now_epoch=NOW + 700)
+        )
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT aor FROM bindings").fetchall() == [(AOR,)]
+
+
 @pytest.fixture
 def diary(tmp_path: Path) -> Path:
     path = tmp_path / "diary"
@@ -247,7 +261,8 @@ async def test_a_closed_store_says_so(store: SqliteStore):
         sqlite._SELECT_SUBSCRIBER,
         sqlite._DELETE_BINDING,
         sqlite._DELETE_RECORD,
-        *sqlite._PURGE,
+        *sqlite._PURGE.values(),
+        *sqlite._STRETCH_END.values(),
         sqlite._SELECT_MESSAGES,
         sqlite._HAS_MESSAGES,
         sqlite._PURGE_MESSAGES,
