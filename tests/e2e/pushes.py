@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sipush.demo.push_service import Misbehaviour, PushService, ReceivedPush
 from tests.e2e.wire import PATIENCE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,14 @@ class Pushes:
         self._taken += 1
         assert not push.received.violations, push.received.violations
         return push
+
+    def starts(self, start: Callable[[], Awaitable[T]]) -> asyncio.Task[tuple[Push, T]]:
+        """The next push, and the phone that it starts, as the phone's operating system would."""
+
+        async def started() -> tuple[Push, T]:
+            return await self.next(), await start()
+
+        return asyncio.create_task(started())
 
     @property
     def all(self) -> list[Push]:

@@ -71,10 +71,10 @@ async def test_a_browser_is_killed_pushed_restarted_and_media_flows_both_ways(
     await mortal.kill()
 
     alice = await phone(world, browser, daemon, "alice", transport)
+    woken = world.pushes.starts(lambda: phone(world, browser, daemon, "bob", transport, push))
     await alice.do(f"phone.call('sip:bob@{world.domain}')")
-    pushed = await world.pushes.next()
     assert await alice.get("ringing")
-    bob = await phone(world, browser, daemon, "bob", transport, push)
+    pushed, bob = await woken
     invited = await bob.get("invited")
     assert invited["pushId"] == pushed.push_id
     assert ".invalid;transport=ws" in invited["uri"]

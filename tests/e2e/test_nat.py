@@ -173,9 +173,9 @@ async def test_baresip_behind_nat_is_killed_pushed_restarted_and_talks(
 
     alice = await world.baresip(daemon, "alice", transport, server=server, nat=nat)
     await alice.registered()
+    woken = world.pushes.starts(lambda: world.baresip(daemon, "bob", transport, **how))
     alice.command("dial", f"sip:{world.aor('bob')}")
-    await world.pushes.next()
-    reborn = await world.baresip(daemon, "bob", transport, **how)
+    _, reborn = await woken
     await in_time(alice.event("CALL_ESTABLISHED"), reborn.event("CALL_ESTABLISHED"))
     await in_time(alice.rtp_received(), reborn.rtp_received())
     reborn.command("hangup")

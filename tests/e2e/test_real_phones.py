@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 import uuid
+from collections.abc import Awaitable
 
 import pytest
 
+from tests.e2e.baresip import Baresip
 from tests.e2e.daemon import APP, Daemon, in_time
+from tests.e2e.linphone import Linphone
 from tests.e2e.sipp import Sipp
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
@@ -30,9 +33,9 @@ async def test_a_sipp_phone_is_killed_pushed_restarted_and_called_by_sipp(
     daemon = await world.daemon()
     token = apns_token()
     await (await sipp_phone(world, daemon, transport, token)).kill()
+    woken = world.pushes.starts(lambda: sipp_phone(world, daemon, transport, token))
     caller = await world.sipp(daemon, "alice", "caller", transport, to="bob")
-    pushed = await world.pushes.next()
-    reborn = await sipp_phone(world, daemon, transport, token)
+    pushed, reborn = await woken
     invited = await reborn.said("invited")
     assert pushed.push_id in invited
     await in_time(caller.succeeded(), reborn.said("hung up"))
@@ -43,9 +46,9 @@ async def test_a_woken_sipp_phone_is_busy(world: World, transport: str) -> None:
     daemon = await world.daemon()
     token = apns_token()
     await (await sipp_phone(world, daemon, transport, token)).kill()
+    woken = world.pushes.starts(lambda: sipp_phone(world, daemon, transport, token, "answer_486"))
     caller = await world.sipp(daemon, "alice", "caller_486", transport, to="bob")
-    await world.pushes.next()
-    reborn = await sipp_phone(world, daemon, transport, token, "answer_486")
+    _, reborn = await woken
     await in_time(caller.succeeded(), reborn.said("refused"))
 
 
@@ -73,16 +76,20 @@ async def test_baresip_is_killed_pushed_restarted_and_audio_flows_both_ways(
     app = await world.phone(daemon, "bob", transport, instance=f"urn:uuid:{device}")
     assert (await app.register(push)).response.status == 200
     app.kill()
-    bob = await world.baresip(daemon, "bob", transport, instance=device)
+
+    def start_bob() -> Awaitable[Baresip]:
+        return world.baresip(daemon, "bob", transport, instance=device)
+
+    bob = await start_bob()
     await bob.registered()
     await bob.kill()
 
     alice = await world.baresip(daemon, "alice", transport)
     await alice.registered()
+    woken = world.pushes.starts(start_bob)
     alice.command("dial", f"sip:{world.aor('bob')}")
     await alice.event("CALL_RINGING")
-    await world.pushes.next()
-    reborn = await world.baresip(daemon, "bob", transport, instance=device)
+    _, reborn = await woken
     await in_time(alice.event("CALL_ESTABLISHED"), reborn.event("CALL_ESTABLISHED"))
     await in_time(alice.rtp_received(), reborn.rtp_received())
     alice.command("hangup")
@@ -106,17 +113,22 @@ async def test_linphone_is_killed_pushed_restarted_and_answers_with_audio(
     daemon = await world.daemon(listen=world.doors())
     token, instance = fcm_token(), str(uuid.uuid4())
     push = params.format(token=token.replace(":", "%3A"), app=APP)
-    bob = await world.linphone(daemon, "bob", transport, instance=instance, push=push)
+
+    def start_bob() -> Awaitable[Linphone]:
+        return world.linphone(daemon, "bob", transport, instance=instance, push=push)
+
+    bob = await start_bob()
     registered = await daemon.log_event("registered", aor=world.aor("bob"))
     assert registered["push"] == [APP]
     await bob.kill()
 
     alice = await world.baresip(daemon, "alice", transport)
     await alice.registered()
+    woken = world.pushes.starts(start_bob)
     alice.command("dial", f"sip:{world.aor('bob')}")
     await alice.event("CALL_RINGING")
-    assert (await world.pushes.next()).token == token
-    reborn = await world.linphone(daemon, "bob", transport, instance=instance, push=push)
+    pushed, reborn = await woken
+    assert pushed.token == token
     await in_time(alice.event("CALL_ESTABLISHED"), reborn.connected())
     await alice.rtp_received()
     alice.command("hangup")
@@ -131,10 +143,10 @@ async def test_an_asyncsip_phone_is_killed_pushed_restarted_and_answers(world: W
     await app.output.find(lambda line: line == "registered [200]", "asyncsip's registration")
     await app.kill()
     alice = await world.phone(daemon, "alice")
+    woken = world.pushes.starts(lambda: world.asyncsip(daemon, "bob", push))
     call = await alice.call("bob")
-    pushed = await world.pushes.next()
+    pushed, reborn = await woken
     assert pushed.service == "fcm"
-    reborn = await world.asyncsip(daemon, "bob", push)
     said = await reborn.output.find(lambda line: line.startswith("invited"), "asyncsip's call")
     assert re.search(r"\[(.*)\]", said)[1] == pushed.push_id  # type: ignore[index]
     answer = await call.final()
