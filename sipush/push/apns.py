@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import ssl
 import uuid
@@ -37,6 +38,10 @@ _CONFIG_REASONS = frozenset(
     }
 )
 "Reasons of a 400 that speak of our settings, not of this push."
+
+
+REFUSED_PAUSES = (0.05, 0.2)
+"Seconds before a push that was refused or overtaken by a GOAWAY is sent again, more or less."
 
 
 class ApnsProvider:
@@ -91,6 +96,21 @@ class ApnsProvider:
             pool.close()
 
     async def _send_to(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
+        """Ask anew for what the service has not even looked at: that repeats nothing."""
+        for pause in REFUSED_PAUSES:
+            try:
+                return await self._ask(server, push, request)
+            except StreamLostError as error:
+                if not error.unprocessed:
+                    return PushOutcome(PushResult.RETRYABLE, str(error))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        try:
+            return await self._ask(server, push, request)
+        except StreamLostError as error:
+            return PushOutcome(PushResult.RETRYABLE, str(error))
+
+    async def _ask(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
+        """Raises StreamLostError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 connection = await self._connection(server)
@@ -100,10 +120,7 @@ class ApnsProvider:
             if distrusted(error):
                 return PushOutcome(PushResult.CONFIG, "certificate not trusted")
             return PushOutcome(PushResult.RETRYABLE, "cannot connect")
-        try:
-            answer = await connection.post(self._headers(server, push, request), push.payload)
-        except StreamLostError as error:
-            return PushOutcome(PushResult.RETRYABLE, str(error))
+        answer = await connection.post(self._headers(server, push, request), push.payload)
         return classify(answer, request.record.updated_epoch)
 
     async def _connection(self, server: str) -> ApnsConnection:

@@ -41,6 +41,11 @@ BODY_LIMIT = 8192
 class StreamLostError(Exception):
     """The service did not answer this request: reset, GOAWAY, or the connection is gone."""
 
+    def __init__(self, reason: str, *, unprocessed: bool = False) -> None:
+        """``unprocessed``: it cannot have been carried out (RFC 9113 §8.7)."""
+        super().__init__(reason)
+        self.unprocessed = unprocessed
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -117,7 +122,7 @@ class ApnsConnection(asyncio.Protocol):
             self._h2.send_data(stream_id, body, end_stream=True)
         except ProtocolError:  # no stream ids left
             self._lose("protocol error")
-            raise StreamLostError("protocol error") from None
+            raise StreamLostError("protocol error", unprocessed=True) from None
         stream = self._streams[stream_id] = _Stream(self._loop.create_future())
         self._flush()
         self._watch()
@@ -137,11 +142,11 @@ class ApnsConnection(asyncio.Protocol):
                     await self._changed.wait()
         except TimeoutError:
             self._stalled = True
-            raise StreamLostError("no stream granted") from None
+            raise StreamLostError("no stream granted", unprocessed=True) from None
 
     def _may_send(self, size: int) -> bool:
         if self.closed or self._draining:
-            raise StreamLostError(self._why_closed or "GOAWAY")
+            raise StreamLostError(self._why_closed or "GOAWAY", unprocessed=True)
         settings = self._h2.remote_settings
         return (
             self._settled
@@ -212,7 +217,9 @@ class ApnsConnection(asyncio.Protocol):
             case StreamEnded():
                 self._complete(event.stream_id)
             case StreamReset():
-                self._fail(event.stream_id, f"stream reset, error {int(event.error_code)}")
+                code = int(event.error_code)
+                refused = code == ErrorCodes.REFUSED_STREAM
+                self._fail(event.stream_id, f"stream reset, error {code}", unprocessed=refused)
             case ConnectionTerminated():
                 self._goaway_received(event)
 
@@ -230,7 +237,7 @@ class ApnsConnection(asyncio.Protocol):
         self._draining = True
         last = event.last_stream_id or 0
         for stream_id in [s for s in self._streams if s > last]:
-            self._fail(stream_id, "GOAWAY")
+            self._fail(stream_id, "GOAWAY", unprocessed=True)
 
     def _complete(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
@@ -238,10 +245,10 @@ class ApnsConnection(asyncio.Protocol):
             answer = Answer(stream.status, bytes(stream.body), stream.retry_after)
             stream.answer.set_result(answer)
 
-    def _fail(self, stream_id: int, reason: str) -> None:
+    def _fail(self, stream_id: int, reason: str, *, unprocessed: bool = False) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.answer.done():
-            stream.answer.set_exception(StreamLostError(reason))
+            stream.answer.set_exception(StreamLostError(reason, unprocessed=unprocessed))
 
     def _lose(self, reason: str) -> None:
         if self.closed:

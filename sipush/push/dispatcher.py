@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -91,7 +92,8 @@ class Dispatcher:
                 for delay in lane.provider.retry_delays:
                     outcome = await lane.send(request, begin)
                     begin = None
-                    pause = max(delay, outcome.retry_after)
+                    # Not all at once: they may have failed together, by the fault of one.
+                    pause = max(delay * random.uniform(0.5, 1.5), outcome.retry_after)
                     if not _worth_another_try(outcome) or loop.time() + pause >= deadline:
                         return outcome
                     await asyncio.sleep(pause)

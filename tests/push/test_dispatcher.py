@@ -118,6 +118,19 @@ async def test_more_silent_devices_than_may_be_in_flight_delay_no_other(
     await asyncio.wait(stuck)
 
 
+@pytest.mark.parametrize("act", [Act.RESET, Act.REFUSE, Act.GOAWAY, Act.DISCONNECT])
+async def test_a_device_that_ends_the_connection_costs_no_other_its_push(
+    act: Act, dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.misbehave(VOIP_TOKEN, Misbehaviour(act=act, times=1))
+    tokens = [VOIP_TOKEN, *(f"{n:064x}" for n in range(50))]
+    outcomes = await asyncio.gather(
+        *(dispatcher.send(call(Platform.APNS, call_token=token)) for token in tokens)
+    )
+    assert {outcome.result for outcome in outcomes} == {PushResult.ACCEPTED}
+    assert all(len(service.pushes_to(token)) <= 2 for token in tokens)
+
+
 @pytest.mark.parametrize("platform", list(Platform))
 async def test_a_stalled_handshake_ends_with_the_hold(
     platform: Platform, dispatcher: Dispatcher, service: PushService
