@@ -373,15 +373,16 @@ def forward_request(
     if push_id:
         headers.set("X-Push-Id", push_id)
     if diversions:
-        _add_diversions(forwarded, diversions)
+        _add_diversions(forwarded, diversions, target)
     return forwarded
 
 
-def _add_diversions(request: Request, diversions: Sequence[Diversion]) -> None:
+def _add_diversions(request: Request, diversions: Sequence[Diversion], target: Target) -> None:
     """Say where the call has been, so that a voicemail finds the box.
 
     The topmost Diversion is the newest (RFC 5806 §4.1.1). In History-Info each entry that failed
-    carries its Reason, and what it was mapped to is the next entry below it (RFC 7044 §9.3).
+    carries its Reason; what it was mapped to (mp) is the next one below, a user of ours by its
+    address-of-record with the contact that was changed to (rc) below that (RFC 7044 §9.3).
     """
     headers = request.headers
     for diversion in diversions:
@@ -393,6 +394,11 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion]) -> None:
         reason = quote(f"SIP;cause={diversion.status}", safe="")
         headers.append("History-Info", f"<{diversion.uri}?Reason={reason}>;index={index}{mapped}")
         mapped = f";mp={index}"
+        index += ".1"
+    aor, is_device, _ = target.device.partition(" ")
+    if is_device:
+        headers.append("History-Info", f"<sip:{aor}>;index={index}{mapped}")
+        mapped = f";rc={index}"
         index += ".1"
     headers.append("History-Info", f"<{request.uri}>;index={index}{mapped}")
 

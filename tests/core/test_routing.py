@@ -387,6 +387,16 @@ def test_a_call_that_falls_back_twice_tells_the_whole_way() -> None:
     ]
 
 
+def test_a_call_that_falls_back_to_a_user_of_ours_names_the_user_and_then_the_contact() -> None:
+    device = Target("carol@example.com urn:uuid:1", "sip:carol@192.0.2.1:40000")
+    forwarded = forward_request(invite(), device, (), "", [BUSY])
+    assert forwarded.headers.values("history-info") == [
+        "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1",
+        "<sip:carol@example.com>;index=1.1;mp=1",
+        "<sip:carol@192.0.2.1:40000>;index=1.1.1;rc=1.1",
+    ]
+
+
 def test_a_history_that_came_with_the_call_goes_on() -> None:
     request = invite("sip:bob@example.com", "History-Info: <sip:a@h>;index=1, <sip:b@h>;index=1.2")
     forwarded = forward_request(request, Target("vm", "sip:vm@pbx"), (), "", [BUSY])
