@@ -110,7 +110,8 @@ class ResponseContext:
             case BranchState.WAKING:
                 return self._forward(branch, target, now)
             case BranchState.CALLING | BranchState.PROBING if _same_flow(branch.target, target):
-                branch.state, branch.bucket_at, branch.awaited = BranchState.CALLING, None, False
+                branch.awaited = False
+                self._call_again(branch, now)
                 return [Retransmit(branch.id)]
             case BranchState.CALLING | BranchState.PROBING:
                 branch.finish(SUPERSEDED)
@@ -151,7 +152,7 @@ class ResponseContext:
         disowned = result is PushResult.TOKEN_DEAD
         actions: list[Action] = [RemovePushRecord(branch.id)] if disowned else []
         if branch.state is BranchState.PROBING:
-            branch.state, branch.bucket_at = BranchState.CALLING, None
+            self._call_again(branch, now)
         elif branch.state is BranchState.WAKING:
             actions += self._complete(branch, Status.TEMPORARILY_UNAVAILABLE, now)
         return actions
@@ -377,6 +378,11 @@ class ResponseContext:
             return False
         return branch.pushed or self.push_while_ringing or not any(self._in(BranchState.PROCEEDING))
 
+    def _call_again(self, branch: Branch, now: float) -> None:
+        """It is no longer expected to wake."""
+        branch.state, branch.bucket_at = BranchState.CALLING, None
+        branch.timer_c_at = now + self.timer_c if self.invite else None
+
     def _silent(self, branch: Branch, now: float) -> list[Action]:
         if self.closed:
             branch.finish(Status.REQUEST_TERMINATED)
@@ -385,7 +391,7 @@ class ResponseContext:
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""
-        branch.state = BranchState.PROBING
+        branch.state, branch.timer_c_at = BranchState.PROBING, None
         return self._request_push(branch, now)
 
     def _wake(self, branch: Branch, now: float) -> list[Action]:
@@ -411,7 +417,7 @@ class ResponseContext:
         branch.heard, branch.awaited, branch.probe_at = True, False, None
         branch.cancelling = None
         if branch.state is BranchState.PROBING:
-            branch.state, branch.bucket_at = BranchState.CALLING, None
+            self._call_again(branch, now)
         if status == Status.TRYING:
             return []
         branch.state, branch.rang = BranchState.PROCEEDING, True

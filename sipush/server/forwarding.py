@@ -616,8 +616,8 @@ class Forwarding:
         if status in _CHALLENGES:
             self._add_challenges(response, branch)
         strip_push_params(response)
-        if status >= Status.OK:
-            self.final, self.ended_epoch = self.final or status, time.time()
+        if status >= Status.OK and not self.final:  # a 2xx may be repeated
+            self.final, self.ended_epoch = status, time.time()
             after = round(self.ended_epoch - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:

@@ -368,6 +368,14 @@ def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_cr
     assert context.pushes_to_begin() == []
 
 
+def test_a_device_that_is_being_woken_does_not_ring_yet() -> None:
+    context = ResponseContext(probe=PROBE, timer_c=HOLD / 2)
+    context.start([target("always")], NOW)
+    assert context.timer_fired(NOW + HOLD / 2) == []
+    context.response_received(0, 100, NOW + HOLD / 2)
+    assert context.next_timer() == NOW + HOLD
+
+
 def test_a_silent_device_does_not_keep_the_caller_of_a_declined_call_waiting() -> None:
     context = make()
     context.start([target("desk"), target("desk", "silent", "udp/2")], NOW)
