@@ -92,7 +92,7 @@ class Robot:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def open(self, patience: float = 15.0) -> RobotWire:
+    async def open(self, patience: float = 60.0) -> RobotWire:
         """A socket that works: over a stream it waits until the server is there."""
         async with asyncio.timeout(patience):
             while self.wire is None or self.wire.closed.is_set():
@@ -317,6 +317,8 @@ class Device(Robot):
         self._challenge = ""
         self._nonce_count = 0
         self._stale_register = ""
+        self.forgiving = False
+        "Nobody need acknowledge its refusals: the server dies meanwhile."
         self.registered = 0
         "How often."
 
@@ -339,12 +341,10 @@ class Device(Robot):
             self.spawn(self._stay())
 
     async def _stay(self) -> None:
-        while (wire := self.wire) is not None:
-            await wire.closed.wait()
-            if self.wire is not wire:
-                return
-            await asyncio.sleep(self.network.chance.uniform(0, 0.3))
-            if self.wire is wire:
+        life = self._register_id
+        while self._register_id == life:
+            await asyncio.sleep(self.network.chance.uniform(0.05, 0.3))
+            if self.wire is not None and self.wire.closed.is_set():
                 await self.register()
 
     async def move(self) -> None:
@@ -474,7 +474,9 @@ class Device(Robot):
                 waited += interval
                 interval = min(2 * interval, T2)
                 self.send(text)
-        if not ring.acked.is_set():
+        if not ring.acked.is_set() and status >= 300 and self.forgiving:
+            ring.lost = True  # who was to acknowledge it has died
+        elif not ring.acked.is_set():
             self.faults.append(f"no ACK of its {status}")
             ring.lost = True
         elif status < 300 and not ring.lost and stance_ends(self.stance):
