@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,11 +43,15 @@ def _check(options: argparse.Namespace) -> int:
     from sipush import daemon  # noqa: PLC0415
 
     config = load(options.config)
-    daemon.check(config)
+    certificates = daemon.check(config)
+    now = datetime.now(UTC)
     print(f"{options.config} is good.")
     for name, text in _summary(config):
         print(f"  {name:<8} {text}")
-    for text in warnings(config):
+    for each in certificates:
+        print(f"  {'tls':<8} {each.file}, {(each.expires - now).days} days left")
+    due = [f"{each.file} must be renewed" for each in certificates if each.is_due(now)]
+    for text in [*warnings(config), *due]:
         print(f"  warning  {text}")
     return 0
 

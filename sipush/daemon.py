@@ -58,7 +58,7 @@ from sipush.transport.address import format_address, source_ip
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
 from sipush.transport.resolver import Resolver
-from sipush.transport.tls import client_context
+from sipush.transport.tls import Certificate, client_context
 from sipush.turns import Turns
 
 log = structlog.get_logger()
@@ -79,10 +79,13 @@ def run(path: Path, *, show_banner: bool = False) -> int:
     return 0
 
 
-def check(config: Config) -> None:
-    """Build everything that can be built without serving. Raises ConfigError."""
+def check(config: Config) -> list[Certificate]:
+    """Build everything that can be built without serving; what listeners will show.
+
+    Raises ConfigError.
+    """
     build_apps(config.apps)
-    _listeners(config)
+    return _listeners(config).certificates
 
 
 class Daemon:

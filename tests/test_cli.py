@@ -14,6 +14,7 @@ import pytest
 from sipush.config import load
 from sipush.core.bindings import Binding, Platform, PushRecord, Registration
 from sipush.location import make_store
+from tests.transport.authority import Authority
 
 HA1 = "0123456789abcdef0123456789abcdef"
 CONFIG = f"""
@@ -79,6 +80,22 @@ def test_check_warns_of_what_deserves_a_look(shell: Shell) -> None:
         "is left out unless the store has that user",
         "  warning  100@example.com has no address for emergency calls",
     ]
+
+
+def test_check_tells_how_long_certificates_last_and_which_must_be_renewed(shell: Shell) -> None:
+    authority = Authority(shell.folder)
+    with (shell.folder / "sipush.toml").open("a") as file:
+        for name, days in (("good.example.com", 90), ("old.example.com", 0)):
+            tls = authority.issue(name, days=days)
+            file.write(
+                '[[listen]]\ntransport = "tls"\nport = 0\n'
+                f'tls = {{certificate = "{tls.certificate}", private_key = "{tls.private_key}"}}\n'
+            )
+    out = shell.ok("check")
+    assert f"  tls      {shell.folder}/good.example.com.pem, 89 days left\n" in out
+    assert re.search(r"  tls      \S+/old\.example\.com\.pem, -\d days left\n", out)
+    assert out.endswith(f"  warning  {shell.folder}/old.example.com.pem must be renewed\n")
+    assert out.count("must be renewed") == 1
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
