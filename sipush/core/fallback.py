@@ -22,9 +22,13 @@ class Cause(Enum):
 Fallbacks = Mapping[Cause, str]
 """The SIP URI that gets the call for each cause; a cause without one ends it."""
 
+_SENDING_FAILED = 477
+"Kamailio's own word for a connection that is gone."
+
 #: What a dead contact looks like when a proxy in between answers for it.
-UNREACHABLE = frozenset(
+UNREACHABLE: frozenset[int] = frozenset(
     {
+        _SENDING_FAILED,
         Status.REQUEST_TIMEOUT,
         Status.FLOW_FAILED,
         Status.TEMPORARILY_UNAVAILABLE,

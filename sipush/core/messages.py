@@ -12,21 +12,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sipush.core.bindings import without_reg_id
+from sipush.core.fallback import UNREACHABLE
 from sipush.core.stored_message import StoredMessage
 from sipush.core.target_set import Target
 from sipush.sip.status import Status
 
 #: A device that says this, or nothing, cannot take a message now; all else is its last word on it.
-NOT_NOW = frozenset(
-    {
-        Status.REQUEST_TIMEOUT,
-        Status.FLOW_FAILED,
-        Status.TEMPORARILY_UNAVAILABLE,
-        Status.SERVER_INTERNAL_ERROR,
-        Status.SERVICE_UNAVAILABLE,
-        Status.SERVER_TIMEOUT,
-    }
-)
+NOT_NOW = UNREACHABLE | {Status.SERVER_INTERNAL_ERROR, Status.SERVER_TIMEOUT}
 
 MAILBOX_FULL = "Mailbox Full"
 

@@ -414,8 +414,10 @@ class ResponseContext:
     def _provisional(self, branch: Branch, status: int, now: float) -> list[Action]:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
-        branch.heard, branch.awaited, branch.probe_at = True, False, None
         branch.cancelling = None
+        if status == Status.TRYING and branch.target.route:
+            return []  # of the proxy at our edge: its device may sleep all the same
+        branch.heard, branch.awaited, branch.probe_at = True, False, None
         if branch.state is BranchState.PROBING:
             self._call_again(branch, now)
         if status == Status.TRYING:
@@ -575,4 +577,6 @@ def _same_app(one: Branch, other: Branch) -> bool:
 
 
 def _same_flow(old: Target, new: Target) -> bool:
+    if new.route:  # whatever flow the proxy at our edge has to it
+        return (old.route, old.uri) == (new.route, new.uri)
     return old.flow == new.flow != ""

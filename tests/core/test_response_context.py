@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,29 @@ def test_a_6xx_waits_for_the_finals_of_the_others() -> None:
     context.response_received(1, 180, NOW)
     assert context.response_received(0, 600, NOW) == [Cancel(1, CancelCause.DECLINED_ELSEWHERE)]
     assert context.response_received(1, 487, NOW) == [Respond(600, 0)]
+
+
+EDGE = Target("d", "sip:bob@1.2.3.4", route=("<sip:edge;lr>",), live=True, push=RECORD, hold=HOLD)
+
+
+def test_the_100_of_a_proxy_at_our_edge_says_nothing_of_the_device_behind_it() -> None:
+    context = make()
+    context.start([EDGE], NOW)
+    context.response_received(0, 100, NOW)
+    pushed = context.timer_fired(NOW + PROBE)
+    assert pushed == [RequestPush(0, NOW + PROBE + HOLD), Respond(180)]
+    near = make()
+    near.start([target("mobile")], NOW)
+    near.response_received(0, 100, NOW)
+    assert near.timer_fired(NOW + PROBE) == []
+
+
+def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() -> None:
+    context = make()
+    context.start([EDGE], NOW)
+    assert context.binding_refreshed(EDGE, NOW) == [Retransmit(0)]
+    moved = replace(EDGE, uri="sip:bob@1.2.3.4:9")
+    assert context.binding_refreshed(moved, NOW) == [Abandon(0), Forward(1)]
 
 
 def test_a_device_whose_flow_broke_while_it_rang_gets_the_same_request_and_hears_the_end() -> None:

@@ -102,6 +102,37 @@ async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> N
     assert answer.status == 200
 
 
+@pytest.mark.parametrize("said", [100, 477])
+async def test_a_phone_that_died_behind_an_sbc_is_pushed_and_woken(world: World, said: int) -> None:
+    """The 100 is the SBC's own; 477 is what Kamailio says of a connection that is gone."""
+    daemon = await world.daemon()
+    sbc = await world.phone(daemon, "bob")
+    phone = await world.phone(daemon, "bob", instance=f"urn:uuid:{uuid.uuid4()}")
+    push, path = x_push(apns_token()), f"Path: <sip:{sbc.wire.host_port};lr>"
+
+    async def registers_at(port: int) -> None:
+        contact = f'<sip:bob@192.0.2.77:{port}>;+sip.instance="<{phone.instance}>"'
+        through = [path, "Supported: path"]
+        answer = (await phone.register(push, contact=contact, headers=through)).response
+        assert answer.status == 200
+
+    await registers_at(5099)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    dead = await sbc.incoming()
+    if said == 100:
+        dead.reply(100)
+    else:
+        await dead.refuse(said)
+    pushed = await world.pushes.next()
+    await registers_at(6001)
+    woken = await sbc.incoming()
+    assert woken.invite.uri == "sip:bob@192.0.2.77:6001"
+    assert woken.push_id == pushed.push_id
+    answer, _ = await in_time(call.final(), woken.answer())
+    assert answer.status == 200
+
+
 async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:
     daemon = await world.daemon()
     bob = await world.phone(daemon, "bob")
