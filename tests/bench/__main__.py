@@ -2,6 +2,7 @@
 
 python -m tests.bench server --servers memory,sqlite,kamailio-fm --operations register,call
 python -m tests.bench micro
+python -m tests.bench memory --servers sqlite
 python -m tests.bench growth --servers sqlite --sizes 1000,100000,1000000
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import growth, micro, server_bench
+from tests.bench import growth, memory, micro, server_bench
 from tests.bench.servers import Kamailio
 
 RESULTS = Path("run/bench")
@@ -37,6 +38,11 @@ def main() -> None:
                 results += growth.run(store, options.sizes)
             for row in results:
                 print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
+        case "memory":
+            results = []
+            for row in memory.run(options.servers or ["sqlite"]):
+                results.append(row)
+                print(*row.values(), sep="  ", flush=True)
         case _:
             results = _measure_servers(options)
     saved = RESULTS / f"{options.what}.json"
@@ -98,7 +104,7 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("server", "micro", "growth"))
+    parser.add_argument("what", choices=("server", "micro", "growth", "memory"))
     parser.add_argument("--servers", type=words, default=[])
     parser.add_argument("--operations", type=words, default=list(server_bench.OPERATIONS))
     parser.add_argument("--transport", choices=("udp", "tcp"), default="udp")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
+import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sipush.config import load
@@ -18,49 +20,72 @@ from sipush.location.store import LocationStore
 from tests.bench.measure import cpu_seconds
 from tests.bench.servers import APP_ID, Sipush, aor
 
-SAMPLES = 3000
+SAMPLE = 300
+ROUNDS = 10
 TOGETHER = 500
 
 
 def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
-    """One row for each size; the same store grows from one to the next."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="sipush-growth-") as directory:
-        server = Sipush(Path(directory) / "server", store, 1000)
-        try:
-            filled = 0
-            for size in sizes:
-                server.end_daemon()
-                redis = server.pids.get("redis")
-                row = asyncio.run(_grow(server, filled, size, redis))
-                server.start()
-                rows.append({"store": store, "ready_after_s": round(server.ready_after, 2), **row})
-                filled = size
-        finally:
-            server.stop()
+    """One row for each size, each in a store of its own.
+
+    They are measured in turn, many times over: what else goes on in the machine meets all alike.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-growth-")))
+        servers = {size: Sipush(directory / str(size), store, 1000) for size in sizes}
+        for server in servers.values():
+            stack.callback(server.stop)
+            server.end_daemon()
+        rows = asyncio.run(_measure(servers))
+        for row, server in zip(rows, servers.values(), strict=True):
+            server.start()
+            row |= {"store": store, "ready_after_s": round(server.ready_after, 2)}
     return rows
 
 
-async def _grow(server: Sipush, filled: int, size: int, redis: int | None) -> dict[str, Any]:
-    async with _opened(server) as store:
-        for start in range(filled, size, TOGETHER):
-            await _bind(store, range(start, min(start + TOGETHER, size)), 1)
-        step = max(1, size // SAMPLES)
-        sample = [*range(0, size, step)][:SAMPLES]
-        before = _used(redis)
-        for start in range(0, len(sample), TOGETHER):
-            await _bind(store, sample[start : start + TOGETHER], 2)
-        bound = _used(redis)
+async def _measure(servers: dict[int, Sipush]) -> list[dict[str, Any]]:
+    costs: dict[tuple[int, str], list[float]] = defaultdict(list)
+    async with AsyncExitStack() as stack:
+        stores = {n: await stack.enter_async_context(_opened(s)) for n, s in servers.items()}
+        for size, store in stores.items():
+            for start in range(0, size, TOGETHER):
+                await _bind(store, range(start, min(start + TOGETHER, size)), 1)
+        for number in range(ROUNDS):
+            for size, store in stores.items():
+                sample = random.sample(range(size), SAMPLE)
+                redis = servers[size].pids.get("redis")
+                for name, work in _operations(store, sample, number).items():
+                    before = _used(redis)
+                    await work()
+                    costs[size, name].append((_used(redis) - before) / SAMPLE * 1e6)
+    return [
+        {"bindings": size}
+        | {f"{name}_us": round(fmean(costs[size, name]), 1) for name in _OPERATIONS}
+        for size in servers
+    ]
+
+
+_OPERATIONS = ("bind", "bind_together", "lookup")
+
+
+def _operations(
+    store: LocationStore, sample: list[int], number: int
+) -> dict[str, Callable[[], Coroutine[None, None, None]]]:
+    """One by one, as on an idle server, and many at a time, as on a busy one."""
+
+    async def bind() -> None:
+        for each in sample:
+            await _bind(store, [each], 2 * number + 2)
+
+    async def bind_together() -> None:
+        await _bind(store, sample, 2 * number + 3)
+
+    async def lookup() -> None:
         now = time.time()
-        for number in sample:
-            location = await store.lookup(aor(number), now)
-            assert location.bindings
-        looked_up = _used(redis)
-    return {
-        "bindings": size,
-        "bind_us": round((bound - before) / len(sample) * 1e6, 1),
-        "lookup_us": round((looked_up - bound) / len(sample) * 1e6, 1),
-    }
+        for each in sample:
+            assert (await store.lookup(aor(each), now)).bindings
+
+    return dict(zip(_OPERATIONS, (bind, bind_together, lookup), strict=True))
 
 
 @asynccontextmanager
@@ -103,5 +128,4 @@ def _registration(number: int, cseq: int) -> Registration:
 
 def _used(redis: int | None) -> float:
     """CPU seconds of this process, and of Redis."""
-    own = os.times()
-    return own.user + own.system + (cpu_seconds(redis) if redis else 0.0)
+    return time.process_time() + (cpu_seconds(redis) if redis else 0.0)

@@ -18,6 +18,7 @@ from typing import Any
 
 from sipush.config import load
 from sipush.core.bindings import Subscriber
+from sipush.demo.credentials import Credentials
 from sipush.location import make_store
 from tests.bench.measure import Pids
 from tests.e2e.process import free_port
@@ -39,6 +40,12 @@ port = {port}
 transport = "tcp"
 address = "127.0.0.1"
 port = {port}
+[[listen]]
+transport = "tls"
+address = "127.0.0.1"
+port = {tls_port}
+tls.certificate = "{certificate}"
+tls.private_key = "{private_key}"
 [[peers]]
 name = "callers"
 address = "127.0.0.1"
@@ -128,10 +135,17 @@ class Sipush(Server):
     ) -> None:
         super().__init__(f"sipush {store}", directory)
         self._users = users
+        self.tls_port = free_port()
+        tls = directory / "tls"
+        tls.mkdir()
+        self._credentials = Credentials.create(tls)
         redis = f"redis://127.0.0.1:{self._start_redis()}/0" if store == "redis" else ""
         config = _SIPUSH.format(
             domain=DOMAIN,
             port=self.port,
+            tls_port=self.tls_port,
+            certificate=self._credentials.certificate_file,
+            private_key=self._credentials.private_key_file,
             log=log,
             store=store,
             directory=directory,
@@ -167,7 +181,7 @@ class Sipush(Server):
         process.wait(60)
 
     def _start_push_service(self) -> str:
-        credentials = self._directory / "credentials"
+        credentials = self._directory / "push"
         credentials.mkdir()
         process = self._spawn(
             "push",
