@@ -492,6 +492,7 @@ class Rig:
             self.registrations(self.callees, 0)
         for link in shared or [c.link for c in self.callees]:
             link.close(self)
+        self.again.clear()
         for c in self.callees:
             c.link = None
         return n
