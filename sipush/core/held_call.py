@@ -59,6 +59,8 @@ class HeldCall:
     "Status of the final response that the caller has got, or was about to get."
     ended_epoch: float = 0.0
     "When that was."
+    wake_ups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    "By device: ``wake_up.freeze`` of those that are still being watched."
     seen: dict[str, dict[str, float]] = field(default_factory=dict)
     "By AOR and device: when it registered last, as far as the call has heard."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from sipush.core.bindings import PushRecord
 from sipush.core.branch import (
@@ -41,6 +42,29 @@ class WakeUp:
     push: PushOutcome | None = None
     push_ended_at: float | None = None
     registered_at: float | None = None
+
+
+def freeze(wake_up: WakeUp, shift: float) -> dict[str, Any]:
+    """In JSON types, without the record; ``shift``: from its times to UNIX seconds."""
+    values: dict[str, Any] = {
+        name: None if at is None else at + shift
+        for name, at in (
+            ("pushed_at", wake_up.pushed_at),
+            ("push_ended_at", wake_up.push_ended_at),
+            ("registered_at", wake_up.registered_at),
+        )
+    }
+    push = wake_up.push
+    return values | {"push": None if push is None else (push.result.value, push.reason)}
+
+
+def thaw(values: dict[str, Any], record: PushRecord, shift: float) -> WakeUp:
+    """The inverse of ``freeze``; ``shift``: from UNIX seconds to its times."""
+    times: dict[str, Any] = {
+        name: at if at is None else at + shift for name, at in values.items() if name != "push"
+    }
+    push = values["push"] and PushOutcome(PushResult(values["push"][0]), values["push"][1])
+    return WakeUp(record, push=push or None, **times)
 
 
 def outcome(wake_up: WakeUp, branches: Sequence[Branch]) -> WakeUpOutcome:

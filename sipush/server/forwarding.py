@@ -55,7 +55,7 @@ from sipush.core.routing import (
     wants_tls,
 )
 from sipush.core.target_set import Target, TargetSet
-from sipush.core.wake_up import WakeUp, outcome, seconds
+from sipush.core.wake_up import WakeUp, outcome, seconds, thaw
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
 from sipush.metrics import CALLS, WAKE_SECONDS, WAKE_UPS
@@ -222,6 +222,7 @@ class Forwarding:
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
         self.started = True
+        self._thaw_wake_ups(held)
         pushes = self.context.pushes_to_begin()  # before anything asks for more of them
         if held.final >= 300 and time.time() < held.ended_epoch + KEPT:
             # It may have been lost with the process that sent it.
@@ -242,6 +243,15 @@ class Forwarding:
             self.registered(aor, location, dict(registrations(location).items() - seen))
         self._perform(pushes)
         self._perform(self.context.timer_fired(self._now))
+
+    def _thaw_wake_ups(self, held: HeldCall) -> None:
+        records = {b.target.device: b.target.push for b in self.context.branches if b.target.push}
+        shift = self._now - time.time()
+        self.wake_ups = {
+            device: thaw(values, records[device], shift)
+            for device, values in held.wake_ups.items()
+            if device in records
+        }
 
     def _expect_answer(self, branch: Branch) -> None:
         """What rang before the crash may answer, or repeat its answer, with nothing out there."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sipush.core import wake_up
 from sipush.core.bindings import Location
 from sipush.core.held_call import HeldCall, freeze, storable
 from sipush.errors import LocationError
@@ -128,6 +129,10 @@ def describe(forwarding: Forwarding) -> HeldCall:
         cancel_reason=forwarding.cancel_reason or "",
         final=forwarding.final,
         ended_epoch=forwarding.ended_epoch,
+        wake_ups={
+            device: wake_up.freeze(each, time.time() - now)
+            for device, each in forwarding.wake_ups.items()
+        },
         seen={aor: registrations(location) for aor, location in forwarding.seen.items()},
     )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushOutcome, PushResult
 from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import Target, TargetSet
-from sipush.core.wake_up import WakeUp, WakeUpOutcome, outcome
+from sipush.core.wake_up import WakeUp, WakeUpOutcome, freeze, outcome, thaw
 
 RECORD = PushRecord("bob@x", "d", Platform.FCM, "app", "t")
 SLEEPING = Target("d", push=RECORD, hold=30)
@@ -61,3 +63,11 @@ def test_each_outcome(
     woke = any(event == "registers" for event, _ in inputs)
     wake_up = WakeUp(RECORD, 0.0, push, registered_at=1.0 if woke else None)
     assert outcome(wake_up, context.branches) is expected
+
+
+@pytest.mark.parametrize("push", [None, PushOutcome(PushResult.TOKEN_DEAD, "Unregistered")])
+def test_a_wake_up_goes_on_in_another_process(push: PushOutcome | None) -> None:
+    wake_up = WakeUp(RECORD, 1.0, push, registered_at=3.0)
+    frozen = json.loads(json.dumps(freeze(wake_up, 1000.0)))
+    again = thaw(frozen, RECORD, -996.0)
+    assert again == WakeUp(RECORD, 5.0, push, registered_at=7.0)

@@ -33,6 +33,8 @@ async def test_a_phone_that_wakes_after_the_crash_gets_the_call(
     answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
     assert answer.status == 200
     assert incoming.push_id == pushed.push_id
+    told = await daemon.log_event("wake_up", outcome="answered")
+    assert told["woke_after"] > 0
     await in_time(call.hang_up(answer), incoming.hung_up())
 
 
