@@ -13,27 +13,44 @@ TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test bench fuzz soak check format lint types packages lock clean
+.PHONY: help setup run demo test bench compile uncompile
+.PHONY: fuzz soak check format lint types packages lock clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-setup: .venv/runtime.stamp ## Make .venv with what the server needs
+# Whoever has compiled once gets compiled anew what has changed since.
+COMPILED := $(wildcard .venv/compiled.stamp)
 
-run: .venv/runtime.stamp ## Start the server on config/sipush.toml
+setup: .venv/runtime.stamp $(COMPILED) ## Make .venv with what the server needs
+
+run: .venv/runtime.stamp $(COMPILED) ## Start the server on config/sipush.toml
 	@mkdir -p run
 	@exec $(BIN)/sipush run --banner --config config/sipush.toml
 
 demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 	@exec $(BIN)/sipush demo
 
-test: .venv/dev.stamp packages $(BROWSER)/node_modules/.stamp ## Run all tests
+test: .venv/dev.stamp $(COMPILED) packages $(BROWSER)/node_modules/.stamp ## Run all tests
 	$(BIN)/pytest
 
 # BENCH="server --servers sqlite,kamailio-fm --operations register" measures only that.
 BENCH ?= server
-bench: .venv/dev.stamp ## Measure what operations cost, beside Kamailio if it is there
+bench: .venv/dev.stamp $(COMPILED) ## Measure what operations cost, beside Kamailio if it is there
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+compile: .venv/compiled.stamp ## Compile the busiest modules: a quarter less CPU
+
+uncompile: ## Remove what compile made
+	rm -rf build .venv/compiled.stamp
+	find sipush -name '*.so' -delete
+
+.venv/compiled.stamp: .venv/dev.stamp config/compile.py $(wildcard sipush/*/*.py)
+	@.ci/install-packages gcc python3-dev
+	@echo "Compiling, which takes some minutes …"
+	@find sipush -name '*.so' -delete
+	@$(BIN)/python config/compile.py --quiet build_ext --inplace
+	@touch $@
 
 # run/fuzz keeps the inputs that led somewhere new; run/crash-… is one that did harm.
 SECONDS ?= 600
@@ -92,7 +109,7 @@ lock: .venv/runtime.stamp ## Pin the newest allowed versions of all dependencies
 	echo 'setuptools>=77' | $(COMPILE) --upgrade pyproject.toml - --extra dev \
 		-c config/requirements.lock -o config/requirements-dev.lock
 
-clean: ## Remove everything that make made
+clean: uncompile ## Remove everything that make made
 	rm -rf .venv run *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf $(BROWSER)/node_modules
 	find sipush tests -name __pycache__ -type d -exec rm -rf {} +

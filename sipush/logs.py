@@ -154,10 +154,10 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     console = config.format == "console" or (config.format == "auto" and stream.isatty())
     structlog.configure(
         processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             redact,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             _renderer(console, stream),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.servers.redis_sentinel import RedisWithSentinel
 from tests.servers.redis_server import RedisServer
+
+
+def pytest_configure() -> None:
+    """A compiled module hides the file that it was made from: never test yesterday's."""
+    for compiled in Path("sipush").rglob("*.so"):
+        source = compiled.with_name(compiled.name.partition(".")[0] + ".py")
+        if source.exists() and source.stat().st_mtime > compiled.stat().st_mtime:
+            pytest.exit(f"{source} has changed since make compile: again, or make uncompile", 1)
 
 
 @pytest.fixture(scope="session")

@@ -148,12 +148,13 @@ _REGISTERED, _UNREGISTERED = REGISTERS.labels("registered"), REGISTERS.labels("u
 
 
 def _is_news(update: Update, seen: Location | None) -> bool:
-    """Whether it is more than the refresh of what was ``seen``: a device that came, went or moved.
+    """Whether it is more than the refresh of what was ``seen``: a device that came or went.
 
-    Refreshes are nearly all that a registrar hears: a line for each would cost more than they do.
+    Refreshes are nearly all that a registrar hears, often from another port or network: a line for
+    each would take a quarter of their time.
     """
     registration = update.registration
     if seen is None or registration.unbind or registration.unbind_all or registration.push_off:
         return True
-    known = [(b.device, b.contact, b.flow) for b in seen.bindings]
-    return any((b.device, b.contact, b.flow) not in known for b in registration.bind)
+    known = [binding.device for binding in seen.bindings]
+    return any(binding.device not in known for binding in registration.bind)

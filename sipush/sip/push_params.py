@@ -61,12 +61,8 @@ class PushFault:
 
 
 class _FaultError(Exception):
-    provider = ""
-
-
-class _UnknownProviderError(_FaultError):
-    def __init__(self, provider: str) -> None:
-        super().__init__("pn-provider is not supported")
+    def __init__(self, text: str, provider: str = "") -> None:
+        super().__init__(text)
         self.provider = provider
 
 
@@ -152,7 +148,7 @@ def _parse_rfc8599(params: dict[str, str]) -> PushParams:
         app_id, call, message = param, prid, prid
         _check_token(prid, "pn-prid")
     else:
-        raise _UnknownProviderError(provider)
+        raise _FaultError("pn-provider is not supported", provider)
     return PushParams(provider, app_id, call, message, dialect=RFC8599, extra=extra)
 
 

@@ -1,0 +1,28 @@
+"""Compile the modules that every message passes through: ``make compile`` (docs/performance.md).
+
+The modules are the same files: without this step Python runs them as they are.
+"""
+
+from pathlib import Path
+
+from mypyc.build import mypycify
+from setuptools import setup
+
+#: mypyc 2.4 takes the members of an IntEnum for plain numbers.
+LEFT_OUT = {"__init__.py", "status.py"}
+
+MODULES = [
+    *(path for room in ("sip", "core") for path in Path("sipush", room).glob("*.py")),
+    *(
+        Path("sipush/server", f"{name}.py")
+        for name in ("transactions", "timer_wheel", "push_bucket", "acknowledgements")
+    ),
+    Path("sipush/transport/udp.py"),
+]
+
+setup(
+    ext_modules=mypycify(
+        sorted(str(path) for path in MODULES if path.name not in LEFT_OUT),
+        group_name="sipush.compiled",
+    )
+)
