@@ -236,9 +236,11 @@ class SqliteStore:
         await self._write(lambda connection: _run(connection, _PUT_HELD_CALL, row))
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
-        """The call is over."""
+        """The call is over: after a power cut it would be so too."""
         sql, key = "DELETE FROM held_calls WHERE id = ? AND owner = ?", (held_id, owner)
-        await self._write(lambda connection: _run(connection, sql, key))
+        await _running(self._writer).run(
+            lambda connection: _run(connection, sql, key), awaits_sync=False
+        )
 
     async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
         """All there are, when we start: only one daemon uses a file, so their process is dead."""

@@ -39,6 +39,7 @@ class _Queued:
 
     job: Job[Any]
     future: asyncio.Future[Any]
+    awaits_sync: bool
     result: Any = None
     error: Exception | None = None
 
@@ -77,14 +78,17 @@ class SqliteWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = _Thread(self._loop)
 
-    async def run(self, job: Job[T]) -> T:
-        """What ``job`` returns, once that is stored. Raises LocationError."""
+    async def run(self, job: Job[T], *, awaits_sync: bool = True) -> T:
+        """What ``job`` returns, once that is stored. Raises LocationError.
+
+        Without ``awaits_sync`` it is committed, which kill -9 cannot undo, but a power cut could.
+        """
         if self._closing:
             raise LocationError("the store is closed")
         if len(self._queue) + len(self._committed) >= MAX_QUEUED:
             raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(_Queued(job, future))
+        self._queue.append(_Queued(job, future, awaits_sync and self._wal is not None))
         self._schedule()
         return await future
 
@@ -118,10 +122,11 @@ class SqliteWorker:
             done = batch
         self._busy_since = 0.0
         del self._queue[: len(done)]
-        if self._wal is None or self._wal_file == -1:
+        if self._wal_file == -1:  # all have failed, or need no sync
             _hand_out(done)
         else:
-            self._committed += done
+            _hand_out([queued for queued in done if not queued.awaits_sync])
+            self._committed += [queued for queued in done if queued.awaits_sync]
             self._sync()
         self._since_checkpoint += len(done)
         if self._since_checkpoint >= CHECKPOINT_EVERY:
