@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sipush.server.proxy import BETWEEN_FLOWS
 from tests.e2e.daemon import APP, Daemon, in_time
-from tests.e2e.wire import InCall, Phone
+from tests.e2e.wire import PATIENCE, InCall, Phone
 from tests.e2e.world import World
 
 
@@ -187,7 +188,8 @@ async def test_an_app_without_purr_is_not_woken_for_a_dialog(world: World) -> No
     call = await alice.call("bob")
     answer, _ = await in_time(call.final(), bob.rings_and_answers())
     bob.kill()
-    assert (await call.hang_up(answer)).status == 480
+    ended = await call.request(answer, "BYE", patience=PATIENCE + BETWEEN_FLOWS)
+    assert ended.status == 480
     assert world.pushes.all == []
 
 

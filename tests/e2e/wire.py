@@ -604,14 +604,18 @@ class OutCall:
             self._request(method, target, branch, tag, *routes, *content, body=body)
         )
 
-    async def request(self, answer: Msg, method: str, body: str = "") -> Msg:
+    async def request(
+        self, answer: Msg, method: str, body: str = "", patience: float = PATIENCE
+    ) -> Msg:
         """A request inside the dialog, and its final response; that of an INVITE acknowledged.
 
         ``answer``: the 200 that ``final`` gave.
         """
         self.cseq += 1
         self._send_in_dialog(answer, answer.contact, method, body)
-        response = await self.phone.wire.expect(FINAL, method=method, call_id=self.call_id)
+        response = await self.phone.wire.expect(
+            FINAL, method=method, call_id=self.call_id, patience=patience
+        )
         if method == "INVITE":
             self._send_in_dialog(answer, response.contact, "ACK")
         return response
