@@ -10,7 +10,14 @@ from enum import Enum
 from hmac import compare_digest
 
 from sipush.errors import MessageError
-from sipush.sip.grammar import QUOTED_TEXT, TOKEN, quote_string, unescape, unquote_string
+from sipush.sip.grammar import (
+    QUOTED_TEXT,
+    TOKEN,
+    TOKEN_CHAR,
+    quote_string,
+    unescape,
+    unquote_string,
+)
 from sipush.sip.uri import parse_sip_uri
 
 
@@ -53,7 +60,10 @@ class Credentials:
         return int(self.nc, 16) if self.qop else None
 
 
-_PARAM = re.compile(rf'({TOKEN})\s*=\s*(?:"({QUOTED_TEXT})"|([^\s,"]+))', re.DOTALL)
+# Tried where a token begins only: from each of its letters, a long one would take its square.
+_PARAM = re.compile(
+    rf'(?<!{TOKEN_CHAR})({TOKEN})\s*=\s*(?:"({QUOTED_TEXT})"|([^\s,"]+))', re.DOTALL
+)
 _NONCE_COUNT = re.compile(r"[0-9A-Fa-f]{1,8}")
 _REQUIRED = ("username", "realm", "nonce", "uri", "response")
 

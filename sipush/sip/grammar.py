@@ -6,7 +6,8 @@ import re
 from urllib.parse import unquote
 
 #: token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )
-TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]+"
+TOKEN_CHAR = r"[A-Za-z0-9\-.!%*_+`'~]"
+TOKEN = rf"{TOKEN_CHAR}+"
 is_token = re.compile(TOKEN).fullmatch
 
 #: quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE

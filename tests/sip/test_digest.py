@@ -194,3 +194,9 @@ def test_the_digest_uri_must_name_the_same_user(
     digest_uri: str, request_uri: str, same: bool
 ) -> None:
     assert uri_matches(digest_uri, request_uri) is same
+
+
+@pytest.mark.parametrize("flood", ["a", "a.", "a ", "a=", 'a="', "a,", '="\\', " ="])
+def test_no_header_is_so_long_that_reading_it_takes_ages(flood: str) -> None:
+    # In the square of its length it would: minutes, and the test would time out.
+    assert parse_credentials("Digest " + flood * (400_000 // len(flood))) is None
