@@ -56,7 +56,7 @@ class Crowd:
 async def test_calls_held_at_once_outlive_the_server(world: World, holds: int) -> None:
     daemon = await world.start(
         users=users(world.domain, holds),
-        wake={"hold": 30.0, "probe": 0.4},
+        wake={"hold": max(15.0, holds / 15), "probe": 0.4},
         limits={"stranger_rate": 1_000_000, "stranger_burst": 1_000_000, "failed_sign_ins": 0},
     )
     perfect, server = Network(random.Random(0)), daemon.at("UDP")
@@ -84,7 +84,7 @@ async def test_calls_held_at_once_outlive_the_server(world: World, holds: int) -
     ]
     await killed.wait()
     await daemon.restart_after_kill()
-    async with asyncio.timeout(100.0):
+    async with asyncio.timeout(140.0):
         await asyncio.gather(*calls)
     waking.cancel()
 
@@ -111,7 +111,7 @@ async def wake(
     """Every device that is pushed registers; after ``number`` of them the server is killed."""
     count = 0
     while True:
-        push = await world.pushes.next(patience=100.0)
+        push = await world.pushes.next(patience=140.0)
         if push.cancels:
             continue
         device = devices[push.token]
