@@ -61,7 +61,7 @@ def freeze(wake_up: WakeUp, shift: float) -> dict[str, Any]:
 def thaw(values: dict[str, Any], record: PushRecord, shift: float) -> WakeUp:
     """The inverse of ``freeze``; ``shift``: from UNIX seconds to its times."""
     times: dict[str, Any] = {
-        name: at if at is None else at + shift for name, at in values.items() if name != "push"
+        name: None if at is None else at + shift for name, at in values.items() if name != "push"
     }
     push = values["push"] and PushOutcome(PushResult(values["push"][0]), values["push"][1])
     return WakeUp(record, push=push or None, **times)
