@@ -181,7 +181,8 @@ async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() 
     wire, one = Wire(), gate()
     flow = WireFlow()
     one.guard.signed_in(flow.remote[0], one.clock())
-    keeper = GateKeeper(one, wire.layer, lambda _: True, Turns())
+    turns = Turns()
+    keeper = GateKeeper(one, wire.layer, lambda _: True, turns)
     for number in range(STEPS + 1):
         via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
         keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
@@ -189,6 +190,7 @@ async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() 
     keeper.message_received(
         flow, parse_datagram(request_bytes("REGISTER", via="SIP/2.0/UDP a;branch=z9hG4bKr"))
     )
-    await asyncio.sleep(0)
+    while turns.waiting:  # noqa: ASYNC110 - that is up to the loop
+        await asyncio.sleep(0)
     calls = ["request INVITE"] * STEPS
     assert wire.events == [*calls, "request REGISTER", "request INVITE", "cancelled"]
