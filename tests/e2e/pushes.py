@@ -126,8 +126,12 @@ class Pushes:
         return self._log.of(self._domain)
 
     def refuse(self, token: str, status: int, reason: str) -> None:
-        """Answer pushes to a token so from now on."""
-        self._log.service.misbehave(token, Misbehaviour(status, reason, timestamp=time.time()))
+        """Answer pushes to a token so from now on.
+
+        APNs tells the millisecond since when; a REGISTER of the same one must count as earlier.
+        """
+        since = time.time() + 0.001
+        self._log.service.misbehave(token, Misbehaviour(status, reason, timestamp=since))
 
     def assert_each_device_at_most_once_per_call(self) -> None:
         """W4, and no rule of any service broken."""

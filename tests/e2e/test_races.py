@@ -32,6 +32,8 @@ def schedules() -> list[Schedule]:
     return [Schedule.of(seed) for seed in range(first, first + count)]
 
 
+# As long as the server lives, it makes no difference to a race where things are stored.
+@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
 async def test_every_race_ends_as_it_must(world: World, schedules: list[Schedule]) -> None:
     for first in range(0, len(schedules), AT_ONCE):
         await run(world, schedules[first : first + AT_ONCE])

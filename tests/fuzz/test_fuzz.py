@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.target import one_input
 
-SECONDS = 15
+SECONDS = 6
 HERE = Path(__file__).parent
 SEEDS = (HERE / "corpus", HERE.parent / "sip" / "rfc4475")
 
