@@ -12,7 +12,8 @@ from sipush.errors import LocationError
 
 BUSY_TIMEOUT = 2.0
 "Seconds to wait for another process that holds the write lock."
-_BUSY_PAUSE = 0.005
+BUSY_PAUSE = 0.005
+"Seconds between two tries."
 _CACHE = 16_384
 "KiB of pages a connection keeps: the upper levels of trees with millions of rows."
 
@@ -159,10 +160,15 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
+            if not is_busy(error) or time.monotonic() > deadline:
                 raise
-        time.sleep(_BUSY_PAUSE)
+        time.sleep(BUSY_PAUSE)
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether another process writes just now: SQLITE_BUSY, whatever its extended code."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

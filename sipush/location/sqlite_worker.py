@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from sipush.errors import LocationError
-from sipush.location.sqlite_file import BUSY_TIMEOUT
+from sipush.location.sqlite_file import BUSY_PAUSE, BUSY_TIMEOUT, is_busy
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -28,9 +28,6 @@ AT_ONCE = 32
 
 CHECKPOINT_EVERY = 400
 "Jobs between two checkpoints: some megabytes of WAL."
-
-_BUSY_PAUSE = 0.005
-"Seconds between two tries while another process writes."
 
 
 @dataclass(eq=False, slots=True)
@@ -116,7 +113,7 @@ class SqliteWorker:
         except (sqlite3.Error, OSError, LocationError) as error:
             if self._may_wait(error):
                 self._scheduled = True
-                self._loop.call_later(_BUSY_PAUSE, self._work)
+                self._loop.call_later(BUSY_PAUSE, self._work)
                 return
             self._fail(batch, error)
             done = batch
@@ -162,7 +159,7 @@ class SqliteWorker:
 
     def _may_wait(self, error: Exception) -> bool:
         """Whether another process writes just now, and has not kept us waiting for too long."""
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY:
+        if not is_busy(error):
             return False
         now = self._loop.time()
         self._busy_since = self._busy_since or now
