@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,19 +19,15 @@ from typing import Any
 
 import structlog
 
-from sipush import logs, metrics, systemd
+from sipush import logs, metrics, policies, systemd
 from sipush.banner import banner
-from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig, load
-from sipush.core.abuse import AbusePolicy, Guard, is_vital
+from sipush.config import Config, load
+from sipush.core.abuse import Guard, is_vital
 from sipush.core.authentication import Authenticator
-from sipush.core.bindings import Aor, Platform, Subscriber
-from sipush.core.emergency import EmergencyPolicy
-from sipush.core.fallback import Cause, Fallbacks, for_every_cause
-from sipush.core.groups import Group
+from sipush.core.bindings import Aor
 from sipush.core.guesses import Guesses
 from sipush.core.held_call_limits import HeldCallLimits
-from sipush.core.registration import RegistrationPolicy
-from sipush.core.routing import AppPolicy, Realm
+from sipush.core.routing import Realm
 from sipush.errors import ConfigError, LocationError, TransportError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
@@ -41,8 +36,8 @@ from sipush.server.endpoint import Endpoint
 from sipush.server.gate import Gate, GateKeeper
 from sipush.server.held_calls import HeldCalls
 from sipush.server.locations import Locations
-from sipush.server.messages import MessagePolicy, Messages
-from sipush.server.proxy import Proxy, ProxyPolicy
+from sipush.server.messages import Messages
+from sipush.server.proxy import Proxy
 from sipush.server.push_bucket import PushBucket
 from sipush.server.refreshes import push_refreshes
 from sipush.server.registrar import Registrar
@@ -53,9 +48,7 @@ from sipush.server.watchdog import Watchdog
 from sipush.sip.digest import Algorithm
 from sipush.sip.message import Request
 from sipush.sip.timers import Timers
-from sipush.sip.validation import MessageLimits
 from sipush.transport.address import format_address, source_ip
-from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
 from sipush.transport.resolver import Resolver
 from sipush.transport.tls import Certificate, client_context
@@ -143,11 +136,11 @@ class Daemon:
             config.registration.nonce_lifetime,
             tuple(Algorithm(name) for name in config.registration.algorithms),
         )
-        self._subscribers = Subscribers(subscribers(config.users), self._store, clock)
+        self._subscribers = Subscribers(policies.subscribers(config.users), self._store, clock)
         locations = Locations(self._store)
         limits = config.limits
         self._gate = Gate(
-            Guard(abuse_policy(config)),
+            Guard(policies.abuse_policy(config)),
             Guesses(limits.failed_sign_ins_per_user, limits.failure_window),
             self._store,
             locations,
@@ -158,7 +151,7 @@ class Daemon:
         )
         self._registrar = Registrar(
             realm,
-            registration_policy(config),
+            policies.registration_policy(config),
             authenticator,
             self._store,
             locations,
@@ -171,7 +164,7 @@ class Daemon:
         )
         self._proxy = Proxy(
             realm=realm,
-            policy=proxy_policy(config),
+            policy=policies.proxy_policy(config),
             key=key,
             authenticator=authenticator,
             store=self._store,
@@ -188,14 +181,14 @@ class Daemon:
             new_id=new_id,
             clock=clock,
         )
-        self._messages = Messages(self._proxy, message_policy(config))
+        self._messages = Messages(self._proxy, policies.message_policy(config))
         self._proxy.messages = self._registrar.messages = self._messages
         self._endpoint = Endpoint(self._registrar, self._proxy)
         loop = asyncio.get_running_loop()
         self._layer = TransactionLayer(
             self._endpoint, Timers(), new_id, clock, loop.call_later, trying_delay=TRYING_DELAY
         )
-        self._layer.limits = message_limits(config)
+        self._layer.limits = policies.message_limits(config)
         self._proxy.layer = self._layer
 
     def _is_vital(self, request: Request) -> bool:
@@ -260,19 +253,19 @@ class Daemon:
                 log.warning("restart_needed", section=section)
         self._config = config
         self._dispatcher.replace(apps)
-        self._subscribers.replace(subscribers(config.users))
-        self._registrar.policy = registration_policy(config)
-        self._proxy.policy = proxy_policy(config)
-        self._messages.policy = message_policy(config)
+        self._subscribers.replace(policies.subscribers(config.users))
+        self._registrar.policy = policies.registration_policy(config)
+        self._proxy.policy = policies.proxy_policy(config)
+        self._messages.policy = policies.message_policy(config)
         self._take_over_limits(config)
         self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
         self._tasks.spawn(self._tell_who_has_no_address())
 
     def _take_over_limits(self, config: Config) -> None:
-        self._listeners.limit(transport_limits(config))
-        self._layer.limits = message_limits(config)
-        self._gate.guard.policy = abuse_policy(config)
+        self._listeners.limit(policies.transport_limits(config))
+        self._layer.limits = policies.message_limits(config)
+        self._gate.guard.policy = policies.abuse_policy(config)
         self._gate.guesses.allowed = config.limits.failed_sign_ins_per_user
         self._gate.guesses.window = config.limits.failure_window
         self._held_call_limits.per_caller = config.limits.held_calls_per_caller
@@ -343,7 +336,7 @@ class Daemon:
             "ready",
             listen=self._doors(),
             domains=config.sip.domains,
-            store=store_name(config),
+            store=policies.store_name(config),
             users=users,
             apps=sorted(config.apps),
         )
@@ -369,7 +362,7 @@ class Daemon:
     def _print_banner(self, users: list[str]) -> None:
         config = self._config
         apps = {
-            app_id: [service.value for service in services(app)]
+            app_id: [service.value for service in policies.services(app)]
             for app_id, app in config.apps.items()
         }
         text = banner(
@@ -377,7 +370,7 @@ class Daemon:
             program=os.path.relpath(sys.argv[0]),
             domains=config.sip.domains,
             doors=self._doors(),
-            store=store_name(config),
+            store=policies.store_name(config),
             users=users,
             apps=apps,
             address=source_ip(ANY_REMOTE) or "127.0.0.1",
@@ -425,8 +418,6 @@ Python's own 5 ms are waited for again after every system call of the loop."""
 _SHOWN_USERS = 10
 _LISTING_TIME = 0.2
 "Seconds a start may look for them: Redis finds users only by looking at all keys."
-_RESERVED_FILES = 256
-"File descriptors that connections of phones leave for everything else."
 _CLOCK_SKEW = 5.0
 "Seconds by which the clocks of nodes on one store may differ."
 ANY_REMOTE = ("192.0.2.1", 9)
@@ -456,45 +447,8 @@ def _listeners(config: Config) -> Listeners:
     ca_file = config.sip.ca_file
     return Listeners(
         config.listen,
-        transport_limits(config),
+        policies.transport_limits(config),
         client_context(ca_file) if ca_file else None,
-    )
-
-
-def transport_limits(config: Config) -> Limits:
-    """What one peer may cost."""
-    return Limits(
-        message_size=config.sip.max_message_size,
-        connections=max_connections(),
-        connections_per_address=config.limits.connections_per_address,
-        message_timeout=config.limits.message_time,
-    )
-
-
-def max_connections() -> int:
-    """So many that descriptors are left for the store, the push services and servers."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(files - _RESERVED_FILES, files // 2)
-
-
-def message_limits(config: Config) -> MessageLimits:
-    """What one message may have."""
-    limits = config.limits
-    return MessageLimits(
-        limits.header_lines, limits.via_hops, limits.record_routes, limits.body_size
-    )
-
-
-def abuse_policy(config: Config) -> AbusePolicy:
-    """What one source may do."""
-    limits = config.limits
-    return AbusePolicy(
-        stranger_rate=limits.stranger_rate,
-        stranger_burst=limits.stranger_burst,
-        failures=limits.failed_sign_ins,
-        failure_window=limits.failure_window,
-        ban_time=limits.ban_time,
-        peers=tuple(peer.address for peer in config.peers),
     )
 
 
@@ -508,90 +462,6 @@ def new_id() -> str:
 
 
 _ids: list[str] = []
-
-
-def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
-    """The users of the configuration as the server wants them."""
-    return {
-        aor: Subscriber(aor, **user.model_dump(exclude={"fallback", "forward", "do_not_disturb"}))
-        for aor, user in users.items()
-    }
-
-
-def registration_policy(config: Config) -> RegistrationPolicy:
-    """The ``[registration]`` section and what the apps can be pushed with."""
-    values = config.registration.model_dump(exclude={"nonce_lifetime", "algorithms"})
-    return RegistrationPolicy(
-        **values,
-        max_push_records=config.limits.push_records,
-        apps={app_id: services(app) for app_id, app in config.apps.items()},
-    )
-
-
-def services(app: AppConfig) -> frozenset[Platform]:
-    """The services an app is configured for."""
-    return frozenset(platform for platform in Platform if getattr(app, platform.value) is not None)
-
-
-def proxy_policy(config: Config) -> ProxyPolicy:
-    """The ``[wake]`` section, the apps' own and the peers."""
-    wake = config.wake
-    return ProxyPolicy(
-        apps={
-            app_id: AppPolicy(
-                hold=wake.hold if app.hold is None else app.hold,
-                push_always=(app.push or wake.push) == "always",
-            )
-            for app_id, app in config.apps.items()
-        },
-        peers=tuple(peer.address for peer in config.peers),
-        probe=wake.probe,
-        no_answer=wake.no_answer,
-        ringback=None if wake.ringback == "none" else int(wake.ringback),
-        push_while_ringing=wake.push_while_ringing,
-        forwards={aor: user.forward for aor, user in config.users.items() if user.forward},
-        do_not_disturb=frozenset(a for a, user in config.users.items() if user.do_not_disturb),
-        groups={
-            aor: Group(tuple(group.members), group.time if group.strategy == "in-turn" else None)
-            for aor, group in config.groups.items()
-        },
-        fallbacks=fallbacks(config),
-        emergency=EmergencyPolicy(
-            numbers=frozenset(config.emergency.numbers),
-            route=tuple(config.emergency.route),
-            strangers=config.emergency.strangers,
-            addresses=config.emergency.addresses,
-        ),
-    )
-
-
-def fallbacks(config: Config) -> dict[str, Fallbacks]:
-    """The fallbacks of users, groups and domains in the file."""
-    owners: dict[str, UserConfig | GroupConfig | DomainConfig]
-    owners = {**config.users, **config.groups, **config.domains}
-    return {name: _by_cause(owner.fallback) for name, owner in owners.items() if owner.fallback}
-
-
-def _by_cause(fallback: str | dict[str, str]) -> Fallbacks:
-    if isinstance(fallback, str):
-        return for_every_cause(fallback)
-    return {Cause(cause): uri for cause, uri in fallback.items()}
-
-
-def message_policy(config: Config) -> MessagePolicy:
-    """The ``[messages]`` section."""
-    return MessagePolicy(config.messages.lifetime, config.messages.max_stored)
-
-
-def store_name(config: Config) -> str:
-    """Where things are stored, without the password of a URL."""
-    match config.store.type:
-        case "sqlite":
-            return f"sqlite {config.store.sqlite.path}"
-        case "redis":
-            return logs.redact_text(f"redis {config.store.redis.place}")
-        case "memory":
-            return "memory (everything is forgotten at exit)"
 
 
 def _tune_garbage_collector() -> None:
