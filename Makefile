@@ -32,7 +32,7 @@ demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 	@exec $(BIN)/sipush demo
 
 test: .venv/dev.stamp $(COMPILED) packages $(BROWSER)/node_modules/.stamp ## Run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # BENCH="server --servers sqlite,kamailio-fm --operations register" measures only that.
 BENCH ?= server

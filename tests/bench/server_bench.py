@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.bench.measure import drive, memory_kb
 from tests.bench.servers import DOMAIN, RIG, Kamailio, Server, Sipush
-from tests.e2e.process import free_port
+from tests.servers.ports import free_port
 
 USERS = 10_000
 PHONES = 2_000

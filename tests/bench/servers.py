@@ -21,7 +21,7 @@ from sipush.core.bindings import Subscriber
 from sipush.demo.credentials import Credentials
 from sipush.location import make_store
 from tests.bench.measure import Pids
-from tests.e2e.process import free_port
+from tests.servers.ports import free_port
 
 DOMAIN = "push.bench"
 PASSWORD = "secret"

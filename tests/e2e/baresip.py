@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.nat import PRIVATE, Nat
-from tests.e2e.process import Lines, Program, free_port
+from tests.e2e.process import Lines, Program
 from tests.e2e.wire import PATIENCE, Account
+from tests.servers.ports import free_port
 
 # Without stdio.so, which spins when stdin is not a terminal. Tones come from aubridge, which
 # needs no sound card.

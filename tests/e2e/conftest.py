@@ -19,7 +19,7 @@ from tests.e2e.world import World
 from tests.servers.redis_server import RedisServer
 
 _HERE = Path(__file__).parent
-_WAKE_TIMES = pytest.StashKey[dict[str, list[float]]]()
+_WAKE_TIMES = "wake times"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,16 +96,17 @@ def cycles() -> int:
 @pytest.fixture
 def wake_times(request: pytest.FixtureRequest) -> list[float]:
     """Seconds from REGISTER sent to INVITE received, reported at the end of the run."""
-    times = request.config.stash.setdefault(_WAKE_TIMES, {})
-    return times.setdefault(request.node.name, [])
+    times: list[float] = []
+    request.node.user_properties.append((_WAKE_TIMES, times))
+    return times
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how fast phones were woken; nothing depends on it."""
-    for name, times in terminalreporter.config.stash.get(_WAKE_TIMES, {}).items():
-        if times:
+    for report in terminalreporter.stats.get("passed", []):
+        if times := dict(report.user_properties).get(_WAKE_TIMES):
             median, worst = statistics.median(times) * 1000, max(times) * 1000
             terminalreporter.write_line(
-                f"{name}: {len(times)} wake-ups, REGISTER to INVITE {median:.2f} ms median, "
-                f"{worst:.2f} ms worst"
+                f"{report.nodeid}: {len(times)} wake-ups, "
+                f"REGISTER to INVITE {median:.2f} ms median, {worst:.2f} ms worst"
             )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
 import signal
-import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from tests.e2e.process import Lines, Program
 from tests.e2e.wire import PATIENCE, Account
+from tests.servers.ports import free_port
 
 APP = "com.example.softphone"
 "Pushed by APNs and FCM."
@@ -49,24 +48,6 @@ def toml(value: Any) -> str:
             return repr(value)
         case _:
             return json.dumps(str(value))
-
-
-def free_port(address: str) -> int:
-    """A port below those that the kernel gives out: nobody takes it while a daemon restarts."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    for port in _PORTS:
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            with socket.socket(family, kind) as sock:
-                try:
-                    sock.bind((address, port))
-                except OSError:
-                    break
-        else:
-            return port
-    raise AssertionError("every port is taken")
-
-
-_PORTS = iter(range(random.randrange(10_000, 25_000), 32_000))
 
 
 @dataclass

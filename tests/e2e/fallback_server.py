@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 
 from tests.e2e.daemon import PBX, Daemon
-from tests.e2e.process import free_port
 from tests.e2e.wire import Account, InCall, Phone, Wire
+from tests.servers.ports import free_port
 
 
 class FallbackServer:

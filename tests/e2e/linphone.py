@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.process import Program, free_port
+from tests.e2e.process import Program
 from tests.e2e.wire import Account
+from tests.servers.ports import free_port
 
 _CONFIG = """\
 [sip]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -141,25 +139,3 @@ class Pipe:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
-
-
-_handed_out: set[int] = set()
-
-
-def free_port() -> int:
-    """A port that nothing uses and that was not handed out before, even numbered.
-
-    It is below those that the kernel gives to sockets that ask for any.
-    """
-    while True:
-        port = random.randrange(20_000, 32_000, 2)
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(type=socket.SOCK_DGRAM) as udp,
-            socket.socket() as tcp,
-        ):
-            udp.bind(("", port))
-            tcp.bind(("", port))
-            if port not in _handed_out:
-                _handed_out.add(port)
-                return port

@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.process import Pipe, Program, free_port
+from tests.e2e.process import Pipe, Program
 from tests.e2e.wire import PATIENCE, Account
+from tests.servers.ports import free_port
 
 SCENARIOS = Path(__file__).with_name("sipp")
 _COUNTER = itertools.count(1)

@@ -12,9 +12,9 @@ import pytest
 
 from sipush.config import TlsConfig
 from tests.e2e.daemon import Daemon, in_time
-from tests.e2e.process import free_port
 from tests.e2e.wire import Msg, OutCall, Phone, new_branch
 from tests.e2e.world import DOORS, World, apns_token, x_push
+from tests.servers.ports import free_port
 from tests.transport.authority import Authority
 
 TRANSPORTS = [name.upper() for name in DOORS]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.daemon import Daemon
-from tests.e2e.process import Program, free_port
+from tests.e2e.process import Program
 from tests.e2e.world import World
+from tests.servers.ports import free_port
 
 TOOLS = Path(sys.executable).parent
 DOCUMENT = Path(__file__).parents[2] / "docs" / "abuse.md"

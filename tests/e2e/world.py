@@ -15,11 +15,12 @@ from sipush.demo.credentials import Credentials
 from tests.e2e.baresip import Baresip
 from tests.e2e.daemon import APP, Daemon, account, ha1, merged
 from tests.e2e.linphone import Linphone
-from tests.e2e.process import Program, free_port
+from tests.e2e.process import Program
 from tests.e2e.pushes import Pushes
 from tests.e2e.shared import SharedDaemons, settings
 from tests.e2e.sipp import Sipp
 from tests.e2e.wire import Account, Phone
+from tests.servers.ports import free_port
 
 DOORS = {"udp": False, "tcp": False, "tls": True, "ws": False, "wss": True}
 "Every transport, and whether it has a certificate."

@@ -107,7 +107,7 @@ async def test_every_answer_means_what_the_table_says(row: Row, service: PushSer
     token = TARGETS[row.platform]
     service.misbehave(token, from_now(row.misbehaviour))
     silent = row.misbehaviour.act is Act.SILENCE
-    outcome = await dispatcher.send(call(row.platform, hold=1.0 if silent else 10.0))
+    outcome = await dispatcher.send(call(row.platform, hold=3.0 if silent else 10.0))
     await dispatcher.close()
     assert outcome.result is row.result
     assert len(service.pushes_to(token)) == row.requests

@@ -13,7 +13,8 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.servers.redis_server import RedisServer, free_port
+from tests.servers.ports import free_port
+from tests.servers.redis_server import RedisServer
 
 MASTER = "phones"
 PATIENCE = 30.0
@@ -28,7 +29,7 @@ class RedisWithSentinel:
         self.replica = RedisServer("--replicaof", *where)
         # First: a Sentinel asks for replicas when it starts, and then every ten seconds.
         self._await("the replica to be in step", self._in_step)
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self._directory = tempfile.mkdtemp(prefix="sipush-sentinel-")
         file = Path(self._directory, "sentinel.conf")
         file.write_text(

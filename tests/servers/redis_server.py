@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 from collections import deque
+
+from tests.servers.ports import free_port
 
 
 class RedisServer:
@@ -19,7 +20,7 @@ class RedisServer:
         if shutil.which("redis-server") is None:
             raise RuntimeError("redis-server is missing: apt-get install redis-server")
         self._directory = tempfile.mkdtemp(prefix="sipush-redis-")
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         self.start()
@@ -75,9 +76,3 @@ class RedisServer:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
