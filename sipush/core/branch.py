@@ -144,6 +144,8 @@ class Branch:
     "The device was pushed for this request; never twice."
     push_begun: bool = False
     "Its push is on its way, or may be: after a crash it is not sent again."
+    pushing: bool = False
+    "``push_finished`` is still to come."
     awaited: bool = False
     "It was pushed, and has neither registered nor answered since."
     heard: bool = False

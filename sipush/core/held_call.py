@@ -181,6 +181,8 @@ def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
             "cause": CancelCause(values["cause"]),
             "cancelling": CancelCause(values["cancelling"]) if values["cancelling"] else None,
             "target": _thaw_target(values["target"]),
+            # Of one that was on its way nobody hears any more.
+            "pushing": values["pushing"] and not values["push_begun"],
         }
         | {name: None if values[name] is None else values[name] + shift for name in _TIMES}
     )

@@ -61,6 +61,8 @@ class PushResult(Enum):
     BAD_REQUEST = "bad-request"
     TIMED_OUT = "timed-out"
     "No answer before the deadline."
+    WITHDRAWN = "withdrawn"
+    "The call was over, or the device was back, before the service had taken the push."
 
 
 @dataclass(frozen=True, slots=True)

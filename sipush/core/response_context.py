@@ -133,19 +133,37 @@ class ResponseContext:
             if branch.pushed and not branch.push_begun and branch.bucket_at is not None
         ]
 
+    def push_wanted(self, branch_id: int) -> bool:
+        """Whether the push still makes sense: the call goes on, the device has not been heard."""
+        branch = self.branches[branch_id]
+        return any(other.awaited and _same_app(other, branch) for other in self.branches)
+
     def push_finished(self, branch_id: int, result: PushResult, now: float) -> list[Action]:
         """The PNS answered. A failure empties the bucket with 480 (RFC 8599 §5.6.2).
 
         Silence is no failure: the push may have arrived all the same.
         """
         branch = self.branches[branch_id]
-        if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
+        branch.pushing = False
+        if result is PushResult.WITHDRAWN:
+            self._push_withdrawn(branch)
             return []
+        if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
+            over = [b for b in self.branches if b.tombstone_at is not None and _same_app(b, branch)]
+            return [CancelPush(each.id) for each in over[:1]]
         actions: list[Action] = []
         for waiting in self.branches:
             if waiting is branch or (waiting.awaited and _same_app(waiting, branch)):
                 actions += self._push_failed(waiting, result, now)
         return actions
+
+    def _push_withdrawn(self, pushed: Branch) -> None:
+        """The device knows nothing of the call: it need not see its end, and may yet be pushed."""
+        for branch in self.branches:
+            if branch is pushed or _same_app(branch, pushed):
+                branch.pushed = branch.push_begun = False
+                if not branch.broken:
+                    branch.tombstone_at = None
 
     def _push_failed(self, branch: Branch, result: PushResult, now: float) -> list[Action]:
         branch.awaited = False
@@ -407,6 +425,7 @@ class ResponseContext:
         same = any(other.pushed and _same_app(other, branch) for other in self.branches)
         branch.pushed = branch.awaited = True
         branch.push_begun = branch.push_begun or same
+        branch.pushing = not same
         branch.bucket_at = now + branch.target.hold
         push: list[Action] = [] if same else [RequestPush(branch.id, branch.bucket_at)]
         return push + self._ring_back_once(now)
@@ -454,12 +473,18 @@ class ResponseContext:
     def _bury_awaited(
         self, branches: Iterable[Branch], cause: CancelCause, now: float
     ) -> list[Action]:
-        """Devices may still wake for a call that is over: let them see it begin and end."""
+        """Devices may still wake for a call that is over: let them see it begin and end.
+
+        They are told over their PNS too, once for an app, and not before the push itself is out.
+        """
+        told: list[Branch] = [branch for branch in self.branches if branch.pushing]
         actions: list[Action] = []
         for branch in branches:
             if branch.awaited:
                 branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
-                actions.append(CancelPush(branch.id))
+                if not any(_same_app(branch, other) for other in told):
+                    actions.append(CancelPush(branch.id))
+                    told.append(branch)
         return actions
 
     def _ring_late(self, dead: Branch, target: Target) -> list[Action]:

@@ -78,7 +78,7 @@ def outcome(wake_up: WakeUp, branches: Sequence[Branch]) -> WakeUpOutcome:
     if result is PushResult.TOKEN_DEAD:
         return WakeUpOutcome.TOKEN_DEAD
     if wake_up.registered_at is None:
-        if result not in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
+        if result not in (PushResult.ACCEPTED, PushResult.TIMED_OUT, PushResult.WITHDRAWN):
             return WakeUpOutcome.PUSH_FAILED
         over = branches[-1].cause is not CancelCause.NO_ANSWER
         return WakeUpOutcome.NOT_NEEDED if over else WakeUpOutcome.NEVER_CAME

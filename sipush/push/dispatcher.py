@@ -27,6 +27,8 @@ SLOW = 1.0
 SLOW_FACTOR = 10
 "How many slow sends a service may have, in multiples of ``max_in_flight``."
 
+Begin = Callable[[], Awaitable[bool]]
+
 log = structlog.get_logger()
 
 
@@ -46,12 +48,10 @@ class Dispatcher:
         self._clock = clock
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
 
-    async def send(
-        self, request: PushRequest, begin: Callable[[], Awaitable[None]] | None = None
-    ) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push, repeated where its service allows it, never past its deadline.
 
-        ``begin`` is awaited when its turn has come, just before it is first sent.
+        ``begin`` is awaited before each try, when its turn has come: False withdraws the push.
         """
         started = self._clock()
         lane = self._lane(request.record)
@@ -82,22 +82,25 @@ class Dispatcher:
         lanes = self._lanes.get(record.app_id, {})
         return lanes.get(record.platform) or lanes.get(Platform.WEBHOOK)
 
-    async def _send(
-        self, lane: _Lane, request: PushRequest, begin: Callable[[], Awaitable[None]] | None
-    ) -> PushOutcome:
+    async def _send(self, lane: _Lane, request: PushRequest, begin: Begin | None) -> PushOutcome:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(MAX_WAIT, request.deadline_epoch - self._clock())
+        delays, unanswered = iter(lane.provider.retry_delays), False
         try:
             async with asyncio.timeout_at(deadline):
-                for delay in lane.provider.retry_delays:
+                while True:
                     outcome = await lane.send(request, begin)
-                    begin = None
+                    if outcome.result is PushResult.WITHDRAWN and unanswered:
+                        return PushOutcome(PushResult.TIMED_OUT, "withdrawn, perhaps too late")
+                    delay = next(delays, None)
+                    if delay is None or not _worth_another_try(outcome):
+                        return outcome
+                    unanswered = unanswered or not outcome.status
                     # Not all at once: they may have failed together, by the fault of one.
                     pause = max(delay * random.uniform(0.5, 1.5), outcome.retry_after)
-                    if not _worth_another_try(outcome) or loop.time() + pause >= deadline:
+                    if loop.time() + pause >= deadline:
                         return outcome
                     await asyncio.sleep(pause)
-                return await lane.send(request, begin)
         except TimeoutError:
             return PushOutcome(PushResult.TIMED_OUT, "no answer in time")
 
@@ -113,15 +116,13 @@ class _Lane:
         self._active = 0
         self._idle = asyncio.Event()
 
-    async def send(
-        self, request: PushRequest, begin: Callable[[], Awaitable[None]] | None
-    ) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None) -> PushOutcome:
         self._active += 1
         try:
             async with self._slow_room, self._place():
                 await self._turns.wait()
-                if begin is not None:
-                    await begin()
+                if begin is not None and not await begin():
+                    return PushOutcome(PushResult.WITHDRAWN)
                 return await self.provider.send(request)
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.
@@ -191,7 +192,7 @@ def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
         "duration": round(seconds, 3),
     }
     match outcome.result:
-        case PushResult.ACCEPTED:
+        case PushResult.ACCEPTED | PushResult.WITHDRAWN:
             log.info("push_finished", **facts)
         case PushResult.CONFIG:
             log.error("push_finished", **facts)

@@ -38,7 +38,7 @@ from sipush.core.branch import (
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.push_request import PushKind, PushRequest
+from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     DIALOG_FORMING,
@@ -502,20 +502,25 @@ class Forwarding:
             await self._hold()
         else:
             self._tell_caller()
-        if not self.context.branches[branch].awaited:
-            return
-        wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
-        request = self._push_request(kind, target.push, deadline)
-        wake_up.push = await self.proxy.dispatcher.send(request, partial(self._begin_push, branch))
-        wake_up.push_ended_at = self._now
-        await self.proxy.turns.wait()
-        self._perform(self.context.push_finished(branch, wake_up.push.result, self._now))
+        result = PushResult.WITHDRAWN
+        if self.context.push_wanted(branch):
+            wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
+            request = self._push_request(kind, target.push, deadline)
+            begin = partial(self._begin_push, branch)
+            wake_up.push = await self.proxy.dispatcher.send(request, begin)
+            wake_up.push_ended_at = self._now
+            result = wake_up.push.result
+            await self.proxy.turns.wait()
+        self._perform(self.context.push_finished(branch, result, self._now))
 
-    async def _begin_push(self, branch: int) -> None:
+    async def _begin_push(self, branch: int) -> bool:
         """From now on a crash costs the push: nobody could tell whether it was sent."""
-        self.context.branches[branch].push_begun = True
-        if self.proxy.held_calls.holds(self):
-            await self.proxy.held_calls.store(self)
+        which = self.context.branches[branch]
+        if not which.push_begun and self.context.push_wanted(branch):
+            which.push_begun = True
+            if self.proxy.held_calls.holds(self):
+                await self.proxy.held_calls.store(self)
+        return self.context.push_wanted(branch)
 
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
@@ -555,7 +560,11 @@ class Forwarding:
         deadline = self.context.branches[branch].tombstone_at
         if record is not None and record.platform is not Platform.APNS and deadline is not None:
             request = self._push_request(PushKind.CANCEL, record, deadline)
-            await self.proxy.dispatcher.send(request)
+            await self.proxy.dispatcher.send(request, partial(self._is_awaited_in_vain, branch))
+
+    async def _is_awaited_in_vain(self, branch: int) -> bool:
+        """Whether the device may still wake for the call that is over."""
+        return self.context.branches[branch].tombstone_at is not None
 
     def _push_request(self, kind: PushKind, record: PushRecord, deadline: float) -> PushRequest:
         user, name = caller(self.request)

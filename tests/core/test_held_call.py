@@ -134,4 +134,15 @@ def test_a_ring_group_goes_on_with_the_member_whose_turn_it_is() -> None:
     context.start(turns, 100.0)
     resumed = again(context)
     assert resumed.search == replace(context.search, turn_at=7.0 + 15.0)
-    assert resumed.timer_fired(22.0) == [CancelPush(0), RequestPush(1, 42.0)]
+    assert resumed.timer_fired(22.0) == [RequestPush(1, 42.0)]
+
+
+def test_the_end_of_a_call_follows_a_push_that_was_on_its_way() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    context.branches[0].push_begun = True
+    assert context.cancelled(100.0) == [Respond(487, 0)]
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    context.branches[0].push_begun = True
+    assert again(context).cancelled(8.0) == [CancelPush(0), Respond(487, 0)]

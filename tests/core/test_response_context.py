@@ -77,6 +77,10 @@ def bring_to(state: str, kind: str) -> ResponseContext:
 
 
 def feed(context: ResponseContext, text: str) -> list[Action]:
+    """What the last of the inputs causes."""
+    *before, text = text.split(", then ")
+    for each in before:
+        feed(context, each)
     branch = context.branches[0]
     if text.startswith("registered"):
         flow = "tcp/1" if text.endswith("same flow") else "tcp/2"
@@ -165,7 +169,8 @@ def test_the_caller_gets_480_when_the_hold_ends() -> None:
     context = make()
     assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD), Respond(180)]
     assert context.next_timer() == NOW + HOLD
-    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0), CancelPush(0)]
+    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0)]
+    assert context.push_finished(0, PushResult.TIMED_OUT, NOW + HOLD) == [CancelPush(0)]
 
 
 def test_nobody_to_call_is_480() -> None:
@@ -272,6 +277,23 @@ def test_an_answer_after_487_went_upstream_is_hung_up() -> None:
     assert context.response_received(0, 200, NOW) == [HangUp(0)]
 
 
+def test_of_users_with_one_app_each_push_and_its_end_go_out_once() -> None:
+    context = make()
+    both = [target("sleeping", "bob@x d"), target("sleeping", "sales@x d")]
+    assert context.start(both, NOW) == [RequestPush(0, NOW + HOLD), Respond(180)]
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
+    assert context.cancelled(NOW) == [CancelPush(0), Respond(487, 0)]
+
+
+def test_a_push_is_wanted_as_long_as_any_user_of_the_app_waits() -> None:
+    context = make()
+    context.start([target("sleeping", "bob@x d"), target("sleeping", "sales@x d")], NOW)
+    context.binding_refreshed(target("mobile", "bob@x d"), NOW)
+    assert context.push_wanted(0)
+    context.cancelled(NOW)
+    assert not context.push_wanted(0)
+
+
 def test_a_tombstone_crumbles() -> None:
     context = make()
     context.start([target("sleeping")], NOW)
@@ -303,7 +325,7 @@ def test_nothing_joins_after_the_call_is_over() -> None:
 def test_a_caller_who_gives_up_on_sleeping_devices_gets_487_at_once() -> None:
     context = make()
     context.start([target("sleeping", "a"), target("sleeping", "b")], NOW)
-    assert context.cancelled(NOW) == [CancelPush(0), CancelPush(1), Respond(487, 0)]
+    assert context.cancelled(NOW) == [Respond(487, 0)]
 
 
 def test_a_caller_who_gives_up_before_anything_was_looked_up_gets_487() -> None:
@@ -331,6 +353,7 @@ def test_an_answer_that_crosses_the_cancel_wins() -> None:
 def test_a_6xx_ends_the_search_and_wins() -> None:
     context = make()
     context.start([target("desk", "a", "tcp/1"), target("sleeping", "b")], NOW)
+    context.push_finished(1, PushResult.ACCEPTED, NOW)
     assert context.response_received(0, 603, NOW) == [CancelPush(1), Respond(603, 0)]
 
 
@@ -370,6 +393,7 @@ def test_a_device_whose_flow_broke_while_it_rang_gets_the_same_request_and_hears
     context.start([target("mobile", flow="tcp/1")], NOW)
     context.response_received(0, 180, NOW)
     context.flow_failed(0, NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
     assert context.cancelled(NOW) == [CancelPush(0), Respond(487, 0)]
     late = context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
     assert late == [Forward(1), Cancel(1, CancelCause.CALLER)]
@@ -480,6 +504,7 @@ def test_a_failed_call_falls_back_once(final: int, cause: Cause) -> None:
 def test_a_failed_fallback_is_the_end() -> None:
     context = make(fallback=True)
     context.start([target("sleeping")], NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
     assert context.timer_fired(NOW + HOLD) == [FallBack(480, Cause.UNREACHABLE)]
     assert context.fall_back([], NOW) == [Respond(480, 0), CancelPush(0)]
 
@@ -496,6 +521,7 @@ def test_a_fallback_to_a_sleeping_user_waits_again() -> None:
 def test_a_caller_who_gave_up_is_not_sent_to_the_fallback() -> None:
     context = make(fallback=True)
     context.start([target("sleeping")], NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
     assert context.cancelled(NOW) == [CancelPush(0), Respond(487, 0)]
     assert context.fall_back([target("desk", "vm")], NOW) == []
 

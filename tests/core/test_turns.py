@@ -44,7 +44,13 @@ def of_bob(kind: str, flow: str = "tcp/1") -> Target:
 
 
 def feed(context: ResponseContext, text: str) -> list[Action]:
+    """What the last of the inputs causes."""
+    *before, text = text.split(", then ")
+    for each in before:
+        feed(context, each)
     match text:
+        case "push accepted":
+            return context.push_finished(0, PushResult.ACCEPTED, NOW)
         case "registered":
             return context.binding_refreshed(of_bob("mobile", "tcp/2"), NOW)
         case "next registers":
@@ -107,6 +113,7 @@ def test_a_push_is_useless_after_the_turn() -> None:
 def test_a_hold_that_is_shorter_than_the_turn_ends_it() -> None:
     context = make()
     context.start(in_turn((BOB, of_bob("sleeping")), (NEXT, ON_DESK), time=2 * HOLD), NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
     assert context.timer_fired(NOW + HOLD) == [CancelPush(0), Forward(1)]
 
 
@@ -129,6 +136,7 @@ def test_a_new_device_of_a_member_without_any_waits_for_the_turn() -> None:
 def test_a_second_device_of_the_member_joins_while_the_turn_lasts() -> None:
     context = make()
     context.start(in_turn((BOB, of_bob("sleeping")), (NEXT, ON_DESK)), NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
     second = target("desk", f"{BOB} second", "tcp/5")
     assert context.binding_refreshed(second, NOW + 1) == [Forward(1)]
     assert context.timer_fired(NOW + TIME) == [Abandon(1), CancelPush(0), Forward(2)]
@@ -157,6 +165,7 @@ def test_in_a_group_that_rings_at_once_who_declines_speaks_for_himself() -> None
     own = [of_bob("desk"), target("sleeping", f"{BOB} asleep")]
     turns = [Turn(tuple(own), BOB), Turn((ON_DESK,), NEXT)]
     context.start(Group((BOB, NEXT)).target_set(turns), NOW)
+    context.push_finished(1, PushResult.ACCEPTED, NOW)
     assert context.response_received(0, 603, NOW) == [CancelPush(1)]
     assert context.response_received(2, 603, NOW) == [FallBack(603, Cause.DECLINED)]
 

@@ -52,6 +52,7 @@ def played(*inputs: tuple[str, int]) -> ResponseContext:
         ([("hold ends", 0)], ACCEPTED, WakeUpOutcome.NEVER_CAME),
         ([("hold ends", 0)], PushOutcome(PushResult.TIMED_OUT), WakeUpOutcome.NEVER_CAME),
         ([("caller cancels", 0)], None, WakeUpOutcome.NOT_NEEDED),
+        ([("caller cancels", 0)], PushOutcome(PushResult.WITHDRAWN), WakeUpOutcome.NOT_NEEDED),
         ([], PushOutcome(PushResult.TOKEN_DEAD), WakeUpOutcome.TOKEN_DEAD),
         ([], PushOutcome(PushResult.CONFIG), WakeUpOutcome.PUSH_FAILED),
     ],

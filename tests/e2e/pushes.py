@@ -120,6 +120,10 @@ class Pushes:
 
         return asyncio.create_task(started())
 
+    def put_off(self, token: str) -> None:
+        """Answer the next push to a token *again in a second*, and accept the one after."""
+        self._log.service.misbehave(token, Misbehaviour(503, retry_after="1", times=1))
+
     @property
     def all(self) -> list[Push]:
         """Every push so far, in order."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import OutCall, Phone
-from tests.e2e.world import World, apns_token, x_push
+from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 PATIENT = {"hold": 60.0, "probe": 60.0}
 "So long that a test that waits for it fails."
@@ -216,6 +216,43 @@ async def test_a_caller_who_gives_up_gets_487_and_the_phone_no_call(
     await world.pushes.next()
     cancelled, final = await in_time(call.cancel(), call.final())
     assert (cancelled.status, final.status) == (200, 487)
+
+
+@pytest.mark.parametrize("device_os", ["ios", "android"])
+async def test_a_push_that_waits_to_be_repeated_is_withdrawn_when_the_caller_gives_up(
+    world: World, device_os: str
+) -> None:
+    daemon = await world.daemon()
+    token = apns_token() if device_os == "ios" else fcm_token()
+    push = x_push(token, device_os)
+    await world.sleeping(daemon, "bob", "TCP", push)
+    world.pushes.put_off(token)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    pushed = await world.pushes.next()
+    cancelled, final = await in_time(call.cancel(), call.final())
+    assert (cancelled.status, final.status) == (200, 487)
+    await daemon.log_event("push_finished", push_id=pushed.push_id, result="withdrawn")
+    # The phone knows nothing of the call: it hears nothing of its end either.
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    await reborn.wire.options()
+    assert reborn.wire.count("INVITE") == 0
+    assert len(world.pushes.all) == 1
+
+
+async def test_a_push_that_waits_to_be_repeated_is_withdrawn_when_the_phone_is_back(
+    world: World,
+) -> None:
+    daemon = await world.daemon()
+    token = fcm_token()
+    push = x_push(token, "android")
+    await world.sleeping(daemon, "bob", "UDP", push)
+    world.pushes.put_off(token)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await wake_and_answer(world, daemon, "UDP", call, push)
+    await daemon.log_event("push_finished", push_id=world.pushes.all[0].push_id, result="withdrawn")
+    assert len(world.pushes.all) == 1
 
 
 async def test_a_caller_who_gives_up_stops_the_ringing(world: World, transport: str) -> None:

@@ -173,6 +173,54 @@ async def test_a_cancelled_send_gives_its_place_back() -> None:
     assert (await dispatcher.send(call(Platform.APNS))).result is PushResult.ACCEPTED
 
 
+THROTTLED = PushOutcome(PushResult.THROTTLED, "TooManyRequests", 429, retry_after=0.01)
+UNANSWERED = PushOutcome(PushResult.RETRYABLE, "transport")
+ACCEPTED = PushOutcome(PushResult.ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "wanted", "result", "tries"),
+    [
+        ([ACCEPTED], [False], PushResult.WITHDRAWN, 0),
+        ([THROTTLED, ACCEPTED], [True, False], PushResult.WITHDRAWN, 1),
+        ([THROTTLED, ACCEPTED], [True, True], PushResult.ACCEPTED, 2),
+        # It may have arrived: whoever asked for it must go on as if it had.
+        ([UNANSWERED, ACCEPTED], [True, False], PushResult.TIMED_OUT, 1),
+    ],
+)
+async def test_a_push_that_nobody_wants_any_more_is_not_sent_or_not_again(
+    outcomes: list[PushOutcome], wanted: list[bool], result: PushResult, tries: int
+) -> None:
+    provider = ScriptedProvider(list(outcomes))
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
+
+    async def begin() -> bool:
+        return wanted.pop(0)
+
+    outcome = await dispatcher.send(call(Platform.APNS), begin)
+    assert (outcome.result, len(provider.sent)) == (result, tries)
+    assert wanted == []
+
+
+async def test_a_push_that_waits_for_its_turn_can_be_withdrawn() -> None:
+    provider = ScriptedProvider([ACCEPTED, ACCEPTED], hold=asyncio.Event(), max_in_flight=1)
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
+    first = asyncio.ensure_future(dispatcher.send(call(Platform.APNS)))
+    await provider.began.wait()
+    over = asyncio.Event()
+
+    async def begin() -> bool:
+        return not over.is_set()
+
+    second = asyncio.ensure_future(dispatcher.send(call(Platform.APNS), begin))
+    over.set()
+    assert provider.hold is not None
+    provider.hold.set()
+    assert (await first).result is PushResult.ACCEPTED
+    assert (await second).result is PushResult.WITHDRAWN
+    assert len(provider.sent) == 1
+
+
 async def test_replaced_services_finish_their_sends_before_they_close() -> None:
     accepted = PushOutcome(PushResult.ACCEPTED)
     old = ScriptedProvider([accepted], hold=asyncio.Event())
