@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,11 @@ class Daemon:
         config = self._config
         realm = self._realm()
         authenticator = Authenticator(
-            secrets.token_bytes(32),
+            self._nonce_key(key),
             config.registration.nonce_lifetime,
             tuple(Algorithm(name) for name in config.registration.algorithms),
+            started_at=clock(),
+            started_epoch=time.time(),
         )
         self._subscribers = Subscribers(policies.subscribers(config.users), self._store, clock)
         locations = Locations(self._store)
@@ -190,6 +193,12 @@ class Daemon:
         )
         self._layer.limits = policies.message_limits(config)
         self._proxy.layer = self._layer
+
+    def _nonce_key(self, key: bytes) -> bytes:
+        """Ours after a restart too, and no other node's."""
+        doors = (f"{door.transport}/{door.address}:{door.port}" for door in self._config.listen)
+        node = " ".join((socket.gethostname(), *doors))
+        return blake2b(b"nonce" + node.encode(), key=key, digest_size=32).digest()
 
     def _is_vital(self, request: Request) -> bool:
         return is_vital(request, self._proxy.key, self._proxy.policy.emergency)

@@ -20,6 +20,12 @@ from sipush.sip.status import Status
 #: Nonces remembered as used before the oldest are declared stale: about 10 MB in all.
 MAX_USED = 50_000
 
+#: 64*T1: seconds in which what an earlier life left unanswered is repeated.
+RECALL = 32.0
+
+#: What must not be challenged anew when it is repeated: a phone may ring for it, a user have it.
+_RECALLED = frozenset({"INVITE", "MESSAGE"})
+
 #: The nonce count of a client without qop, which cannot count: its nonce serves once.
 _ALL = 1 << 32
 
@@ -45,11 +51,16 @@ _STALE = Challenge(stale=True)
 class Authenticator:
     """Mints nonces and verifies credentials. ``now`` is monotonic, in seconds.
 
-    ``key`` belongs to this process alone: a nonce of another process, or of an earlier life, is
-    stale. A nonce is stateless until it is used; then its highest nonce count is remembered until
-    it expires, and a count that is not higher is a replay (RFC 7616 §3.4.5). That too is answered
-    as stale, so a phone that forgets to count, or whose requests overtook each other, only needs
-    one more round trip.
+    ``key`` belongs to this node alone: a nonce of another one is stale. A nonce is stateless until
+    it is used; then its highest nonce count is remembered until it expires, and a count that is not
+    higher is a replay (RFC 7616 §3.4.5). That too is answered as stale, so a phone that forgets to
+    count, or whose requests overtook each other, only needs one more round trip.
+
+    What an earlier life of this node remembered is lost, so its nonces are stale too, but for one
+    case: for 32 s after the start an INVITE or MESSAGE gets in once with one that has not expired.
+    It is repeated because nobody answered it before the crash, and a new challenge would make
+    another call of it, or another message. Who listened in on its sender, and sends from his
+    address, can use that time to repeat a call or message of just before.
 
     A nonce serves the ``client`` it was made for, and a password is looked at only with a good
     nonce. So nobody guesses without having received an answer, and nobody guesses in another's
@@ -63,18 +74,27 @@ class Authenticator:
         key: bytes,
         nonce_lifetime: float,
         algorithms: tuple[Algorithm, ...] = tuple(Algorithm),
+        *,
+        started_at: float = 0.0,
+        started_epoch: float = 0.0,
     ) -> None:
+        """``started_at`` and ``started_epoch`` are the same moment, monotonic and as UNIX time."""
         self._key = key
+        self._started_at = started_at
+        self._life = int(started_epoch * 1000)
+        self._prefix = f"{self._life:x}-"
         self._lifetime = nonce_lifetime
         self._algorithms = algorithms
         self._dummy_ha1 = self._mac("nobody")
         self._serial = 0
         self._floor = 0
         "Nonces with a lower serial are stale: what was used of them is forgotten."
-        self._used: dict[int, int] = {}
-        self._used_before: dict[int, int] = {}
+        self._used: dict[int | str, int] = {}
+        "By serial, or by nonce of an earlier life."
+        self._used_before: dict[int | str, int] = {}
         self._rotated_at = 0.0
         self._rotated_serial = 0
+        self._recall_until = started_at + RECALL
 
     def challenge(
         self,
@@ -96,9 +116,9 @@ class Authenticator:
         return response
 
     def mint(self, now: float, client: str = "") -> str:
-        """A new nonce: time, serial number and a keyed hash of them and the client."""
+        """A new nonce: life, time in it, serial number and a keyed hash of them and the client."""
         self._serial += 1
-        stamp = f"{int(now * 1000):x}-{self._serial:x}"
+        stamp = f"{self._prefix}{int((now - self._started_at) * 1000):x}-{self._serial:x}"
         return f"{stamp}-{self._mac(f'{stamp} {client}')}"
 
     def verify(
@@ -116,36 +136,43 @@ class Authenticator:
         """
         if credentials is None or credentials.algorithm not in self._algorithms:
             return Challenge()
-        serial = self._serial_of(credentials.nonce, client, now)
-        if serial is None or serial < self._floor:
+        slot = self._slot(credentials.nonce, client, request.method, now)
+        if slot is None:
             return _STALE
         ha1 = _ha1(subscriber, credentials.algorithm)
         matches = response_matches(credentials, ha1 or self._dummy_ha1, request.method)
         if not (matches and ha1 and uri_matches(credentials.uri, request.uri)):
             return Challenge(wrong=True)
-        return Accepted() if self._use(serial, credentials.nonce_count, now) else _STALE
+        return Accepted() if self._use(slot, credentials.nonce_count, now) else _STALE
 
-    def _use(self, serial: int, count: int | None, now: float) -> bool:
+    def _use(self, slot: int | str, count: int | None, now: float) -> bool:
         """Count one use of the nonce; False when it is replayed."""
         count = _ALL if count is None else count
-        if count <= self._used.get(serial, self._used_before.get(serial, -1)):
+        if count <= self._used.get(slot, self._used_before.get(slot, -1)):
             return False
         if now - self._rotated_at >= self._lifetime or len(self._used) >= MAX_USED:
             self._rotate(now)
-        self._used[serial] = count
+        self._used[slot] = count
         return True
 
-    def _serial_of(self, nonce: str, client: str, now: float) -> int | None:
-        """None when it is not ours, not for this client, or too old."""
+    def _slot(self, nonce: str, client: str, method: str, now: float) -> int | str | None:
+        """Under what its uses are counted; None when it is not ours, not his, too old or used."""
         stamp, _, mac = nonce.rpartition("-")
         expected = self._mac(f"{stamp} {client}")
         if not compare_digest(mac.encode("utf-8", "replace"), expected.encode()):
             return None
-        minted, _, serial = stamp.partition("-")
-        return int(serial, 16) if now - int(minted, 16) / 1000 <= self._lifetime else None
+        life, minted, serial = (int(part, 16) for part in stamp.split("-"))
+        age = now - self._started_at + (self._life - life - minted) / 1000
+        if age > self._lifetime:
+            return None
+        if life == self._life:
+            return serial if serial >= self._floor else None
+        recalled = life < self._life and method in _RECALLED and now <= self._recall_until
+        return nonce if recalled else None
 
     def _rotate(self, now: float) -> None:
         """Forget the older half. Every nonce in it was minted before the last rotation."""
+        self._recall_until = 0.0
         self._floor = self._rotated_serial + 1
         self._used_before, self._used = self._used, {}
         self._rotated_at, self._rotated_serial = now, self._serial

@@ -62,6 +62,7 @@ class Arriving:
     request: Request
     "As ``from_sender`` gave it."
     tag: str
+    identity: str
     aor: Aor
     location: Location
     machine: Arrival
@@ -150,7 +151,9 @@ class Arriving:
     def _send(self, place: int) -> Leg:
         target = self.targets[place]
         forwarded = forward_request(self.request, target, ())
-        return self.messages.send(forwarded, target, partial(self._answered, place))
+        # A phone that has it takes what the next process sends after a crash for a retransmission.
+        unique = f"{self.identity} {target.device} {target.flow}"
+        return self.messages.send(forwarded, target, partial(self._answered, place), unique)
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:
         log.debug("message_answered", call_id=self.request.call_id, status=status)

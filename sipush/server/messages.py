@@ -66,14 +66,23 @@ class Messages:
         self.remembered: dict[Aor, Remembered] = {}
 
     async def arrived(
-        self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
+        self,
+        transaction: ServerTransactionHandle,
+        request: Request,
+        aor: Aor,
+        tag: str,
+        identity: str,
     ) -> None:
-        """Take a MESSAGE from a sender who may send it. Raises LocationError and MessageError."""
+        """Take a MESSAGE from a sender who may send it. Raises LocationError and MessageError.
+
+        ``identity``: equal for a request that is repeated to the next process after a crash.
+        """
         request = from_sender(request)
         seconds = lifetime(request, self.policy.lifetime)
         storable = seconds > 0 and self.policy.max_stored > 0 and not is_composing(request)
         location = await self.proxy.store.lookup(aor, time.time())
-        Arriving(self, transaction, request, tag, aor, location, Arrival(storable)).start()
+        machine = Arrival(storable)
+        Arriving(self, transaction, request, tag, identity, aor, location, machine).start()
 
     def registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """Devices have registered and been told so: give them what waits for their user."""
@@ -112,13 +121,16 @@ class Messages:
             live=bool(binding.path) or (flow is not None and not flow.closed),
         )
 
-    def send(self, request: Request, target: Target, answered: Answered) -> Leg:
-        """Send ``request`` to a device; ``answered`` is called once, later."""
+    def send(self, request: Request, target: Target, answered: Answered, unique: str = "") -> Leg:
+        """Send ``request`` to a device; ``answered`` is called once, later.
+
+        ``unique``: see ``Proxy.new_branch``.
+        """
         leg = Leg(target)
-        self.proxy.tasks.spawn(self._send(leg, request, answered))
+        self.proxy.tasks.spawn(self._send(leg, request, answered, unique))
         return leg
 
-    async def _send(self, leg: Leg, request: Request, answered: Answered) -> None:
+    async def _send(self, leg: Leg, request: Request, answered: Answered, unique: str) -> None:
         flow = await self._flow(leg.target)
         if leg.abandoned:
             return
@@ -134,7 +146,7 @@ class Messages:
             timed_out = failure is Failure.TIMEOUT
             answered(Status.REQUEST_TIMEOUT if timed_out else Status.FLOW_FAILED, None)
 
-        branch = self.proxy.new_branch(request)
+        branch = self.proxy.new_branch(request, unique)
         leg.handle = self.proxy.layer.send_request(request, flow, branch, response_received, failed)
 
     async def _flow(self, target: Target) -> Flow | None:

@@ -209,7 +209,7 @@ class Proxy:
                 forwarding.finish()
 
     def _push_id(self, request: Request) -> str:
-        """A UUID that nobody can guess, equal for an INVITE that is repeated to another process.
+        """A UUID that nobody can guess, equal for a request that is repeated to another process.
 
         Whoever died in between had perhaps sent it on.
         """
@@ -408,7 +408,9 @@ class Proxy:
             reject(transaction, DRAINING, forwarding.tag)
             return
         if request.method == "MESSAGE" and await self._has_mailbox(aor):
-            await self.messages.arrived(transaction, request, aor, forwarding.tag)
+            await self.messages.arrived(
+                transaction, request, aor, forwarding.tag, forwarding.push_id
+            )
             return
         consents = _consents_to_calls if request.method == "INVITE" else _never
         is_live = self._is_live_for(request)

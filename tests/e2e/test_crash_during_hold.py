@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import pytest
+
 from sipush.config import load
 from sipush.core.bindings import Location, Registration
 from sipush.location import make_store
@@ -299,14 +301,15 @@ async def test_a_refusal_that_was_lost_in_the_crash_is_sent_again(world: World) 
     assert (await call.final()).status == 480
 
 
+@pytest.mark.parametrize("caller", ["peer", "user"])
 async def test_an_invite_that_is_repeated_to_the_next_process_rings_its_phone_once(
-    world: World,
+    world: World, caller: str
 ) -> None:
     daemon = await world.start()
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", "UDP", push)
-    pbx = await world.phone(daemon, "200", ip=PBX)
-    call = await pbx.call("bob", challenged=False)
+    phone = await world.phone(daemon, "alice", ip=PBX if caller == "peer" else "127.0.0.1")
+    call = await phone.call("bob", challenged=caller == "user")
     first = await bob.incoming()
     await daemon.restart_after_kill()  # before the 100: the caller knows of nothing
     call.resend_invite()
