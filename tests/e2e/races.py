@@ -277,10 +277,15 @@ class Race:
         moved = any(
             plan.moves_at is not None or plan.dies_at is not None for plan in self.schedule.devices
         )
+        # Else never held: its phones were awake, and rang while the server died.
+        held = bool(self._calls_pushed) or not self.restarts
         for robot in (self.caller, self.sender, *self.devices):
-            self.faults += [f for f in robot.faults if not (moved and "BYE" in f)]
-        # Never held: its phones were awake, and rang while the server died.
-        if self._calls_pushed or not self.restarts:
+            self.faults += [
+                fault
+                for fault in robot.faults
+                if not (moved and "BYE" in fault) and not (not held and "ACK" in fault)
+            ]
+        if held:
             self._check_finals()
         self._check_pushes()
         self._check_reasons()
