@@ -422,7 +422,7 @@ class Daemon:
 TRYING_DELAY = 0.2
 "Seconds after which the 100 of an INVITE is sent whatever the store does (RFC 3261 §17.2.1)."
 _SWITCH_INTERVAL = 0.0005
-"""Seconds a thread (of the store, of FCM) may keep Python's lock once the event loop wants it back.
+"""Seconds a thread (of the store) may keep Python's lock once the event loop wants it back.
 Python's own 5 ms are waited for again after every system call of the loop."""
 _SHOWN_USERS = 10
 _LISTING_TIME = 0.2
@@ -476,10 +476,11 @@ _ids: list[str] = []
 def _tune_garbage_collector() -> None:
     """Collect seldom: a registrar keeps tens of thousands of transactions alive, few in cycles.
 
-    But collect: closed connections are in cycles, and would pile up.
+    But collect: closed connections are in cycles, and would pile up. And a little at a time: SIP
+    waits meanwhile, a millisecond for a thousand objects that all live.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 5, 10)
+    gc.set_threshold(10_000, 1, 100)
 
 
 def _raise_file_limit() -> None:

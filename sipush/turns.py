@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-STEPS = 8
-"Taken in each turn of the event loop; a step is a millisecond or less …"
+STEPS = 2
+"Taken in each turn of the event loop; with what follows from it a step is some milliseconds …"
 SLICE = 0.002
 "… and after so many seconds none is begun."
 

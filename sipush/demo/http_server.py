@@ -225,14 +225,14 @@ class _Http2:
         reply = self._handler(
             HttpRequest(headers[":method"], headers[":path"], headers, bytes(incoming.body), True)
         )
-        if reply.raise_stream_limit and self._options.first_stream_limit is not None:
-            self._h2.update_settings(
-                {SettingCodes.MAX_CONCURRENT_STREAMS: self._options.stream_limit}
-            )
-        await asyncio.sleep(reply.delay)
-        if self._closed:
-            return
-        with suppress(ProtocolError):  # the client has reset the stream meanwhile
+        with suppress(ProtocolError):  # the stream or the connection has ended meanwhile
+            if reply.raise_stream_limit and self._options.first_stream_limit is not None:
+                self._h2.update_settings(
+                    {SettingCodes.MAX_CONCURRENT_STREAMS: self._options.stream_limit}
+                )
+            await asyncio.sleep(reply.delay)
+            if self._closed:
+                return
             await self._act(stream_id, reply)
         if not self._deaf:
             self._flush()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 import ssl
 import uuid
+from collections.abc import Callable
 from functools import lru_cache
 from typing import cast
 
@@ -17,8 +17,8 @@ from aioapns.exceptions import ConnectionError as ApnsConnectionError
 from sipush.config import ApnsConfig
 from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, apns_push
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
-from sipush.push.apns_connection import Answer, ApnsConnection, StreamLostError
-from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after, word
+from sipush.push.http2 import MAX_CONNECTIONS, Answer, Header, Http2Client, Http2Connection
+from sipush.push.http_client import retry_after, word
 
 PRODUCTION = "api.push.apple.com"
 SANDBOX = "api.sandbox.push.apple.com"
@@ -38,10 +38,6 @@ _CONFIG_REASONS = frozenset(
     }
 )
 "Reasons of a 400 that speak of our settings, not of this push."
-
-
-REFUSED_PAUSES = (0.05, 0.2)
-"Seconds before a push that was refused or overtaken by a GOAWAY is sent again, more or less."
 
 
 class ApnsProvider:
@@ -71,6 +67,7 @@ class ApnsProvider:
         self._tls = tls
         self._servers = servers or _servers(config)
         self._pools: dict[str, APNsKeyConnectionPool] = {}
+        self._clients: dict[str, Http2Client] = {}
 
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push; a token foreign to the environment is tried in the other one."""
@@ -96,40 +93,15 @@ class ApnsProvider:
             pool.close()
 
     async def _send_to(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
-        """Ask anew for what the service has not even looked at: that repeats nothing."""
-        for pause in REFUSED_PAUSES:
-            try:
-                return await self._ask(server, push, request)
-            except StreamLostError as error:
-                if not error.unprocessed:
-                    return PushOutcome(PushResult.RETRYABLE, str(error))
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-        try:
-            return await self._ask(server, push, request)
-        except StreamLostError as error:
-            return PushOutcome(PushResult.RETRYABLE, str(error))
-
-    async def _ask(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
-        """Raises StreamLostError."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                connection = await self._connection(server)
-        except TimeoutError:
-            return PushOutcome(PushResult.RETRYABLE, "connect timed out")
-        except ApnsConnectionError as error:
-            if distrusted(error):
-                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-            return PushOutcome(PushResult.RETRYABLE, "cannot connect")
-        answer = await connection.post(self._headers(server, push, request), push.payload)
-        return classify(answer, request.record.updated_epoch)
-
-    async def _connection(self, server: str) -> ApnsConnection:
-        pool = self._pools.get(server)
-        if pool is None:
+        client = self._clients.get(server)
+        if client is None:
             pool = self._pools[server] = self._new_pool(server)
-        connections = cast(list[ApnsConnection], pool.connections)
-        connections[:] = [c for c in connections if not c.closed]
-        return cast(ApnsConnection, await pool.acquire())
+            client = self._clients[server] = Http2Client(_Connections(pool))
+        headers = self._headers(server, push, request)
+        answer = await client.post(headers, push.payload, push.token)
+        if isinstance(answer, PushOutcome):
+            return answer
+        return classify(answer, request.record.updated_epoch)
 
     def _new_pool(self, server: str) -> APNsKeyConnectionPool:
         host, port = host_and_port(server)
@@ -138,7 +110,7 @@ class ApnsProvider:
             key_id=self._config.key_id,
             team_id=self._config.team_id,
             topic=self._bundle_id,
-            max_connections=4,
+            max_connections=MAX_CONNECTIONS,
             max_connection_attempts=1,
             ssl_context=self._tls,
         )
@@ -152,7 +124,7 @@ class ApnsProvider:
         header: str = provider.get_header()  # type: ignore[no-untyped-call]
         return header
 
-    def _headers(self, server: str, push: ApnsPush, request: PushRequest) -> list[tuple[str, str]]:
+    def _headers(self, server: str, push: ApnsPush, request: PushRequest) -> list[Header]:
         headers = [
             (":method", "POST"),
             (":scheme", "https"),
@@ -168,6 +140,42 @@ class ApnsProvider:
         if not push.voip:  # a repeated alert replaces the first
             headers.append(("apns-collapse-id", request.push_id[:64]))
         return headers
+
+
+class ApnsConnection(Http2Connection):
+    """A connection as aioapns' pool expects it: constructor, ``is_busy``, ``close``."""
+
+    APNS_SERVER = ""
+    APNS_PORT = 443
+
+    def __init__(
+        self,
+        topic: str,
+        loop: asyncio.AbstractEventLoop,
+        on_connection_lost: Callable[[Http2Connection], None],
+        auth_provider: object,
+    ) -> None:
+        super().__init__(loop, on_connection_lost)
+
+
+class _Connections:
+    """aioapns' pool as ``Http2Client`` wants it."""
+
+    def __init__(self, pool: APNsKeyConnectionPool) -> None:
+        self._pool = pool
+
+    async def acquire(self) -> ApnsConnection:
+        """One that others use too. Raises OSError."""
+        connections = cast(list[ApnsConnection], self._pool.connections)
+        connections[:] = [each for each in connections if not each.closed]
+        try:
+            return cast(ApnsConnection, await self._pool.acquire())
+        except ApnsConnectionError as error:
+            raise OSError("cannot connect") from error
+
+    async def connect(self) -> ApnsConnection:
+        """A new one, which nobody else will use. Raises OSError."""
+        return cast(ApnsConnection, await self._pool.create_connection())
 
 
 def classify(answer: Answer, registered_epoch: float) -> PushOutcome:

@@ -118,9 +118,9 @@ def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
         raise _Invalid("service_account_file", f"{where} lacks {', '.join(missing)}")
     if config.server is not None and not _is_https(config.server):
         raise _Invalid("server", "must be https://host:port")
-    _context(config.ca_file)
+    tls = _context(config.ca_file, "h2")
     try:
-        return FcmProvider(config, account=account, profile=profile)
+        return FcmProvider(config, account=account, profile=profile, tls=tls)
     except ValueError:
         raise _Invalid("service_account_file", f"{where} holds no usable private key") from None
 

@@ -1,48 +1,43 @@
-"""Firebase Cloud Messaging, HTTP v1, with firebase-admin.
+"""Firebase Cloud Messaging, HTTP v1: messages by firebase-admin, sent over HTTP/2.
 
-``messaging.send`` runs in threads: the asynchronous variant fetches its access token on the event
-loop and leaks a stream per retry (docs/decisions/push-clients.md). The token is fetched here, once
-for all sends, and retries are the dispatcher's.
+Its own ``send`` runs in threads, and its asynchronous one leaks a stream per retry
+(docs/decisions/push-clients.md). The access token is fetched here, once for all sends, and retries
+are the dispatcher's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
 
-import firebase_admin
 import requests
 from firebase_admin import messaging
-from firebase_admin.exceptions import FirebaseError
-from google.auth import credentials as google_credentials
 from google.auth.credentials import TokenState
-from google.auth.exceptions import GoogleAuthError, RefreshError, TransportError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.auth.transport.requests import Request as TokenRequest
 from google.oauth2 import service_account
-from requests.adapters import HTTPAdapter
 
 from sipush.config import FcmConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
-from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after, word
+from sipush.push.http2 import ConnectionPool, Header, Http2Client
+from sipush.push.http_client import distrusted, retry_after, word
 
-READ_TIMEOUT = 30.0
-"Seconds after which the thread of a send nobody waits for any more ends."
 TOKEN_TIMEOUT = 10.0
 MAX_TTL = 28 * 86400
 "What FCM stores a message for at most."
 
 _SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
+_SERVER = "https://fcm.googleapis.com"
 _FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
-_app_numbers = itertools.count(1)
-"firebase-admin keeps its apps by name; a reload has the old and the new one at once."
 
 T = TypeVar("T")
 
@@ -51,8 +46,8 @@ class FcmProvider:
     """One app's way to FCM."""
 
     name = "fcm"
-    max_in_flight = 16
-    "Each is a thread; more of them busy at once make the event loop, and SIP with it, stutter."
+    max_in_flight = 50
+    "A thousand at once would stall the event loop, and SIP with it, for over half a second."
     retry_delays: tuple[float, ...] = (0.5,)
 
     def __init__(
@@ -61,24 +56,28 @@ class FcmProvider:
         *,
         account: Mapping[str, Any],
         profile: Profile,
+        tls: ssl.SSLContext,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``account`` is the service account as parsed. Raises ValueError when it is unusable."""
         self._config = config
-        self._project = str(account["project_id"])
+        project = quote(str(account["project_id"]))
         self._profile = profile
         self._clock = clock
         self._account = service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
             account, scopes=[_SCOPE]
         )
-        self._bearer = _Bearer()  # type: ignore[no-untyped-call]
         self._refreshing: asyncio.Task[None] | None = None
-        self._app: firebase_admin.App | None = None
-        self._session: requests.Session | None = None
+        server = urlsplit(config.server or _SERVER)
+        self._authority = server.netloc
+        self._path = f"{server.path.rstrip('/')}/v1/projects/{project}/messages:send"
+        self._connections = ConnectionPool(server.hostname or "", server.port or 443, tls)
+        self._client = Http2Client(self._connections)
 
     async def send(self, request: PushRequest) -> PushOutcome:
-        """Deliver one push. A cancelled send's thread ends by itself, its answer unread."""
-        if not request.record.call_token:
+        """Deliver one push."""
+        token = request.record.call_token
+        if not token:
             return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
         try:
             message = self._message(request)
@@ -88,17 +87,27 @@ class FcmProvider:
             await self._have_access_token()
         except GoogleAuthError as error:
             return _token_refused(error)
-        outcome = await _in_thread(partial(self._post, message))
-        if outcome.status == 401:
+        body = f'{{"message": {message}}}'.encode()
+        answer = await self._client.post(self._headers(), body, token)
+        if isinstance(answer, PushOutcome):
+            return answer
+        if answer.status == 401:
             self._account.token = None
-        return outcome
+        return classify(answer.status, answer.body, answer.retry_after)
 
     async def close(self) -> None:
-        """Close connections. Sends under way may still end well."""
-        app, self._app = self._app, None
-        if app is not None and self._session is not None:
-            self._session.close()
-            await _in_thread(partial(firebase_admin.delete_app, app))
+        """Close every connection."""
+        self._connections.close()
+
+    def _headers(self) -> list[Header]:
+        return [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", self._authority),
+            (":path", self._path),
+            ("authorization", f"Bearer {self._account.token}"),
+            ("content-type", "application/json"),
+        ]
 
     def _message(self, request: PushRequest) -> messaging.Message:
         rest = min(max(0.0, request.deadline_epoch - self._clock()), MAX_TTL)
@@ -133,73 +142,18 @@ class FcmProvider:
         if not task.cancelled():
             task.exception()  # those who waited have seen it
 
-    # In threads
-
     def _fetch_access_token(self) -> None:
-        if self._app is None:
-            self._app = self._new_app()
         with requests.Session() as session:
-            self._trust(session)
+            if self._config.ca_file is not None:
+                session.verify = str(self._config.ca_file)
+                session.trust_env = False  # REQUESTS_CA_BUNDLE would win over it
             self._account.refresh(partial(TokenRequest(session), timeout=TOKEN_TIMEOUT))
-        self._bearer.token = self._account.token
-
-    def _new_app(self) -> firebase_admin.App:
-        """firebase-admin's app, without the library's own retries (5 sends in 7 s, whatever the
-        call has left), and sending to ``config.server``. Neither can be set in public."""
-        app = firebase_admin.initialize_app(
-            self._bearer,
-            {"projectId": self._project, "httpTimeout": (CONNECT_TIMEOUT, READ_TIMEOUT)},
-            name=f"sipush-{next(_app_numbers)}",
-        )
-        service = messaging._get_messaging_service(app)
-        if self._config.server:
-            path = f"/v1/projects/{self._project}/messages:send"
-            service._fcm_url = self._config.server.rstrip("/") + path
-        self._session = service._client.session
-        self._trust(self._session)
-        return app
-
-    def _trust(self, session: requests.Session) -> None:
-        session.adapters.clear()
-        session.mount("https://", HTTPAdapter(pool_maxsize=2 * self.max_in_flight, max_retries=0))
-        if self._config.ca_file is not None:
-            session.verify = str(self._config.ca_file)
-            session.trust_env = False  # REQUESTS_CA_BUNDLE would win over it
-
-    def _post(self, message: messaging.Message) -> PushOutcome:
-        started = time.monotonic()
-        try:
-            messaging.send(message, app=self._app)
-        except FirebaseError as error:
-            if error.http_response is None:
-                return _unanswered(error, time.monotonic() - started)
-            response = error.http_response
-            return classify(
-                response.status_code, response.content, response.headers.get("retry-after", "")
-            )
-        except GoogleAuthError:  # _Bearer: asked for another token than ours
-            return PushOutcome(PushResult.CONFIG, "UNAUTHENTICATED", 401)
-        return PushOutcome(PushResult.ACCEPTED, status=200)
-
-
-class _Bearer(google_credentials.Credentials):
-    """What firebase-admin sees of our credentials: the token at hand, and no way to another.
-
-    Its own refresh would block every sending thread at once, on a session that knows neither our
-    CA nor the time a call has left.
-    """
-
-    def before_request(
-        self, request: object, method: str, url: str, headers: dict[str, str]
-    ) -> None:
-        headers["authorization"] = f"Bearer {self.token}"
-
-    def refresh(self, request: object) -> None:
-        raise RefreshError("the access token was not accepted")  # type: ignore[no-untyped-call]
 
 
 def classify(status: int, body: bytes, wait: str) -> PushOutcome:
-    """What FCM's refusal means; ``wait`` is its Retry-After."""
+    """What FCM's answer means; ``wait`` is its Retry-After."""
+    if status == 200:
+        return PushOutcome(PushResult.ACCEPTED, status=200)
     reason, detail = _error(body)
     return PushOutcome(_result(status, reason, detail), detail or reason, status, retry_after(wait))
 
@@ -224,15 +178,6 @@ def _error(body: bytes) -> tuple[str, str]:
         return word(error.get("status")), word(codes[0]) if codes else ""
     except (ValueError, LookupError, TypeError, AttributeError):
         return "", ""
-
-
-def _unanswered(error: FirebaseError, seconds: float) -> PushOutcome:
-    if distrusted(error):
-        return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-    silent = isinstance(error.cause, requests.exceptions.ReadTimeout)
-    if silent and seconds >= READ_TIMEOUT:  # sooner: the handshake stalled, nothing was sent
-        return PushOutcome(PushResult.TIMED_OUT, "no answer")
-    return PushOutcome(PushResult.RETRYABLE, "transport")
 
 
 def _token_refused(error: GoogleAuthError) -> PushOutcome:

@@ -41,6 +41,7 @@ TELL_EVERY = 10.0
 
 _IN_TURN = frozenset({"INVITE", "CANCEL"})
 "A call costs many times what reading it costs. A CANCEL stays behind what it cancels."
+
 MAX_HELD_BACK = 10_000
 "Requests kept while a start takes up the calls of its earlier life; phones repeat the others."
 
@@ -174,7 +175,7 @@ class GateKeeper:
     """The Receiver in front of another, which hears of nothing that the Guard turns away.
 
     Responses pass: without a request of ours they lead nowhere. So do requests that are vital,
-    wherever they come from.
+    wherever they come from, and before all that wait for their turn.
     """
 
     def __init__(
@@ -210,18 +211,22 @@ class GateKeeper:
                 self._held_back.append((flow, message))
             return
         verdict = self._gate.judge(flow)
-        if verdict is Verdict.ADMIT or not isinstance(message, Request) or self._is_vital(message):
-            self._let_pass(flow, message)
-            return
-        if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
-            self._refuse(flow, message)
-        self._gate.turn_away(flow, verdict)
-
-    def _let_pass(self, flow: Flow, message: Message) -> None:
-        if not (isinstance(message, Request) and message.method in _IN_TURN):
+        if not isinstance(message, Request) or self._is_heard_at_once(message, verdict):
             self._receiver.message_received(flow, message)
-        elif self._turns.waiting < MAX_HELD_BACK:
-            self._turns.run(partial(self._receiver.message_received, flow, message))
+        elif verdict is Verdict.ADMIT:
+            self._take_turn(flow, message)
+        else:
+            if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
+                self._refuse(flow, message)
+            self._gate.turn_away(flow, verdict)
+
+    def _is_heard_at_once(self, request: Request, verdict: Verdict) -> bool:
+        costs_little = request.method not in _IN_TURN
+        return (costs_little and verdict is Verdict.ADMIT) or self._is_vital(request)
+
+    def _take_turn(self, flow: Flow, request: Request) -> None:
+        if self._turns.waiting < MAX_HELD_BACK:
+            self._turns.run(partial(self._receiver.message_received, flow, request))
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """See ``Receiver``."""

@@ -99,7 +99,7 @@ async def test_a_retry_that_would_come_too_late_is_not_waited_for(
     assert len(service.pushes_to(token)) == 1
 
 
-@pytest.mark.parametrize(("platform", "silent"), [(Platform.APNS, 60), (Platform.FCM, 20)])
+@pytest.mark.parametrize(("platform", "silent"), [(Platform.APNS, 60), (Platform.FCM, 60)])
 async def test_more_silent_devices_than_may_be_in_flight_delay_no_other(
     platform: Platform, silent: int, dispatcher: Dispatcher, service: PushService
 ) -> None:
@@ -129,6 +129,46 @@ async def test_a_device_that_ends_the_connection_costs_no_other_its_push(
     )
     assert {outcome.result for outcome in outcomes} == {PushResult.ACCEPTED}
     assert all(len(service.pushes_to(token)) <= 2 for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("platform", "killer"), [(Platform.APNS, VOIP_TOKEN), (Platform.FCM, FCM_TOKEN)]
+)
+@pytest.mark.parametrize("act", [Act.GOAWAY, Act.DISCONNECT])
+async def test_a_device_that_ends_every_connection_costs_no_other_its_push(
+    act: Act, platform: Platform, killer: str, dispatcher: Dispatcher, service: PushService
+) -> None:
+    """Once 39 of 51 were lost: what was tried again met the same device on the new connection.
+
+    The service's GOAWAY also disowns requests that it has counted already.
+    """
+    service.misbehave(killer, Misbehaviour(act=act))
+    tokens = [f"{n:064x}" for n in range(50)]
+    sends = [
+        asyncio.ensure_future(dispatcher.send(call(platform, call_token=token)))
+        for token in (*tokens[:25], killer, *tokens[25:])
+    ]
+    results = [(await send).result for send in sends]
+    assert results.pop(25) is PushResult.RETRYABLE
+    assert set(results) == {PushResult.ACCEPTED}
+    most = 3 if act is Act.GOAWAY else 2
+    assert all(len(service.pushes_to(token)) <= most for token in tokens)
+
+
+async def test_a_device_whose_push_was_lost_has_a_connection_to_itself_until_one_is_answered(
+    dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.misbehave(VOIP_TOKEN, Misbehaviour(act=Act.DISCONNECT))
+    assert (await dispatcher.send(call(Platform.APNS))).result is PushResult.RETRYABLE
+    other = call(Platform.APNS, call_token=ALERT_TOKEN)
+    assert (await dispatcher.send(other)).result is PushResult.ACCEPTED
+    connections = service.connections_accepted
+    service.misbehave(VOIP_TOKEN, Misbehaviour(act=Act.DISCONNECT, times=1))
+    assert (await dispatcher.send(call(Platform.APNS))).result is PushResult.ACCEPTED
+    assert service.connections_accepted == connections + 2
+    for request in (call(Platform.APNS), other):
+        assert (await dispatcher.send(request)).result is PushResult.ACCEPTED
+    assert service.connections_accepted == connections + 2
 
 
 @pytest.mark.parametrize("platform", list(Platform))

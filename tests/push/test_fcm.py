@@ -14,6 +14,7 @@ from sipush.core.bindings import Platform
 from sipush.core.push_request import PushKind, PushResult
 from sipush.demo.push_service import Misbehaviour, PushService
 from sipush.push.fcm import FcmProvider
+from sipush.push.http_client import client_context
 
 from .conftest import FCM_TOKEN, call
 from .test_webhook import provider_for as webhook_for
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Message.token is deprecated")
 def provider_for(service: PushService, **changes: Path) -> FcmProvider:
     config = FcmConfig(**{**service.fcm_config().model_dump(), **changes})
     account = json.loads(config.service_account_file.read_text())
-    return FcmProvider(config, account=account, profile="portsip")
+    tls = client_context(config.ca_file, "h2")
+    return FcmProvider(config, account=account, profile="portsip", tls=tls)
 
 
 @pytest.fixture

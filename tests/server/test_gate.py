@@ -182,7 +182,7 @@ async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() 
     flow = WireFlow()
     one.guard.signed_in(flow.remote[0], one.clock())
     turns = Turns()
-    keeper = GateKeeper(one, wire.layer, lambda _: True, turns)
+    keeper = GateKeeper(one, wire.layer, lambda _: False, turns)
     for number in range(STEPS + 1):
         via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
         keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
@@ -194,3 +194,22 @@ async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() 
         await asyncio.sleep(0)
     calls = ["request INVITE"] * STEPS
     assert wire.events == [*calls, "request REGISTER", "request INVITE", "cancelled"]
+
+
+async def test_an_emergency_call_goes_ahead_of_all_calls_that_wait_however_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_BACK", 3)
+    wire, one = Wire(), gate()
+    flow = WireFlow()
+    one.guard.signed_in(flow.remote[0], one.clock())
+    turns = Turns()
+    keeper = GateKeeper(one, wire.layer, lambda each: each.uri == "sip:112@example.com", turns)
+    for number in range(STEPS + 10):
+        via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
+        keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
+    assert (len(wire.events), turns.waiting) == (STEPS, 3)
+    emergency, via = "sip:112@example.com", "SIP/2.0/UDP a;branch=z9hG4bKe"
+    keeper.message_received(flow, parse_datagram(request_bytes("INVITE", uri=emergency, via=via)))
+    keeper.message_received(flow, parse_datagram(request_bytes("CANCEL", uri=emergency, via=via)))
+    assert wire.events == ["request INVITE"] * (STEPS + 1) + ["cancelled"]

@@ -1,18 +1,17 @@
-"""One HTTP/2 connection to APNs, for aioapns' pool (``pool.protocol_class``).
+"""HTTP/2 to APNs and FCM: many requests on one connection, none of which may hurt another.
 
-aioapns' own protocol waits for ever where APNs resets a stream or stays silent, drops the
-connection when one send is cancelled (and the pool then sends the others again), opens streams
-that the peer has not granted and never returns its receive window. docs/decisions/push-clients.md
-has the list.
+What their libraries do instead is in docs/decisions/push-clients.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionInputs, H2Connection, H2ConnectionStateMachine
@@ -28,6 +27,9 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
+from sipush.core.push_request import PushOutcome, PushResult
+from sipush.push.http_client import CONNECT_TIMEOUT, distrusted
+
 QUIET = 1.0
 "Seconds without a byte, a request being open, after which the peer is pinged."
 DEAF = 2.0
@@ -36,6 +38,13 @@ STALL = 2.0
 "Seconds a request waits for a stream before it asks for another connection."
 BODY_LIMIT = 8192
 "Bytes of an answer's body that are kept."
+MAX_CONNECTIONS = 4
+"To one server, that requests share."
+REFUSED_PAUSES = (0.05, 0.2)
+"Seconds before a request that was refused or overtaken by a GOAWAY is sent again, more or less."
+MAX_SUSPECTS = 10_000
+
+Header = tuple[str, str]
 
 
 class StreamLostError(Exception):
@@ -49,7 +58,7 @@ class StreamLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What APNs said."""
+    """What the service said."""
 
     status: int
     body: bytes
@@ -73,21 +82,14 @@ class _StateMachine(H2ConnectionStateMachine):
         return super().process_input(input_)
 
 
-class ApnsConnection(asyncio.Protocol):
-    """A connection as aioapns' pool expects it: constructor, ``is_busy``, ``close``."""
-
-    APNS_SERVER = ""
-    APNS_PORT = 443
+class Http2Connection(asyncio.Protocol):
+    """One connection to a service."""
 
     def __init__(
-        self,
-        topic: str,
-        loop: asyncio.AbstractEventLoop,
-        on_connection_lost: Callable[[ApnsConnection], None],
-        auth_provider: object,
+        self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Http2Connection], None]
     ) -> None:
         self._loop = loop
-        self._on_lost = on_connection_lost
+        self._on_lost = on_lost
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
         self._h2.state_machine = _StateMachine()
         self._transport: asyncio.Transport | None = None
@@ -102,15 +104,15 @@ class ApnsConnection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the pool may forget this connection."""
+        """Whether it may be forgotten."""
         return bool(self._why_closed)
 
     @property
     def is_busy(self) -> bool:
-        """Whether the pool should take (or open) another connection."""
+        """Whether another connection should be taken, or opened."""
         return self.closed or self._draining or self._stalled
 
-    async def post(self, headers: Sequence[tuple[str, str]], body: bytes) -> Answer:
+    async def post(self, headers: Sequence[Header], body: bytes) -> Answer:
         """Send one request and wait for its answer. Cancelling touches no other request.
 
         Raises StreamLostError when the service refused or lost the request.
@@ -198,7 +200,7 @@ class ApnsConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("connection lost")
-        with suppress(ValueError):  # lost before the pool had listed it
+        with suppress(ValueError):  # lost before it was listed, or never listed
             self._on_lost(self)
 
     # h2
@@ -280,3 +282,108 @@ class ApnsConnection(asyncio.Protocol):
         self._h2.ping(b"sipush??")
         self._flush()
         self._watchdog = self._loop.call_later(DEAF, self._lose, "no answer to ping")
+
+
+class Connections(Protocol):
+    """Those to one server. Both methods raise OSError when there is none to be had."""
+
+    async def acquire(self) -> Http2Connection:
+        """One that others use too."""
+
+    async def connect(self) -> Http2Connection:
+        """A new one, which nobody else will use."""
+
+
+class ConnectionPool:
+    """Few connections, opened when they are needed."""
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._shared: list[Http2Connection] = []
+        self._opening = asyncio.Lock()
+
+    async def acquire(self) -> Http2Connection:
+        """One that others use too. Raises OSError; StreamLostError when all are busy."""
+        async with self._opening:
+            self._shared = [each for each in self._shared if not each.closed]
+            connection = next((each for each in self._shared if not each.is_busy), None)
+            if connection is None:
+                if len(self._shared) >= MAX_CONNECTIONS:
+                    raise StreamLostError("no stream granted", unprocessed=True)
+                connection = await self.connect()
+                self._shared.append(connection)
+            return connection
+
+    async def connect(self) -> Http2Connection:
+        """A new one, which nobody else will use. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Http2Connection(loop, lambda lost: None), self._host, self._port, ssl=self._tls
+        )
+        return connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in self._shared:
+            connection.close()
+
+
+class Http2Client:
+    """Posts to one server, and keeps those apart whose requests end connections."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._suspects: dict[str, None] = {}
+        """Whose last request was lost with its connection, oldest first. Theirs may have been what
+        ended it: the next one has a connection to itself, until one is answered."""
+
+    async def post(
+        self, headers: Sequence[Header], body: bytes, whose: str
+    ) -> Answer | PushOutcome:
+        """The answer, or why there is none. ``whose``: the device.
+
+        What the service has not even looked at is asked anew: that repeats nothing.
+        """
+        alone = whose in self._suspects
+        for pause in REFUSED_PAUSES:
+            try:
+                return await self._ask(headers, body, whose, alone=alone)
+            except StreamLostError as error:
+                if not error.unprocessed:
+                    return self._lost(whose, error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        try:  # others may be what ends the shared ones
+            return await self._ask(headers, body, whose, alone=True)
+        except StreamLostError as error:
+            return self._lost(whose, error)
+
+    def _lost(self, whose: str, error: StreamLostError) -> PushOutcome:
+        if len(self._suspects) >= MAX_SUSPECTS:
+            del self._suspects[next(iter(self._suspects))]
+        self._suspects[whose] = None
+        return PushOutcome(PushResult.RETRYABLE, str(error))
+
+    async def _ask(
+        self, headers: Sequence[Header], body: bytes, whose: str, *, alone: bool
+    ) -> Answer | PushOutcome:
+        """Raises StreamLostError."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                connection = await (
+                    self._connections.connect() if alone else self._connections.acquire()
+                )
+        except TimeoutError:
+            return PushOutcome(PushResult.RETRYABLE, "connect timed out")
+        except OSError as error:
+            if distrusted(error):
+                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
+            return PushOutcome(PushResult.RETRYABLE, "cannot connect")
+        try:
+            answer = await connection.post(headers, body)
+        finally:
+            if alone:
+                connection.close()
+        self._suspects.pop(whose, None)
+        return answer
