@@ -17,8 +17,8 @@ from aioapns.exceptions import ConnectionError as ApnsConnectionError
 from sipush.config import ApnsConfig
 from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, apns_push
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
-from sipush.push.http2 import MAX_CONNECTIONS, Answer, Header, Http2Client, Http2Connection
-from sipush.push.http_client import retry_after, word
+from sipush.push.http2 import MAX_CONNECTIONS, Header, Http2Client, Http2Connection
+from sipush.push.http_client import Answer, retry_after, word
 
 PRODUCTION = "api.push.apple.com"
 SANDBOX = "api.sandbox.push.apple.com"

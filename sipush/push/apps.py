@@ -118,7 +118,7 @@ def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
         raise _Invalid("service_account_file", f"{where} lacks {', '.join(missing)}")
     if config.server is not None and not _is_https(config.server):
         raise _Invalid("server", "must be https://host:port")
-    tls = _context(config.ca_file, "h2")
+    tls = _context(config.ca_file, "h2", "http/1.1")
     try:
         return FcmProvider(config, account=account, profile=profile, tls=tls)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Firebase Cloud Messaging, HTTP v1: messages by firebase-admin, sent over HTTP/2.
+"""Firebase Cloud Messaging, HTTP v1: messages by firebase-admin, sent over HTTP/2 where possible.
 
 Its own ``send`` runs in threads, and its asynchronous one leaks a stream per retry
 (docs/decisions/push-clients.md). The access token is fetched here, once for all sends, and retries
@@ -28,8 +28,8 @@ from google.oauth2 import service_account
 from sipush.config import FcmConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
-from sipush.push.http2 import ConnectionPool, Header, Http2Client
-from sipush.push.http_client import distrusted, retry_after, word
+from sipush.push.http2 import ConnectionPool, Http2Client, NotHttp2Error
+from sipush.push.http_client import Answer, Http1Client, distrusted, retry_after, word
 
 TOKEN_TIMEOUT = 10.0
 MAX_TTL = 28 * 86400
@@ -68,11 +68,18 @@ class FcmProvider:
             account, scopes=[_SCOPE]
         )
         self._refreshing: asyncio.Task[None] | None = None
-        server = urlsplit(config.server or _SERVER)
-        self._authority = server.netloc
-        self._path = f"{server.path.rstrip('/')}/v1/projects/{project}/messages:send"
+        self._url = f"{(config.server or _SERVER).rstrip('/')}/v1/projects/{project}/messages:send"
+        server = urlsplit(self._url)
+        self._pseudo_headers = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", server.netloc),
+            (":path", server.path),
+        ]
         self._connections = ConnectionPool(server.hostname or "", server.port or 443, tls)
-        self._client = Http2Client(self._connections)
+        self._http2: Http2Client | None = Http2Client(self._connections)
+        "None: the server does not speak it."
+        self._http1 = Http1Client(tls)
 
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push."""
@@ -88,7 +95,7 @@ class FcmProvider:
         except GoogleAuthError as error:
             return _token_refused(error)
         body = f'{{"message": {message}}}'.encode()
-        answer = await self._client.post(self._headers(), body, token)
+        answer = await self._post(body, token)
         if isinstance(answer, PushOutcome):
             return answer
         if answer.status == 401:
@@ -98,16 +105,21 @@ class FcmProvider:
     async def close(self) -> None:
         """Close every connection."""
         self._connections.close()
+        await self._http1.close()
 
-    def _headers(self) -> list[Header]:
-        return [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", self._authority),
-            (":path", self._path),
-            ("authorization", f"Bearer {self._account.token}"),
-            ("content-type", "application/json"),
-        ]
+    async def _post(self, body: bytes, token: str) -> Answer | PushOutcome:
+        headers = {
+            "authorization": f"Bearer {self._account.token}",
+            "content-type": "application/json",
+        }
+        if self._http2 is not None:
+            try:
+                return await self._http2.post(
+                    [*self._pseudo_headers, *headers.items()], body, token
+                )
+            except NotHttp2Error:  # a gateway, or a test service
+                self._http2 = None
+        return await self._http1.post(self._url, headers, body)
 
     def _message(self, request: PushRequest) -> messaging.Message:
         rest = min(max(0.0, request.deadline_epoch - self._clock()), MAX_TTL)

@@ -28,7 +28,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from sipush.core.push_request import PushOutcome, PushResult
-from sipush.push.http_client import CONNECT_TIMEOUT, distrusted
+from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, distrusted
 
 QUIET = 1.0
 "Seconds without a byte, a request being open, after which the peer is pinged."
@@ -36,13 +36,12 @@ DEAF = 2.0
 "Seconds a ping may stay unanswered before the connection is given up."
 STALL = 2.0
 "Seconds a request waits for a stream before it asks for another connection."
-BODY_LIMIT = 8192
-"Bytes of an answer's body that are kept."
 MAX_CONNECTIONS = 4
 "To one server, that requests share."
 REFUSED_PAUSES = (0.05, 0.2)
 "Seconds before a request that was refused or overtaken by a GOAWAY is sent again, more or less."
 MAX_SUSPECTS = 10_000
+_NOT_HTTP2 = "the server does not speak HTTP/2"
 
 Header = tuple[str, str]
 
@@ -56,13 +55,8 @@ class StreamLostError(Exception):
         self.unprocessed = unprocessed
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the service said."""
-
-    status: int
-    body: bytes
-    retry_after: str
+class NotHttp2Error(Exception):
+    """The server does not speak HTTP/2."""
 
 
 @dataclass(slots=True)
@@ -106,6 +100,11 @@ class Http2Connection(asyncio.Protocol):
     def closed(self) -> bool:
         """Whether it may be forgotten."""
         return bool(self._why_closed)
+
+    @property
+    def is_http2(self) -> bool:
+        """Whether the server chose to speak it."""
+        return self._why_closed != _NOT_HTTP2
 
     @property
     def is_busy(self) -> bool:
@@ -180,7 +179,7 @@ class Http2Connection(asyncio.Protocol):
         self._transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() != "h2":
-            self._lose("the server does not speak HTTP/2")
+            self._lose(_NOT_HTTP2)
             return
         self._h2.initiate_connection()
         self._flush()
@@ -305,7 +304,7 @@ class ConnectionPool:
         self._opening = asyncio.Lock()
 
     async def acquire(self) -> Http2Connection:
-        """One that others use too. Raises OSError; StreamLostError when all are busy."""
+        """One that others use too. Raises OSError, NotHttp2Error, StreamLostError (all busy)."""
         async with self._opening:
             self._shared = [each for each in self._shared if not each.closed]
             connection = next((each for each in self._shared if not each.is_busy), None)
@@ -317,11 +316,13 @@ class ConnectionPool:
             return connection
 
     async def connect(self) -> Http2Connection:
-        """A new one, which nobody else will use. Raises OSError."""
+        """A new one, which nobody else will use. Raises OSError and NotHttp2Error."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             lambda: Http2Connection(loop, lambda lost: None), self._host, self._port, ssl=self._tls
         )
+        if not connection.is_http2:
+            raise NotHttp2Error
         return connection
 
     def close(self) -> None:

@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+
+from sipush.core.push_request import PushOutcome, PushResult
 
 CONNECT_TIMEOUT = 4.0
 "Seconds until a connection must be open; a stalled handshake must not cost the call."
+BODY_LIMIT = 8192
+"Bytes of an answer's body that are kept."
+BODY_TIME = 1.0
+"Seconds that it may take."
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service said."""
+
+    status: int
+    body: bytes
+    retry_after: str
+
+
+class Http1Client:
+    """Posts over HTTP/1.1: to whom HTTP/2 is not asked for, or who does not speak it."""
+
+    def __init__(self, tls: ssl.SSLContext, answer_timeout: float | None = None) -> None:
+        self._client = httpx.AsyncClient(
+            verify=tls,
+            follow_redirects=False,
+            trust_env=False,
+            timeout=httpx.Timeout(answer_timeout, connect=CONNECT_TIMEOUT),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        )
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer | PushOutcome:
+        """The answer, or why there is none."""
+        try:
+            async with self._client.stream("POST", url, content=body, headers=headers) as response:
+                start = await _start_of_body(response)
+                wait = response.headers.get("retry-after", "")
+                return Answer(response.status_code, start, wait)
+        except httpx.HTTPError as error:
+            if distrusted(error):
+                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
+            return PushOutcome(PushResult.RETRYABLE, type(error).__name__)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+
+async def _start_of_body(response: httpx.Response) -> bytes:
+    """As much as came in time: the status has told nearly all we ask."""
+    start = bytearray()
+    with suppress(httpx.HTTPError, TimeoutError):
+        async with asyncio.timeout(BODY_TIME):
+            async for part in response.aiter_bytes():
+                start += part
+                if len(start) > BODY_LIMIT:
+                    break
+    return bytes(start[:BODY_LIMIT])
 
 
 def client_context(ca_file: Path | None, *alpn: str) -> ssl.SSLContext:

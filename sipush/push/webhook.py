@@ -8,20 +8,15 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
-
-import httpx
 
 from sipush.config import WebhookConfig
 from sipush.core.push_payload import webhook_event
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
-from sipush.push.http_client import CONNECT_TIMEOUT, distrusted, retry_after
+from sipush.push.http_client import Answer, Http1Client, retry_after
 
 SIGNATURE_HEADER = "X-Sipush-Signature"
 ANSWER_TIMEOUT = 5.0
 "Seconds until a receiver must have answered; the same event is then sent again."
-BODY_LIMIT = 8192
-"Bytes of an answer that are worth reading to keep its connection."
 
 
 class WebhookProvider:
@@ -42,13 +37,7 @@ class WebhookProvider:
         self._config = config
         self._secret = secret
         self._clock = clock
-        self._client = httpx.AsyncClient(
-            verify=tls,
-            follow_redirects=False,
-            trust_env=False,
-            timeout=httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        )
+        self._client = Http1Client(tls, ANSWER_TIMEOUT)
 
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one event, signed now."""
@@ -57,21 +46,12 @@ class WebhookProvider:
             "content-type": "application/json",
             SIGNATURE_HEADER: signature(self._secret, int(self._clock()), body),
         }
-        post = self._client.stream("POST", self._config.url, content=body, headers=headers)
-        try:
-            async with post as response:
-                if int(response.headers.get("content-length", BODY_LIMIT)) < BODY_LIMIT:
-                    with suppress(httpx.HTTPError):  # the status has told all we ask
-                        await response.aread()  # then the connection can serve the next event
-                return _outcome(response)
-        except httpx.HTTPError as error:
-            if distrusted(error):
-                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-            return PushOutcome(PushResult.RETRYABLE, type(error).__name__)
+        answer = await self._client.post(self._config.url, headers, body)
+        return answer if isinstance(answer, PushOutcome) else _outcome(answer)
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.aclose()
+        await self._client.close()
 
 
 def signature(secret: bytes, timestamp: int, body: bytes) -> str:
@@ -85,10 +65,9 @@ def _event_id(request: PushRequest) -> str:
     return f"evt_{uuid.uuid5(uuid.NAMESPACE_URL, name).hex}"
 
 
-def _outcome(response: httpx.Response) -> PushOutcome:
-    status = response.status_code
-    wait = retry_after(response.headers.get("retry-after", ""))
-    return PushOutcome(_result(status), status=status, retry_after=wait)
+def _outcome(answer: Answer) -> PushOutcome:
+    wait = retry_after(answer.retry_after)
+    return PushOutcome(_result(answer.status), status=answer.status, retry_after=wait)
 
 
 def _result(status: int) -> PushResult:

@@ -22,10 +22,12 @@ from .test_webhook import provider_for as webhook_for
 pytestmark = pytest.mark.filterwarnings("ignore:Message.token is deprecated")
 
 
-def provider_for(service: PushService, **changes: Path) -> FcmProvider:
+def provider_for(
+    service: PushService, *, alpn: tuple[str, ...] = ("h2",), **changes: Path
+) -> FcmProvider:
     config = FcmConfig(**{**service.fcm_config().model_dump(), **changes})
     account = json.loads(config.service_account_file.read_text())
-    tls = client_context(config.ca_file, "h2")
+    tls = client_context(config.ca_file, *alpn)
     return FcmProvider(config, account=account, profile="portsip", tls=tls)
 
 
@@ -63,6 +65,21 @@ async def test_a_call_is_data_only_of_high_priority_and_lives_as_long_as_the_hol
     assert push.payload["data"]["msg_type"] == "video"
     assert push.payload["data"]["x-push-id"] == request.push_id
     assert "notification" not in push.payload
+
+
+@pytest.mark.parametrize("alpn", [(), ("http/1.1",)])
+async def test_a_server_without_http2_is_spoken_to_in_http1(
+    alpn: tuple[str, ...], service: PushService
+) -> None:
+    provider = provider_for(service, alpn=alpn)
+    outcomes = await asyncio.gather(*(provider.send(call(Platform.FCM)) for _ in range(8)))
+    service.misbehave(FCM_TOKEN, Misbehaviour(status=404, reason="UNREGISTERED"))
+    refused = await provider.send(call(Platform.FCM))
+    await provider.close()
+    assert {outcome.result for outcome in outcomes} == {PushResult.ACCEPTED}
+    assert (refused.result, refused.reason) == (PushResult.TOKEN_DEAD, "UNREGISTERED")
+    assert len(service.pushes) == 9
+    assert service.violations == []
 
 
 async def test_the_end_of_a_call_is_pushed_as_data(fcm: FcmProvider, service: PushService) -> None:
