@@ -180,8 +180,8 @@ class ResponseContext:
         branch = self.branches[branch_id]
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
-        if self._may_change_flow(branch):
-            return self._next_flow(branch, now)
+        if branch.target.others and not self.closed:
+            return self._next_flow(branch, now, broken=True)
         if self._may_wake(branch):
             branch.broken = branch.number > 0
             actions = self._wake(branch, now)
@@ -204,9 +204,10 @@ class ResponseContext:
             return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE, now)]
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
-        if status in FLOW_GONE and self._may_change_flow(branch):
+        ringing = branch.state is BranchState.PROCEEDING
+        if status in FLOW_GONE and branch.target.others and not (ringing or self.closed):
             return self._next_flow(branch, now)
-        if status in UNREACHABLE and branch.state is not BranchState.PROCEEDING:
+        if status in UNREACHABLE and not ringing:
             if self._may_wake(branch):
                 return self._wake(branch, now)
             return self._complete(branch, status, now)
@@ -355,10 +356,16 @@ class ResponseContext:
     # -- transitions --
 
     def _open(self, target: Target, now: float, *, pushed: bool = False) -> list[Action]:
+        return self._begin(self._add(target, pushed=pushed), now)
+
+    def _add(self, target: Target, *, pushed: bool) -> Branch:
         branch = Branch(len(self.branches), target, BranchState.CALLING, pushed=pushed)
         self.branches.append(branch)
-        if target.live:
-            return self._forward(branch, target, now)
+        return branch
+
+    def _begin(self, branch: Branch, now: float) -> list[Action]:
+        if branch.target.live:
+            return self._forward(branch, branch.target, now)
         if self._may_wake(branch):
             return self._wake(branch, now)
         branch.state, branch.status = BranchState.COMPLETED, Status.TEMPORARILY_UNAVAILABLE
@@ -379,17 +386,18 @@ class ResponseContext:
                 branch.probe_at = now + self.probe
         return actions
 
-    def _may_change_flow(self, branch: Branch) -> bool:
-        """A device that rings already would take the request for another one."""
-        ringing = branch.state is BranchState.PROCEEDING
-        return bool(branch.target.others) and not ringing and not self.closed
+    def _next_flow(self, old: Branch, now: float, *, broken: bool = False) -> list[Action]:
+        """Try another flow of the same device (RFC 5626 §7).
 
-    def _next_flow(self, branch: Branch, now: float) -> list[Action]:
-        """Try another flow of the same device (RFC 5626 §7)."""
-        target, *others = branch.target.others
-        branch.finish(SUPERSEDED)
-        branch.awaited = False
-        return self._open(replace(target, others=tuple(others)), now, pushed=branch.pushed)
+        ``broken``: the first broke under the request, and the device may ring for it already.
+        """
+        target, *others = old.target.others
+        old.finish(SUPERSEDED)
+        old.awaited = False
+        branch = self._add(replace(target, others=tuple(others)), pushed=old.pushed)
+        branch.number, branch.broken = old.number, broken
+        branch.rang = old.rang
+        return self._begin(branch, now)
 
     def _may_wake(self, branch: Branch) -> bool:
         if self.closed or not branch.target.wakeable:

@@ -322,7 +322,7 @@ class ClientTransactionHandle:
                 case Deliver():
                     self._deliver(action, response)
                 case Terminate():
-                    self._layer.forget_client(self._key, self.flow)
+                    self._layer.forget_client(self._key, self)
                     self._settle()
                 case _:
                     assert_never(action)
@@ -541,14 +541,18 @@ class TransactionLayer:
         """A server transaction terminated."""
         self._servers.pop(key, None)
 
-    def forget_client(self, key: TransactionKey, flow: Flow) -> None:
-        """A client transaction terminated."""
-        self._clients.pop(key, None)
-        keys = self._clients_by_flow.get(flow.name)
+    def forget_client(self, key: TransactionKey, client: ClientTransactionHandle) -> None:
+        """A client transaction terminated.
+
+        When its flow broke, another one may have taken its place: the same request on another flow.
+        """
+        if self._clients.get(key) is client:
+            del self._clients[key]
+        keys = self._clients_by_flow.get(client.flow.name)
         if keys is not None:
             keys.discard(key)
             if not keys:
-                del self._clients_by_flow[flow.name]
+                del self._clients_by_flow[client.flow.name]
 
     def settled(self) -> None:
         """A transaction got its final response, or failed."""

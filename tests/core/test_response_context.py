@@ -388,6 +388,25 @@ def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() 
     assert context.binding_refreshed(moved, NOW) == [Abandon(0), Forward(1)]
 
 
+def test_a_device_that_rings_on_while_its_flows_break_gets_the_same_request_on_each() -> None:
+    context = make(fallback=True)
+    context.start([target("twin")], NOW)
+    context.response_received(0, 180, NOW)
+    assert context.flow_failed(0, NOW) == [Forward(1)]
+    assert context.flow_failed(1, NOW) == [RequestPush(1, NOW + HOLD), Respond(180)]
+    assert context.binding_refreshed(target("mobile", flow="tcp/3"), NOW) == [Forward(1)]
+    assert [branch.number for branch in context.branches] == [1, 1]
+    # It has rung: nobody answered, although it is unreachable now.
+    assert context.timer_fired(NOW + TIMER_C)[-1] == FallBack(408, Cause.NO_ANSWER)
+
+
+def test_a_flow_that_was_silent_is_left_for_a_new_request() -> None:
+    context = make()
+    context.start([target("twin")], NOW)
+    assert context.response_received(0, 408, NOW) == [Forward(1)]
+    assert [branch.number for branch in context.branches] == [1, 2]
+
+
 def test_a_device_whose_flow_broke_while_it_rang_gets_the_same_request_and_hears_the_end() -> None:
     context = make()
     context.start([target("mobile", flow="tcp/1")], NOW)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.daemon import in_time
+from tests.e2e.robots import branch_of
 from tests.e2e.wire import FINAL, Phone
 from tests.e2e.world import World, apns_token, x_push
 
@@ -83,6 +84,26 @@ async def test_of_two_flows_the_newest_gets_the_call_and_the_other_when_it_fails
     answer, _ = await in_time(call.final(), incoming.answer())
     assert answer.status == 200
     assert (await in_time(call.hang_up(answer), incoming.hung_up()))[0].status == 200
+
+
+async def test_a_phone_that_rings_on_a_flow_that_breaks_goes_on_on_the_other(world: World) -> None:
+    daemon = await world.daemon()
+    urn, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
+    first, second = [await world.phone(daemon, "bob", "TCP", instance=urn) for _ in range(2)]
+    await first.register(push, **outbound(first, 1))
+    await second.register(push, **outbound(second, 2))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    ringing = await second.incoming()
+    ringing.reply(180)
+    await call.expect(180)
+    second.kill()
+    again = await first.incoming()
+    assert branch_of(again.invite) == branch_of(ringing.invite)  # a retransmission, to the phone
+    answer, _ = await in_time(call.final(), again.answer())
+    assert answer.status == 200
+    assert (await in_time(call.hang_up(answer), again.hung_up()))[0].status == 200
+    assert world.pushes.all == []
 
 
 async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> None:
