@@ -203,7 +203,7 @@ class Arriving:
 
     async def _discard(self, message: StoredMessage) -> None:
         try:
-            await self.messages.proxy.store.remove_message(message)
+            await self.messages.remove(message)
         except LocationError as error:
             log.warning("message_not_removed", aor=self.aor, reason=str(error))
             self.messages.remembered.setdefault(self.aor, Remembered()).taken.add(message.id)

@@ -137,7 +137,7 @@ class Delivering:
 
     async def _remove(self, message: StoredMessage) -> list[DeliveryAction]:
         try:
-            await self.messages.proxy.store.remove_message(message)
+            await self.messages.remove(message)
         except LocationError as error:
             log.warning("message_not_removed", aor=self.aor, reason=str(error))
             self.machine.not_removed(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,13 +12,20 @@ import structlog
 
 from sipush.core.bindings import Aor, Binding, Location
 from sipush.core.messages import Arrival, Delivery, Remembered
-from sipush.core.stored_message import from_sender, is_composing, lifetime
+from sipush.core.stored_message import (
+    StoredMessage,
+    from_sender,
+    is_composing,
+    lifetime,
+    message_key,
+)
 from sipush.core.target_set import Target
 from sipush.errors import MessageError, TransportError
+from sipush.server.answers import respond
 from sipush.server.message_arrival import Arriving
 from sipush.server.message_delivery import Delivering
 from sipush.server.transactions import ClientTransactionHandle, Failure, ServerTransactionHandle
-from sipush.sip.message import Request, Response
+from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow
 
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
     from sipush.server.proxy import Proxy
 
 log = structlog.get_logger()
+
+REPEATED = 32.0
+"64*T1: seconds in which a sender repeats a MESSAGE that it has no answer to."
 
 Answered = Callable[[int, Response | None], None]
 """(final status, the response itself unless the status is ours: 408 or 430)."""
@@ -64,6 +75,8 @@ class Messages:
         self.arrivals: dict[Aor, set[Arriving]] = {}
         self.deliveries: dict[Aor, Delivering] = {}
         self.remembered: dict[Aor, Remembered] = {}
+        self._done: set[tuple[Aor, str]] = set()
+        "User and ``message_key`` of those that have left the store a moment ago."
 
     async def arrived(
         self,
@@ -77,6 +90,10 @@ class Messages:
 
         ``identity``: equal for a request that is repeated to the next process after a crash.
         """
+        if self._done and (aor, message_key(request)) in self._done:
+            # Repeated since a crash lost our 202, and delivered meanwhile.
+            respond(transaction, make_response(request, Status.ACCEPTED, to_tag=tag))
+            return
         request = from_sender(request)
         seconds = lifetime(request, self.policy.lifetime)
         storable = seconds > 0 and self.policy.max_stored > 0 and not is_composing(request)
@@ -108,6 +125,13 @@ class Messages:
                 delivering = self.deliveries[aor]
                 tell = delivering.machine.registered if register else delivering.machine.stored
                 delivering.perform(tell(target, devices))
+
+    async def remove(self, message: StoredMessage) -> None:
+        """Remove a message for good. Raises LocationError."""
+        done = (message.aor, message.key)
+        self._done.add(done)
+        asyncio.get_running_loop().call_later(REPEATED, self._done.discard, done)
+        await self.proxy.store.remove_message(message)
 
     def target(self, binding: Binding) -> Target:
         """Where a device is, and whether it seems to be awake."""

@@ -211,11 +211,12 @@ class Proxy:
     def _push_id(self, request: Request) -> str:
         """A UUID that nobody can guess, equal for a request that is repeated to another process.
 
-        Whoever died in between had perhaps sent it on.
+        Whoever died in between had perhaps sent it on. Over a stream it comes from another port.
         """
-        names = ("via", "from", "to", "call-id", "cseq", "proxy-authorization")
+        names = ("from", "to", "call-id", "cseq", "proxy-authorization")
         lines = [line for name in names for _, line in request.headers.lines(name)]
-        text = "\n".join(lines).encode("utf-8", "surrogateescape")
+        via = request.top_via
+        text = "\n".join((via.branch, via.host, *lines)).encode("utf-8", "surrogateescape")
         mac = hmac.digest(self.key, b"push-id" + text, "sha256")
         return str(uuid.UUID(bytes=mac[:16], version=4))
 
