@@ -139,6 +139,8 @@ class Race:
     devices: list[Device] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    down: list[tuple[float, float]] = field(default_factory=list)
+    "When the server was: loop time."
     endless: bool = False
     "The caller got tired of waiting."
     started_at: float = 0.0
@@ -277,19 +279,27 @@ class Race:
         moved = any(
             plan.moves_at is not None or plan.dies_at is not None for plan in self.schedule.devices
         )
+        for robot in (self.caller, self.sender, *self.devices):
+            self.faults += [f for f in robot.faults if not (moved and "BYE" in f)]
         # Else never held: its phones were awake, and rang while the server died.
         held = bool(self._calls_pushed) or not self.restarts
-        for robot in (self.caller, self.sender, *self.devices):
-            self.faults += [
-                fault
-                for fault in robot.faults
-                if not (moved and "BYE" in fault) and not (not held and "ACK" in fault)
-            ]
-        if held:
+        if not held or not self._reached:
+            excused = ("ACK of its 200", "has said 200", "BYE", "nothing came back")
+            self.faults = [f for f in self.faults if not any(each in f for each in excused)]
+        else:
             self._check_finals()
         self._check_pushes()
         self._check_reasons()
         self._check_messages()
+
+    @property
+    def _reached(self) -> bool:
+        """Whether the INVITE ever came to a server that lived long enough to answer it."""
+        dead = [(start - 0.3, end) for start, end in self.down]
+        heard = self.caller.provisionals or self.caller.finals
+        return bool(heard) or any(
+            not any(start < at < end for start, end in dead) for at in self.caller.invited_at
+        )
 
     def _check_finals(self) -> None:
         if self.endless:
@@ -422,6 +432,9 @@ class Race:
             f"provisionals {self.caller.provisionals} cancelled {self.caller.cancelled} "
             f"{self.caller.cancel_status} took {self.took:.2f}"
         )
+        sent = [round(at - self.started_at, 2) for at in self.caller.invited_at]
+        down = [tuple(round(at - self.started_at, 2) for at in times) for times in self.down]
+        lines.append(f"invited at {sent}, server down {down}")
         for device, token in zip(self.devices, self.tokens, strict=True):
             rings = [
                 (branch_of(r.invite), r.status, r.cancel and (r.cancel["reason"] or "-"), r.lost)

@@ -51,7 +51,10 @@ async def run(world: World, schedules: list[Schedule], restarts: int = 0) -> Non
     races = [Race(world, daemon, n, each, restarts > 0) for n, each in enumerate(schedules)]
     try:
         await asyncio.gather(*(race.prepare() for race in races))
-        dying = die(daemon, restarts, random.Random(schedules[0].seed))
+        down: list[tuple[float, float]] = []
+        for race in races:
+            race.down = down
+        dying = die(daemon, restarts, random.Random(schedules[0].seed), down)
         await asyncio.gather(dying, *(race.run() for race in races))
         assert not [race.story for race in races if race.faults], "\n".join(
             race.story for race in races if race.faults
@@ -64,11 +67,16 @@ async def run(world: World, schedules: list[Schedule], restarts: int = 0) -> Non
     assert await daemon.stop() == 0
 
 
-async def die(daemon: Daemon, times: int, chance: random.Random) -> None:
-    """Some kill -9."""
+async def die(
+    daemon: Daemon, times: int, chance: random.Random, down: list[tuple[float, float]]
+) -> None:
+    """Some kill -9; ``down`` is told when."""
+    loop = asyncio.get_running_loop()
     for _ in range(times):
         await asyncio.sleep(chance.uniform(0.2, 2.0))
+        killed_at = loop.time()
         await daemon.restart_after_kill()
+        down.append((killed_at, loop.time()))
 
 
 async def nothing_is_left(daemon: Daemon) -> None:
