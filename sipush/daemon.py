@@ -189,7 +189,7 @@ class Daemon:
         self._endpoint = Endpoint(self._registrar, self._proxy)
         loop = asyncio.get_running_loop()
         self._layer = TransactionLayer(
-            self._endpoint, Timers(), new_id, clock, loop.call_later, trying_delay=TRYING_DELAY
+            self._endpoint, Timers(), new_id, clock, loop.call_later, user_tries=True
         )
         self._layer.limits = policies.message_limits(config)
         self._proxy.layer = self._layer
@@ -419,8 +419,6 @@ class Daemon:
         return users if all_seen else [*users[:_SHOWN_USERS], "…"]
 
 
-TRYING_DELAY = 0.2
-"Seconds after which the 100 of an INVITE is sent whatever the store does (RFC 3261 §17.2.1)."
 _SWITCH_INTERVAL = 0.0005
 """Seconds a thread (of the store) may keep Python's lock once the event loop wants it back.
 Python's own 5 ms are waited for again after every system call of the loop."""

@@ -92,7 +92,7 @@ class Authenticator:
         self._used: dict[int | str, int] = {}
         "By serial, or by nonce of an earlier life."
         self._used_before: dict[int | str, int] = {}
-        self._rotated_at = 0.0
+        self._rotated_at = started_at
         self._rotated_serial = 0
         self._recall_until = started_at + RECALL
 

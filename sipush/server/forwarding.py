@@ -184,6 +184,8 @@ class Forwarding:
         if self.context.probing and not self.proxy.held_calls.holds(self):
             self._unstored = []
             self.proxy.tasks.spawn(self._hold())
+        elif self._unstored is None:
+            self.transaction.trying()
 
     async def _hold(self) -> None:
         if not self.context.done:
@@ -627,6 +629,8 @@ class Forwarding:
                 self.warn("fallback_failed", to=uri, reason=str(error))
             self.diversions.append(Diversion(origin, status, cause))
         self._perform(self.context.fall_back(targets, self._now))
+        if self._unstored is None:
+            self.transaction.trying()
 
     # -- upstream --
 

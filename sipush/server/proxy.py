@@ -319,7 +319,7 @@ class Proxy:
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
         if subscriber is None:
-            forwarding.start(TargetSet.of(await self._reachable_target(token, request)))
+            forwarding.start(TargetSet.of(await self._reachable_target(forwarding, token)))
             return
         forwarding.watch(subscriber)
         location = await self.locations.lookup(token.aor, time.time())
@@ -343,8 +343,9 @@ class Proxy:
             return False
         return is_purr_of(reference, record.aor, record.device, self.key)
 
-    async def _reachable_target(self, token: RouteToken, request: Request) -> Target:
+    async def _reachable_target(self, forwarding: Forwarding, token: RouteToken) -> Target:
         """The other side; a phone that is between two connections is waited for."""
+        request = forwarding.request
         target = await self._dialog_target(token, request)
         if target.live or not target.hold:
             return target
@@ -353,6 +354,8 @@ class Proxy:
         def registered(aor: Aor, location: Location, devices: Collection[str]) -> None:
             news.set()
 
+        if request.method == "INVITE":
+            forwarding.transaction.trying()
         log.info("in_dialog_waits", call_id=request.call_id, method=request.method, aor=token.aor)
         self.bucket.watch(token.aor, registered)
         until = loop.time() + target.hold

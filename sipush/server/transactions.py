@@ -383,11 +383,14 @@ class TransactionLayer:
         clock: Callable[[], float],
         call_later: CallLater,
         *,
-        trying_delay: float = 0.0,
+        user_tries: bool = False,
     ) -> None:
-        """``trying_delay``: seconds the user has to send an INVITE's 100 itself; at most 0.2."""
+        """``user_tries``: the user sends an INVITE's 100 itself.
+
+        Within 0.2 s, says §17.2.1; a caller who waits longer repeats his INVITE, and no harm done.
+        """
         self.user = user
-        self._trying_delay = trying_delay
+        self._user_tries = user_tries
         self.call_later = call_later
         self.limits = MessageLimits()
         "May be replaced."
@@ -612,11 +615,8 @@ class TransactionLayer:
         if request.method == "CANCEL":
             self._cancel_received(handle, request, server_key(request, via, "INVITE"))
             return
-        if request.method == "INVITE":
-            if self._trying_delay:
-                self.call_later(self._trying_delay, handle.trying)
-            else:
-                handle.trying()
+        if request.method == "INVITE" and not self._user_tries:
+            handle.trying()
         self.user.request_received(handle, request)
 
     def _ack_received(self, flow: Flow, ack: Request, key: TransactionKey) -> None:

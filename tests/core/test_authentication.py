@@ -124,35 +124,36 @@ def test_a_nonce_of_another_process_is_stale_not_wrong(authenticator: Authentica
 
 
 def lives(*born: float) -> list[Authenticator]:
-    """One node after each start, on one monotonic clock that shows 0 at UNIX time 1000."""
-    return [Authenticator(b"k" * 32, 300, started_at=at, started_epoch=1000 + at) for at in born]
+    """One node after each start, on one monotonic clock, which began at UNIX time 5000."""
+    return [Authenticator(b"k" * 32, 300, started_at=at, started_epoch=5000 + at) for at in born]
 
 
 @pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
 def test_a_call_or_message_that_is_repeated_after_a_crash_gets_in_once(method: str) -> None:
-    before, after = lives(10, 50)
-    nonce, request = before.mint(40, "host"), Request(method, "sip:105@h", Headers())
+    before, after = lives(1010, 1050)
+    nonce, request = before.mint(1040, "host"), Request(method, "sip:105@h", Headers())
     credentials = answer(nonce, method=method, uri="sip:105@h")
-    assert before.verify(credentials, request, ALICE, 41, "host") == Accepted()
-    assert after.verify(credentials, request, ALICE, 51, "other") == Challenge(stale=True)
-    assert after.verify(credentials, request, ALICE, 51, "host") == Accepted()
-    for now in (51, 60):
+    assert before.verify(credentials, request, ALICE, 1041, "host") == Accepted()
+    assert after.verify(answer(after.mint(1051)), REGISTER, ALICE, 1051) == Accepted()
+    assert after.verify(credentials, request, ALICE, 1051, "other") == Challenge(stale=True)
+    assert after.verify(credentials, request, ALICE, 1051, "host") == Accepted()
+    for now in (1051, 1060):
         assert after.verify(credentials, request, ALICE, now, "host") == Challenge(stale=True)
 
 
 @pytest.mark.parametrize(
     ("method", "minted", "restarted", "now"),
     [
-        ("REGISTER", 40, 50, 51),
-        ("INVITE", 40, 50, 50 + authentication.RECALL + 0.1),
-        ("INVITE", 10, 305, 310.1),  # too old
-        ("INVITE", 40, 5, 41),  # made later than we: the wall clock was set back
+        ("REGISTER", 1040, 1050, 1051),
+        ("INVITE", 1040, 1050, 1050 + authentication.RECALL + 0.1),
+        ("INVITE", 1010, 1305, 1310.1),  # too old
+        ("INVITE", 1040, 1005, 1041),  # made later than we: the wall clock was set back
     ],
 )
 def test_all_else_from_before_a_crash_is_stale(
     method: str, minted: float, restarted: float, now: float
 ) -> None:
-    before, after = lives(10, restarted)
+    before, after = lives(1010, restarted)
     credentials = answer(before.mint(minted), method=method, uri="sip:105@h")
     verdict = after.verify(credentials, Request(method, "sip:105@h", Headers()), ALICE, now)
     assert verdict == Challenge(stale=True)
@@ -162,13 +163,13 @@ def test_what_is_forgotten_since_the_crash_does_not_let_a_replay_in(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(authentication, "MAX_USED", 4)
-    before, after = lives(10, 50)
+    before, after = lives(1010, 1050)
     request = Request("INVITE", "sip:105@h", Headers())
-    replay = answer(before.mint(40), method="INVITE", uri="sip:105@h")
-    assert after.verify(replay, request, ALICE, 51) == Accepted()
+    replay = answer(before.mint(1040), method="INVITE", uri="sip:105@h")
+    assert after.verify(replay, request, ALICE, 1051) == Accepted()
     for _ in range(20):
-        assert after.verify(answer(after.mint(51)), REGISTER, ALICE, 51) == Accepted()
-        assert after.verify(replay, request, ALICE, 51) == Challenge(stale=True)
+        assert after.verify(answer(after.mint(1051)), REGISTER, ALICE, 1051) == Accepted()
+        assert after.verify(replay, request, ALICE, 1051) == Challenge(stale=True)
 
 
 def test_one_nonce_serves_again_with_a_higher_count(authenticator: Authenticator) -> None:

@@ -21,7 +21,7 @@ T1, T2 = 0.5, 4.0
 GIVE_UP = 25.0
 "Seconds; less than 64*T1, so that a schedule ends."
 _PORTS = cycle(range(random.randrange(33_000, 50_000), 60_000))
-"The kernel might give a phone the port of one that was killed: it would get its calls and messages."
+"The kernel might give a phone the port of one that was killed, and so its calls and messages."
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,28 @@ async def test_calls_to_phones_seen_before_go_on_while_redis_is_down(
 
 
 @ON_REDIS
+async def test_a_caller_is_told_that_we_try_only_once_a_held_call_is_stored(
+    world: World, own_redis_server: RedisServer
+) -> None:
+    daemon = await on_own_redis(world, own_redis_server)
+    await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    loop = asyncio.get_running_loop()
+    own_redis_server.pause()
+    resumed: list[float] = []
+
+    def resume() -> None:
+        resumed.append(loop.time())
+        own_redis_server.resume()
+
+    loop.call_later(0.35, resume)  # longer than RFC 3261 §17.2.1 gives us for the 100
+    call = await alice.call("bob")
+    trying = await call.expect(100)
+    assert trying.at >= resumed[0]
+    await world.pushes.next()
+
+
+@ON_REDIS
 async def test_calls_to_phones_seen_before_go_on_while_redis_is_stalled(
     world: World, own_redis_server: RedisServer
 ) -> None:
