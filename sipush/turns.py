@@ -7,8 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-STEPS = 2
-"Taken in each turn of the event loop; with what follows from it a step is some milliseconds …"
+SHARE = 0.005
+"""Seconds of a turn of the event loop that allow one step in the next. With what follows from it
+a step is one to three milliseconds: while there is nothing else, one is taken in each turn."""
+MOST = 8
+"Steps in a turn, however long the one before was …"
 SLICE = 0.002
 "… and after so many seconds none is begun."
 
@@ -20,7 +23,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._left = STEPS
+        self._left = 1
+        self._armed_at = 0.0
         self._waiting: deque[Callable[[], None]] = deque()
         self._armed = False
 
@@ -55,15 +59,18 @@ class Turns:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            asyncio.get_running_loop().call_soon(self._next_turn)
+            loop = asyncio.get_running_loop()
+            self._armed_at = loop.time()
+            loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
+        clock = asyncio.get_running_loop().time
+        now = clock()
         self._armed = False
-        self._left = STEPS
+        self._left = max(1, min(int((now - self._armed_at) / SHARE), MOST))
         if self._waiting:
             self._arm()
-        clock = asyncio.get_running_loop().time
-        end = clock() + SLICE
+        end = now + SLICE
         while self._waiting and self._left and clock() < end:
             self._left -= 1
             self._waiting.popleft()()

@@ -120,7 +120,7 @@ def _push(server: Server, tcp: bool, device_os: str) -> Result:
         result = _hold(
             server,
             tcp,
-            *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "6"),
+            *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "12"),
             at=note,
         )
     end = received["last_epoch"]

@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from sipush.errors import TransportError
+from sipush.transport import udp
 from sipush.transport.udp import BATCH
 from tests.transport.conftest import Open
 from tests.transport.support import DatagramPhone, Recorder, register, soon
@@ -54,6 +55,45 @@ async def test_more_datagrams_than_one_batch_all_arrive_in_order(
             phone.send(register(number))
     seen = [(await recorder.request())[1].cseq.number for _ in range(BATCH * 2 + 1)]
     assert seen == list(range(BATCH * 2 + 1))
+
+
+def call(method: str, number: int) -> bytes:
+    return register(number).replace(b"REGISTER", method.encode())
+
+
+async def heard(recorder: Recorder, many: int) -> list[str]:
+    requests = [(await recorder.request())[1] for _ in range(many)]
+    return [f"{request.method} {request.cseq.number}" for request in requests]
+
+
+async def test_a_register_behind_many_calls_is_heard_before_them_and_a_cancel_after_its_call(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(listeners.addresses[0].bound)
+        for number in range(50):
+            phone.send(call("INVITE", number))
+        phone.send(call("CANCEL", 0))
+        phone.send(register(7))
+    calls = [f"INVITE {number}" for number in range(50)]
+    assert await heard(recorder, 52) == ["REGISTER 7", *calls, "CANCEL 0"]
+
+
+async def test_more_calls_than_are_kept_are_all_heard(
+    listen: Open, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "MAX_CALLS", 3)
+    monkeypatch.setattr(udp, "CALLS_SLICE", 0)
+    listeners = await listen("udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(listeners.addresses[0].bound)
+        for number in range(20):
+            phone.send(call("INVITE", number))
+        phone.send(register(7))
+    came = await heard(recorder, 21)
+    assert [each for each in came if each != "REGISTER 7"] == [f"INVITE {n}" for n in range(20)]
+    assert came.index("REGISTER 7") < 20
 
 
 @pytest.mark.parametrize(("bound", "reached"), LOOPBACKS)
