@@ -394,6 +394,7 @@ class Daemon:
             connections=self._listeners.connections,
             requests=self._proxy.active,
             server_transactions=self._layer.server_transactions,
+            server_states=self._layer.server_states,
             client_transactions=self._layer.client_transactions,
             timers=self._layer.timers,
             users_waited_for=len(self._bucket.watched),

@@ -96,6 +96,10 @@ class HeldCalls:
     async def _resume(self, text: bytes, resume: Callable[[HeldCall], Awaitable[None]]) -> None:
         try:
             held = HeldCall.from_json(text)
+            if held.final and held.ended_epoch + KEPT <= time.time():
+                # Nobody repeats anything any more: it is here because the store was not there.
+                await self._quietly(self._store.remove_held_call(self.owner, held.id))
+                return
             self._stored.add(held.id)
             await resume(held)
         except Exception:  # one call that cannot be resumed must not cost the others

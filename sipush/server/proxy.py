@@ -249,10 +249,15 @@ class Proxy:
         self._forwardings[transaction] = forwarding
         locations = {}
         for aor in () if context.done else held.aors:
-            subscriber = await self.subscribers.get(aor)
-            if subscriber is not None:
-                forwarding.watch(subscriber)
-                locations[aor] = await self.store.lookup(aor, time.time())
+            try:
+                subscriber = await self.subscribers.get(aor)
+                if subscriber is not None:
+                    forwarding.watch(subscriber)
+                    locations[aor] = await self.store.lookup(aor, time.time())
+            except LocationError as error:
+                # Gone again since it told us of the call, which goes on: whoever is waited for is
+                # heard when he registers, and looked up when the store is back.
+                log.warning("store_unavailable", call_id=request.call_id, reason=str(error))
         log.info("call_resumed", call_id=request.call_id, aors=held.aors)
         forwarding.resume(held, locations)
 

@@ -10,7 +10,11 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Protocol
 
+import structlog
+
 from sipush.sip.timers import Timer
+
+log = structlog.get_logger()
 
 CallLater = Callable[[float, Callable[[], None]], object]
 """``loop.call_later``: (seconds, function)."""
@@ -67,6 +71,9 @@ class TimerWheel:
         due = max(tick, int(self._clock() / self._resolution))
         while self._ticks and self._ticks[0] <= due:
             for owner, timer in self._buckets.pop(heappop(self._ticks)):
-                owner.timer_fired(timer)
+                try:
+                    owner.timer_fired(timer)
+                except Exception:  # a bug must cost one transaction, not all that end with it
+                    log.exception("timer_failed", timer=timer.name)
         if self._ticks:
             self._arm(self._ticks[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -158,6 +158,16 @@ class _Server:
     def handle(self) -> ServerTransactionHandle | None:
         """What the user holds, or None once a final response was given."""
         return self._handle
+
+    @property
+    def method(self) -> str:
+        """That of the request."""
+        return self._key[0]
+
+    @property
+    def state(self) -> State:
+        """Of its machine."""
+        return self._machine.state
 
     @property
     def _is_invite(self) -> bool:
@@ -411,6 +421,11 @@ class TransactionLayer:
     def server_transactions(self) -> int:
         """How many server transactions live, answered ones included."""
         return len(self._servers)
+
+    @property
+    def server_states(self) -> dict[str, int]:
+        """How many server transactions of each method are in each state."""
+        return Counter(f"{each.method} {each.state.value}" for each in self._servers.values())
 
     @property
     def client_transactions(self) -> int:

@@ -13,8 +13,10 @@ from sipush.config import Config, load
 from sipush.core.bindings import Platform
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.daemon import Daemon
+from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.gate import GateKeeper
+from sipush.server.held_calls import HeldCalls
 from sipush.sip.message import parse_datagram
 from sipush.transport.flow import Address, Flow
 from sipush.turns import Turns
@@ -111,14 +113,17 @@ class Pushed:
 class Server:
     """One server, a phone that registers, and a caller."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store: LocationStore | None = None) -> None:
         daemon = Daemon(Path(), config)
+        if store is not None:
+            daemon._store, daemon._held_calls = store, HeldCalls(store)
         daemon._dispatcher = Dispatcher({APP_ID: {Platform.WEBHOOK: Pushed()}})
         self._wires = Wires()
         daemon._listeners = self._wires  # type: ignore[assignment]
         daemon._build(bytes(32))
         self.receiver = GateKeeper(daemon._gate, daemon._layer, daemon._is_vital, Turns())
         self._tasks = (daemon._endpoint._tasks, daemon._proxy.tasks)
+        self.proxy = daemon._proxy
         self._turns = daemon._proxy.turns
         self.phone, self.caller = self.wire(1), self.wire(2)
         self._nonce = b""
@@ -164,11 +169,15 @@ class Server:
 
     async def wake(self) -> bytes:
         """INVITE, push, REGISTER, INVITE 180 200 ACK BYE 200: the last."""
-        self._wires.flows.pop(self.phone.name, None)
+        self.phone_leaves()
         await self.send(self.caller, invite(next(_numbers)))
         self._wires.flows[self.phone.name] = self.phone
         await self.refresh()
         return await self._answered()
+
+    def phone_leaves(self) -> None:
+        """Its flow is gone."""
+        self._wires.flows.pop(self.phone.name, None)
 
     async def _answered(self) -> bytes:
         invite = self.phone.sent[-1]

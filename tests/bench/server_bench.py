@@ -123,7 +123,7 @@ def _push(server: Server, tcp: bool, device_os: str) -> Result:
             *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "12"),
             at=note,
         )
-    end = received["last_epoch"]
+    end = received["last_epoch"] or time.time()
     during = sorted(wait for sent, wait in waits if began <= sent <= end and wait is not None)
     lost = sum(wait is None for _, wait in waits)
     result |= {

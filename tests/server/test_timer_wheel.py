@@ -1,5 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from sipush.server.timer_wheel import TimerWheel
 from sipush.sip.timers import Timer
@@ -69,3 +70,21 @@ def test_a_sooner_timer_is_not_kept_waiting_by_a_later_one() -> None:
     assert (len(soon.fired), len(late.fired)) == (1, 0)
     clock.advance(10)
     assert (len(soon.fired), len(late.fired)) == (1, 1)
+
+
+class Broken:
+    def timer_fired(self, timer: Timer) -> None:
+        raise ValueError(timer)
+
+
+def test_a_bug_behind_one_timer_costs_no_other_timer() -> None:
+    clock = VirtualClock()
+    wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
+    alarm = Alarm(clock)
+    for delay in (1, 2):
+        wheel.set(delay, Broken(), Timer.J)
+        wheel.set(delay, alarm, Timer.J)
+    with capture_logs() as logs:
+        clock.advance(3)
+    assert len(alarm.fired) == 2
+    assert [line["event"] for line in logs] == ["timer_failed"] * 2

@@ -70,6 +70,14 @@ def test_a_refusal_on_udp_is_repeated_until_its_ack_comes() -> None:
     assert wire.events == ["request INVITE"]
 
 
+def test_server_transactions_are_told_by_method_and_state() -> None:
+    wire = call()
+    wire.receive(request_bytes("OPTIONS", via="SIP/2.0/UDP a;branch=z9hG4bKother"))
+    assert wire.layer.server_states == {"INVITE proceeding": 1, "OPTIONS trying": 1}
+    answer(wire, 486)
+    assert wire.layer.server_states == {"INVITE completed": 1, "OPTIONS trying": 1}
+
+
 def test_a_refusal_on_a_stream_is_sent_once() -> None:
     wire = call("TCP")
     answer(wire, 486)

@@ -35,6 +35,8 @@ class Findings:
     states: list[State] = field(default_factory=list)
     left_over: dict[str, int] = field(default_factory=dict)
     "What the daemon still held when all was over and should have gone."
+    server_states: dict[str, int] = field(default_factory=dict)
+    "The server transactions among it: method and state."
     second_pushes: int = 0
     violations: int = 0
     "Rules of the push services that were broken."
@@ -72,6 +74,9 @@ class Findings:
         yield "left over at the end: " + (
             ", ".join(f"{count} {name}" for name, count in self.left_over.items()) or "nothing"
         )
+        if self.left_over:
+            states = (f"{count} {name}" for name, count in self.server_states.items())
+            yield f"server transactions at the end: {', '.join(states) or 'none'}"
 
     def _over_time(self) -> Iterator[str]:
         names = sorted({sample.what for sample in self.diary.samples})

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -84,7 +85,9 @@ class Soak:
             await self._load()
             if self.settle:
                 await asyncio.sleep(SETTLED)
-                self.findings.left_over = _more(before, await self._state())
+                after = await self._state()
+                self.findings.left_over = _more(before, after)
+                self.findings.server_states = after["server_states"]
             self._read_log()
         finally:
             await self.daemon.kill()
@@ -109,7 +112,7 @@ class Soak:
         assert self.daemon.program is not None
         return self.daemon.program.process.pid
 
-    async def _state(self) -> dict[str, int]:
+    async def _state(self) -> dict[str, Any]:
         """What the daemon counts."""
         start = len(self.daemon.log.all)
         os.kill(self._pid, signal.SIGUSR1)
@@ -197,7 +200,7 @@ def _seen(pid: int, at: float) -> State:
     return State(at, rss, len(os.listdir(f"/proc/{pid}/fd")))
 
 
-def _more(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+def _more(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
     """What there is more of."""
     return {
         name: after[name] - count

@@ -1,0 +1,64 @@
+"""Held calls that are taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from sipush.core.bindings import Aor, Location
+from sipush.core.held_call import HeldCall
+from sipush.errors import LocationError
+from sipush.location.memory import MemoryStore
+from sipush.server.held_calls import KEPT
+from tests.bench.in_process import Server, configuration, invite
+
+
+async def held_by(server: Server) -> HeldCall:
+    """A call that the server holds, as it has written it down."""
+    await server.register()
+    server.phone_leaves()
+    await server.send(server.caller, invite(1))
+    (text,) = await server.proxy.store.claim_held_calls("", 15, own=True)
+    return HeldCall.from_json(text)
+
+
+async def take_over(server: Server, held: HeldCall) -> None:
+    """What a start does."""
+    await server.proxy.store.put_held_call("", held.id, held.to_json())
+    taking_over = asyncio.ensure_future(server.proxy.held_calls.take_over(server.proxy.resume))
+    await server.proxy.held_calls.recovered.wait()
+    taking_over.cancel()
+
+
+async def test_a_call_that_was_over_long_ago_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its removal is lost when the store is away; its transaction once stayed for ever."""
+    held = await held_by(Server(configuration(tmp_path)))
+    over = replace(held, final=480, ended_epoch=time.time() - KEPT - 1)
+    server = Server(configuration(tmp_path))
+    await take_over(server, over)
+    assert server.proxy.layer.server_transactions == 0
+    assert await server.proxy.store.claim_held_calls("", 15, own=True) == []
+
+
+async def test_a_call_whose_users_cannot_be_looked_up_just_now_goes_on(tmp_path: Path) -> None:
+    held = await held_by(Server(configuration(tmp_path)))
+    store = AbsentStore()
+    server = Server(configuration(tmp_path), store)
+    await take_over(server, held)
+    assert server.proxy.active == 1
+    store.absent = False
+    await server.register()
+    assert server.phone.sent[-1].startswith(b"INVITE ")
+
+
+class AbsentStore(MemoryStore):
+    """A store that is away for whoever looks somebody up."""
+
+    absent = True
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        if self.absent:
+            raise LocationError("away")
+        return await super().lookup(aor, now_epoch)
