@@ -130,7 +130,7 @@ class ResponseContext:
         return [
             RequestPush(branch.id, branch.bucket_at)
             for branch in self._in(BranchState.WAKING, BranchState.PROBING)
-            if branch.pushed and not branch.push_begun and branch.bucket_at is not None
+            if branch.pushing and not branch.push_begun and branch.bucket_at is not None
         ]
 
     def push_wanted(self, branch_id: int) -> bool:

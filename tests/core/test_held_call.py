@@ -137,6 +137,25 @@ def test_a_ring_group_goes_on_with_the_member_whose_turn_it_is() -> None:
     assert resumed.timer_fired(22.0) == [RequestPush(1, 42.0)]
 
 
+def test_a_push_that_was_not_begun_is_begun_and_one_that_was_is_not_repeated() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([SLEEPING], 100.0)
+    assert again(context).pushes_to_begin() == [RequestPush(0, 7.0 + 25.0)]
+    context.branches[0].push_begun = True
+    assert again(context).pushes_to_begin() == []
+
+
+def test_a_device_that_was_pushed_and_fell_asleep_again_is_not_pushed_again() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start([AWAKE], 100.0)
+    context.timer_fired(101.5)
+    context.branches[0].push_begun = True
+    context.binding_refreshed(replace(AWAKE, flow="tcp/2", uri="sip:bob@other"), 102.0)
+    context.flow_failed(1, 103.0)
+    assert context.branches[1].state is BranchState.WAKING
+    assert again(context).pushes_to_begin() == []
+
+
 def test_the_end_of_a_call_follows_a_push_that_was_on_its_way() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)
