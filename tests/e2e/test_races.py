@@ -22,6 +22,8 @@ from tests.e2e.world import World
 
 AT_ONCE = 25
 "Schedules on one daemon."
+DRAIN = 45.0
+"Seconds: a stop waits for what was sent to a phone that was killed, as long as it is repeated."
 
 
 @pytest.fixture
@@ -64,7 +66,8 @@ async def run(world: World, schedules: list[Schedule], restarts: int = 0) -> Non
     finally:
         for race in races:
             race.end()
-    assert await daemon.stop() == 0
+    daemon.terminate()
+    assert await daemon.ended(DRAIN) == 0
 
 
 async def die(
