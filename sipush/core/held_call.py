@@ -117,8 +117,7 @@ def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, 
 
 
 def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
-    values = {f.name: getattr(search, f.name) for f in fields(search)}
-    return values | {
+    return _values(search) | {
         "pending": [(turn.aor, [*map(_freeze_target, turn.targets)]) for turn in search.pending],
         "turn_at": None if search.turn_at is None else search.turn_at + shift,
     }
@@ -133,7 +132,13 @@ def _freeze_target(target: Target) -> dict[str, Any]:
 
 def _values(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, not copied: they are written down at once."""
-    return {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: getattr(value, name) for name in _FIELDS[type(value)]}
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(f.name for f in fields(kind))
+    for kind in (HeldCall, Search, Target, PushRecord, Branch)
+}
 
 
 def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:

@@ -273,8 +273,9 @@ class Forwarding:
             self.proxy.expected_answers.pop(via, None)
 
     def flow_active(self, name: str) -> None:
-        """Something came over a flow that we sent the request on."""
-        self._perform(self.context.flow_active(name))
+        """Something came over a flow that we sent the request on, and perhaps many others."""
+        if actions := self.context.flow_active(name):
+            self._perform(actions)
 
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""

@@ -37,6 +37,8 @@ class HeldCalls:
         self._tasks = Tasks()
         self._stored: set[str] = set()
         self._ended: dict[str, asyncio.TimerHandle] = {}
+        self._unwritten: dict[str, asyncio.Task[None]] = {}
+        "What writes down the calls that have changed in this turn of the loop."
         self.recovered = asyncio.Event()
         "Our calls of an earlier life go on, or the store did not tell them."
 
@@ -55,7 +57,14 @@ class HeldCalls:
         if forwarding.context.done:
             loop = asyncio.get_running_loop()
             self._ended[held_id] = loop.call_later(KEPT, self._forget, forwarding)
-        return self._tasks.spawn(self.store(forwarding))
+        if held_id not in self._unwritten:
+            self._unwritten[held_id] = self._tasks.spawn(self._write(forwarding))
+        return self._unwritten[held_id]
+
+    async def _write(self, forwarding: Forwarding) -> None:
+        """Whatever changes from here on is written down by another one."""
+        del self._unwritten[forwarding.push_id]
+        await self.store(forwarding)
 
     def _forget(self, forwarding: Forwarding) -> None:
         forwarding.forgotten()
