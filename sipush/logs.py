@@ -27,6 +27,7 @@ _SECRET_KEY = re.compile(
     r"(^|_)(token|tokens|password|secret|authorization|jwt|credentials|ha1|prid)(_(md5|sha256))?$"
     r"|^(private_key|response|device_uid|pn_tok)$"
 )
+# Strangers choose what is searched: each run of characters is gone through once.
 _SECRET_TEXT = re.compile(
     r"""
     (?P<label>
@@ -34,12 +35,12 @@ _SECRET_TEXT = re.compile(
       | \b(?:bearer|basic)\s+
       | \b(?:response|device-uid|pn-prid|pn-tok|password|access_token|ha1_md5|ha1_sha256)
         ["']?\s*[:=]\s*["']?
-      | [a-z]+://[^\s/@:]*:(?=[^\s/@]+@)
+      | (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
     )
     (?P<secret>(?<=digest\s)[^\r\n]+ | [^\s"',;>@]+)
   | \b[0-9a-f]{64,}\b                          # APNs tokens, SHA-256 digests
-  | \b[\w-]{8,}:[\w-]{64,}                     # FCM registration tokens
-  | \beyJ[\w-]+\.[\w-]+\.[\w-]+                # JSON web tokens
+  | (?<![\w-])[\w-]{8,}+:[\w-]{64,}           # FCM registration tokens
+  | (?<![\w-])eyJ[\w-]++\.[\w-]++\.[\w-]+      # JSON web tokens
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -51,6 +52,9 @@ def fingerprint(token: str) -> str:
 
 
 _SHORTEST_TOKEN = 64
+
+_LONGEST = 2000
+"Characters of a text that are logged: strangers write names and Call-IDs of 60,000."
 
 #: Without any of these a text that is shorter than every token holds nothing to redact.
 _MAY_LEAD_TO_SECRET = re.compile(
@@ -100,7 +104,7 @@ def _redact(key: str, value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        return redact_text(value) if len(value) > 8 else value
+        return value if len(value) <= 8 else _redact_text(key, value)
     if isinstance(value, Mapping):
         return {name: _redact(str(name), each) for name, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -108,6 +112,14 @@ def _redact(key: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     return _redact("", str(value))
+
+
+def _redact_text(key: str, text: str) -> str:
+    if len(text) <= _LONGEST or key == "exception":
+        return redact_text(text)
+    redacted = redact_text(text[: 2 * _LONGEST])
+    # The end of what was looked at may be the beginning of a secret.
+    return redacted[: min(_LONGEST, len(redacted) - _LONGEST // 2)] + "…"
 
 
 class _ToStructlog(logging.Handler):
