@@ -114,9 +114,8 @@ class ResponseContext:
                 self._call_again(branch, now)
                 return [Retransmit(branch.id)]
             case BranchState.CALLING | BranchState.PROBING:
-                branch.finish(SUPERSEDED)
-                branch.awaited = False
-                return [Abandon(branch.id), *self._open(target, now, pushed=branch.pushed)]
+                # Of an INVITE that it had already, the phone would send its answer the old way.
+                return [Abandon(branch.id), *self._move(branch, target, now, same=not self.invite)]
             case _:
                 return []
 
@@ -182,7 +181,8 @@ class ResponseContext:
             return []
         if branch.target.others and not self.closed:
             return self._next_flow(branch, now, broken=True)
-        if self._may_wake(branch):
+        returns = branch.target.hold > 0 and branch.target.push is None and not self.closed
+        if returns or self._may_wake(branch):
             branch.broken = branch.number > 0
             actions = self._wake(branch, now)
             branch.awaited = True  # it may ring on: it must hear of the end
@@ -392,10 +392,14 @@ class ResponseContext:
         ``broken``: the first broke under the request, and the device may ring for it already.
         """
         target, *others = old.target.others
+        return self._move(old, replace(target, others=tuple(others)), now, same=broken)
+
+    def _move(self, old: Branch, target: Target, now: float, *, same: bool) -> list[Action]:
+        """Go on with the device in another branch; ``same``: in the same client transaction."""
         old.finish(SUPERSEDED)
         old.awaited = False
-        branch = self._add(replace(target, others=tuple(others)), pushed=old.pushed)
-        branch.number, branch.broken = old.number, broken
+        branch = self._add(target, pushed=old.pushed)
+        branch.number, branch.broken = old.number, same
         branch.rang = old.rang
         return self._begin(branch, now)
 
@@ -422,7 +426,7 @@ class ResponseContext:
 
     def _wake(self, branch: Branch, now: float) -> list[Action]:
         branch.state, branch.probe_at, branch.timer_c_at = BranchState.WAKING, None, None
-        if branch.pushed:
+        if branch.pushed or branch.target.push is None:
             if branch.bucket_at is None:
                 branch.bucket_at = now + branch.target.hold
             return []

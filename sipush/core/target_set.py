@@ -26,7 +26,7 @@ class Target:
     push: PushRecord | None = None
     "How to wake it; None when it must not be woken for this request."
     hold: float = 0.0
-    "Window in seconds: how long this request may wait for the device."
+    "Seconds this request may wait for the device; without ``push``: for another flow of it."
     push_always: bool = False
     "Push in parallel with forwarding, not only when the device is unreachable."
     others: tuple[Target, ...] = ()

@@ -49,6 +49,7 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     has_video,
+    is_side,
     max_breadth,
     server_uri,
     strip_push_params,
@@ -124,6 +125,8 @@ class Forwarding:
     policy: TargetPolicy | None = None
     dialog_side: str | None = None
     "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
+    side: RouteToken | None = None
+    "The device at the other end of the dialog, when it is not waited for with a push."
     wake_ups: dict[str, WakeUp] = field(default_factory=dict)
     "By device: those that were pushed."
     attempts: dict[int, _Attempt] = field(default_factory=dict)
@@ -163,6 +166,18 @@ class Forwarding:
         """Hear of registrations of this user. Watch before looking the user up."""
         self.watched[subscriber.aor] = subscriber
         self.proxy.bucket.watch(subscriber.aor, self.registered)
+
+    def follow(self, side: RouteToken) -> None:
+        """Hear when the other side of the dialog registers: it may have moved."""
+        self.side = side
+        self.proxy.bucket.watch(side.aor, self._side_registered)
+
+    def _side_registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
+        assert self.side is not None
+        came = (b for b in location.bindings if b.device in devices)
+        if self.started and any(is_side(self.side, b, self.request.uri) for b in came):
+            target = self.proxy.side(self.side, self.request, location.bindings)
+            self._perform(self.context.binding_refreshed(target, self._now))
 
     def start(self, targets: TargetSet) -> None:
         """Open the target set; registrations that came during the look-up count now."""
@@ -356,6 +371,8 @@ class Forwarding:
         """Nothing but a late 2xx can come any more."""
         for aor in self.watched:
             self.proxy.bucket.unwatch(aor, self.registered)
+        if self.side is not None:
+            self.proxy.bucket.unwatch(self.side.aor, self._side_registered)
         self.proxy.held_call_limits.release(self._held)
         for name in self.watched_flows:
             self.proxy.bucket.unwatch_flow(name, self.flow_active)

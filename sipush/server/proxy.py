@@ -6,8 +6,8 @@ import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -324,6 +324,8 @@ class Proxy:
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
         if subscriber is None:
+            if token.aor:
+                forwarding.follow(token)
             forwarding.start(TargetSet.of(await self._reachable_target(forwarding, token)))
             return
         forwarding.watch(subscriber)
@@ -383,17 +385,19 @@ class Proxy:
         A phone that has changed networks leaves a connection behind that nobody has closed. Who was
         never registered and has lost the connection (to a process that died) is called back.
         """
-        names: list[str] = []
-        flow = self.transports.flow(token.flow) if token.flow else None
+        bindings: Sequence[Binding] = ()
         if token.aor:
-            try:
+            with suppress(LocationError):
                 bindings = (await self.locations.lookup(token.aor, time.time())).bindings
-            except LocationError:
-                bindings = ()
-            names = [b.flow for b in bindings if is_side(token, b, request.uri)]
-            if token.flow not in names:
-                newest = filter(None, map(self.transports.flow, names))
-                flow = next((each for each in newest if not each.closed), flow)
+        return self.side(token, request, bindings)
+
+    def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
+        """One side of a dialog, whose user has these bindings."""
+        names = [b.flow for b in bindings if is_side(token, b, request.uri)]
+        flow = self.transports.flow(token.flow) if token.flow else None
+        if token.aor and token.flow not in names:
+            newest = filter(None, map(self.transports.flow, names))
+            flow = next((each for each in newest if not each.closed), flow)
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
@@ -473,7 +477,7 @@ class Proxy:
         if refusal is None or not any(target.wakeable for target in targets):
             return targets
         forwarding.not_held = refusal
-        return [replace(target, push=None) for target in targets if target.live]
+        return [replace(target, push=None, hold=0.0) for target in targets if target.live]
 
     async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
         """The devices of all members but the caller."""

@@ -602,7 +602,9 @@ class TransactionLayer:
 
     def _fail_clients(self, flow: Flow, event: Event) -> None:
         for key in list(self._clients_by_flow.get(flow.name, ())):
-            self._clients[key].flow_failed(event)
+            client = self._clients[key]
+            if client.flow.name == flow.name:  # else it has gone another way since
+                client.flow_failed(event)
 
     def _response_received(self, flow: Flow, response: Response, via: Via) -> None:
         client = self._clients.get(client_key(response, via))

@@ -48,6 +48,8 @@ def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
             return Target(device, **contact, **wakeable, others=(other,))
         case "sleeping":
             return Target(device, **wakeable)
+        case "moving":
+            return Target(device, **contact, hold=10.0)
         case "gone":
             return Target(device)
     raise ValueError(kind)

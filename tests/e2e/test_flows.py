@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.daemon import in_time
 from tests.e2e.robots import branch_of
-from tests.e2e.wire import FINAL, Phone
+from tests.e2e.wire import FINAL, InCall, Phone
 from tests.e2e.world import World, apns_token, x_push
 
 
@@ -104,6 +104,29 @@ async def test_a_phone_that_rings_on_a_flow_that_breaks_goes_on_on_the_other(wor
     assert answer.status == 200
     assert (await in_time(call.hang_up(answer), again.hung_up()))[0].status == 200
     assert world.pushes.all == []
+
+
+@pytest.mark.parametrize("old_socket", ["closed", "silent"])
+async def test_a_bye_under_way_follows_a_phone_that_moves(world: World, old_socket: str) -> None:
+    daemon = await world.daemon()
+    urn, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
+    bob = await world.registered(daemon, "bob", "UDP", push, urn)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    answer, _ = await in_time(call.final(), bob.rings_and_answers())
+
+    async def moves() -> None:
+        if old_socket == "silent":
+            await bob.wire.expect("BYE")
+        else:
+            await daemon.log_event("contact_failed", call_id=call.call_id, method="BYE")
+        moved = await world.registered(daemon, "bob", "UDP", push, urn)
+        InCall(moved, await moved.wire.expect("BYE")).reply(200)
+
+    if old_socket == "closed":
+        bob.kill()
+    bye, _ = await in_time(call.hang_up(answer), moves())
+    assert bye.status == 200
 
 
 async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> None:
