@@ -43,6 +43,9 @@ class WebSocketConnection(Connection):
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
             if isinstance(event, Request):
+                if self._protocol.eof_sent:  # frames came with it, and broke the rules
+                    self._wire.abort()
+                    return
                 self._believe_proxy(event)
                 self._protocol.send_response(self._protocol.accept(event))
                 if self._protocol.state is State.OPEN:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from contextlib import suppress
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -235,6 +236,24 @@ async def test_plain_http_is_turned_away(listen: Open, request_: bytes, status: 
     phone.writer.write(request_)
     answer = await soon(phone.reader.read(-1))
     assert answer.split(b" ")[1] == status
+
+
+@pytest.mark.parametrize("key", ["", "dGhlIHNhbXBsZSBub25jZQ=="], ids=["refused", "accepted"])
+async def test_garbage_that_comes_with_the_request_ends_the_connection(
+    listen: Open, key: str
+) -> None:
+    errors: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    listeners = await listen("ws")
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(
+        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: sip\r\n"
+        f"Sec-WebSocket-Key: {key}\r\n\r\n{'9' * 500}".encode()
+    )
+    with suppress(ConnectionResetError):
+        assert await soon(phone.reader.read(-1)) == b""
+    assert errors == []
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HT"])
