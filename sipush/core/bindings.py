@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from sipush.sip.push_params import LINPHONE, RFC8599
 
@@ -11,8 +13,7 @@ Aor = str
 """Address-of-record as ``user@domain``: user unescaped, domain lower-case, no scheme (§10.3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """One contact of an AOR. Times are UNIX seconds."""
 
     aor: Aor
@@ -51,8 +52,7 @@ class Platform(Enum):
     "No service of its own: the app's operator is told by webhook."
 
 
-@dataclass(frozen=True, slots=True)
-class PushRecord:
+class PushRecord(NamedTuple):
     """How one device is woken. Outlives its contact. Times are UNIX seconds."""
 
     aor: Aor
@@ -68,7 +68,7 @@ class PushRecord:
     allow_message: bool = True
     dialect: str = "X-Push"
     "Header name(s) it came in, comma-separated; ``rfc8599``; ``linphone``."
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = {}
     "Parameters we do not know, kept (``pn-param`` among them)."
     updated_epoch: float = 0.0
     expires_epoch: float = 0.0
@@ -92,8 +92,7 @@ class PushRecord:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Everything the store holds for one AOR at one moment, expired rows left out."""
 
     bindings: tuple[Binding, ...] = ()
@@ -108,8 +107,7 @@ class Location:
         return next((r for r in self.push_records if without_reg_id(r.device) == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(NamedTuple):
     """What one accepted REGISTER asks of the store, applied atomically (RFC 3261 §10.3 step 7).
 
     In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,

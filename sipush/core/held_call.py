@@ -126,7 +126,7 @@ def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
 def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
-        push = _values(target.push) | {"platform": target.push.platform.value}
+        push = target.push._asdict() | {"platform": target.push.platform.value}
     return _values(target) | {"push": push, "others": [*map(_freeze_target, target.others)]}
 
 
@@ -136,8 +136,7 @@ def _values(value: Any) -> dict[str, Any]:
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind))
-    for kind in (HeldCall, Search, Target, PushRecord, Branch)
+    kind: tuple(f.name for f in fields(kind)) for kind in (HeldCall, Search, Target, Branch)
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from sipush.core.bindings import (
     Binding,
@@ -68,7 +67,7 @@ def apply(
     after = live(bindings.values(), records.values(), registration.now_epoch, messages)
     if len(after.push_records) <= registration.max_push_records:
         return after
-    return replace(after, push_records=after.push_records[: registration.max_push_records])
+    return after._replace(push_records=after.push_records[: registration.max_push_records])
 
 
 def without_push_record(location: Location, record: PushRecord) -> Location:
@@ -76,7 +75,7 @@ def without_push_record(location: Location, record: PushRecord) -> Location:
     kept = tuple(
         r for r in location.push_records if r.device != record.device or not r.same_tokens(record)
     )
-    return replace(location, push_records=kept)
+    return location._replace(push_records=kept)
 
 
 def _touches(registration: Registration, binding: Binding) -> bool:

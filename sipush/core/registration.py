@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -142,16 +141,17 @@ def _missing(request: Request) -> list[str]:
     return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
-_TELLTALE = re.compile(
-    r"\+sip\.instance|pn-prid|pn-tok|device-uid", re.IGNORECASE | re.ASCII
-).search
+_TELLTALES = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
 
 
 def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
     for name, line in request.headers.fields:
-        if name in _SPEAKING and _TELLTALE(line):
-            return request.headers.get("contact") == "*"
+        if name in _SPEAKING:
+            text = line.lower()
+            for telltale in _TELLTALES:
+                if telltale in text:
+                    return request.headers.get("contact") == "*"
     return True
 
 

@@ -68,7 +68,7 @@ class RedisStore:
         reply = await self._redis.call(*self._keys(aor), now, script=LOOKUP)
         bindings = [rows.binding_of(aor, text) for text in reply[0]]
         records = [rows.push_record_of(aor, text) for text in reply[1]]
-        return replace(live(bindings, records, now_epoch), messages=bool(reply[2]))
+        return live(bindings, records, now_epoch, bool(reply[2]))
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""
@@ -100,7 +100,7 @@ class RedisStore:
             ],
             registration.now_epoch,
         )
-        return replace(location, messages=True) if reply[2] else location
+        return location._replace(messages=True) if reply[2] else location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""

@@ -136,7 +136,7 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> Location:
             location = _load(connection, aor)
             found = live(location.bindings, location.push_records, now_epoch)
-            return replace(found, messages=_has_messages(connection, aor, now_epoch))
+            return found._replace(messages=_has_messages(connection, aor, now_epoch))
 
         return await self._read(job)
 
@@ -156,7 +156,7 @@ class SqliteStore:
             if self._is_purge_due(now):
                 for table in _EXPIRING:
                     self._purge(connection, table, now)
-            return replace(after, messages=_has_messages(connection, registration.aor, now))
+            return after._replace(messages=_has_messages(connection, registration.aor, now))
 
         return await self._write(job)
 

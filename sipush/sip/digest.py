@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from hmac import compare_digest
+from typing import NamedTuple
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -38,8 +38,7 @@ class Algorithm(Enum):
 _ALGORITHMS = {algorithm.value: algorithm for algorithm in Algorithm}
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Credentials:
+class Credentials(NamedTuple):
     """One Authorization or Proxy-Authorization value (RFC 7616 §3.4)."""
 
     username: str
@@ -53,6 +52,10 @@ class Credentials:
     nc: str = ""
     "As written, without quotes: clients hash what they wrote (``1`` as well as ``00000001``)."
     cnonce: str = ""
+
+    def __repr__(self) -> str:
+        """Nothing secret."""
+        return f"<Credentials of {self.username}>"
 
     @property
     def nonce_count(self) -> int | None:

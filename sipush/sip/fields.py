@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -44,15 +43,14 @@ def format_params(params: Params) -> str:
     return "".join(f";{n}" if v is None else f";{n}={v}" for n, v in params.items())
 
 
-@dataclass(frozen=True, slots=True)
-class NameAddr:
+class NameAddr(NamedTuple):
     """A From, To, Contact, Route, Record-Route or Path element (§20.10)."""
 
     uri: str
     "As written, without angle brackets."
-    display_name: str = ""
+    display_name: str
     "Without quotes."
-    params: Params = field(default_factory=dict)
+    params: Params
     "Header parameters: names lower-case, values as written (quotes kept); a flag has None."
 
     @property
@@ -99,8 +97,7 @@ def parse_name_addr(text: str) -> NameAddr:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Via:
+class Via(NamedTuple):
     """One Via element (§20.42)."""
 
     transport: str
@@ -152,8 +149,7 @@ def parse_via(text: str) -> Via:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CSeq:
+class CSeq(NamedTuple):
     """Sequence number and method (§20.16)."""
 
     number: int

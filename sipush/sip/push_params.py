@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from sipush.sip.grammar import parse_params, unescape, unquote_string
 from sipush.sip.headers import Headers, field_value
@@ -20,8 +21,7 @@ RFC8599 = "rfc8599"
 LINPHONE = "linphone"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class PushParams:
+class PushParams(NamedTuple):
     """What one device asks for. Without a token it is registered and never pushed."""
 
     provider: str
@@ -35,8 +35,12 @@ class PushParams:
     allow_message: bool = True
     dialect: str = "X-Push"
     "Header names as the phone wrote them, comma-separated; ``rfc8599``; ``linphone``."
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = {}
     "Parameters we do not know, and those of RFC 8599 as they came but the token."
+
+    def __repr__(self) -> str:
+        """No tokens."""
+        return f"<PushParams {self.dialect} {self.provider}>"
 
     @property
     def off(self) -> bool:
@@ -74,8 +78,10 @@ def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
     fields = [field for field in headers.fields if field[0] in HEADERS]
     if not fields:
         return None
-    _, line = min(fields, key=lambda field: HEADERS.index(field[0]))
-    dialect = ",".join(dict.fromkeys(_written_name(line) for _, line in fields))
+    line = fields[0][1]
+    if len(fields) > 1:
+        _, line = min(fields, key=lambda field: HEADERS.index(field[0]))
+    dialect = ",".join(dict.fromkeys([_written_name(line) for _, line in fields]))
     try:
         return _parse_header(parse_params(field_value(line)), dialect)
     except _FaultError as fault:

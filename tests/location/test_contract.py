@@ -299,7 +299,7 @@ async def test_one_contact_too_many_is_refused_and_nothing_changes(store: Locati
 async def test_a_full_aor_may_still_refresh_and_remove(store: LocationStore):
     three = [binding(f"contact:{n}", f"sip:101@192.0.2.{n}") for n in (1, 2, 3)]
     await store.bind(registration(*three))
-    refresh = replace(three[0], cseq=2, registered_epoch=NOW + 1)
+    refresh = three[0]._replace(cseq=2, registered_epoch=NOW + 1)
     bound = await store.bind(registration(refresh, max_contacts=1))
     assert bound == Location((refresh, three[1], three[2]))
     left = await store.bind(registration(unbind=((three[1].device, ""),), cseq=3, max_contacts=1))

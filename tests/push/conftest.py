@@ -51,12 +51,12 @@ def record(platform: Platform, **changes: object) -> PushRecord:
         message_token=tokens[1],
         updated_epoch=time.time(),
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return plain._replace(**changes)  # type: ignore[arg-type]
 
 
 def call(platform: Platform, *, hold: float = 10.0, **changes: object) -> PushRequest:
     """A call push; changes of PushRecord's fields are told from PushRequest's by name."""
-    of_record = {k: changes.pop(k) for k in list(changes) if k in PushRecord.__slots__}
+    of_record = {k: changes.pop(k) for k in list(changes) if k in PushRecord._fields}
     if "call_id" in of_record:
         changes["call_id"] = of_record.pop("call_id")
     now = time.time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -68,7 +67,7 @@ async def test_a_device_that_has_refreshed_or_expired_is_left_alone(left: float)
 async def test_a_device_that_is_gone_is_left_alone(gone: dict[str, object]) -> None:
     store = MemoryStore()
     await store.bind(ASKED)
-    await store.bind(replace(ASKED, cseq=ASKED.cseq + 1, **gone))  # type: ignore[arg-type]
+    await store.bind(ASKED._replace(cseq=ASKED.cseq + 1, **gone))  # type: ignore[arg-type]
     assert await pushed(Service(), store, 100) == []
 
 
