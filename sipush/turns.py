@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-SHARE = 0.005
-"""Seconds of a turn of the event loop that allow one step in the next. With what follows from it
-a step is one to three milliseconds: while there is nothing else, one is taken in each turn."""
+SHARE = 0.008
+"""Seconds of CPU in a turn of the event loop that allow one step in the next one. With what follows
+it takes one to three milliseconds: while there is nothing else, one step is taken in each turn."""
 MOST = 8
-"Steps in a turn, however long the one before was …"
+"Steps in a turn, however much was done in the one before …"
 SLICE = 0.002
 "… and after so many seconds none is begun."
 
@@ -59,18 +60,16 @@ class Turns:
     def _arm(self) -> None:
         if not self._armed:
             self._armed = True
-            loop = asyncio.get_running_loop()
-            self._armed_at = loop.time()
-            loop.call_soon(self._next_turn)
+            self._armed_at = time.thread_time()  # while others have the processor nothing is done
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         clock = asyncio.get_running_loop().time
-        now = clock()
         self._armed = False
-        self._left = max(1, min(int((now - self._armed_at) / SHARE), MOST))
+        self._left = max(1, min(int((time.thread_time() - self._armed_at) / SHARE), MOST))
         if self._waiting:
             self._arm()
-        end = now + SLICE
+        end = clock() + SLICE
         while self._waiting and self._left and clock() < end:
             self._left -= 1
             self._waiting.popleft()()
