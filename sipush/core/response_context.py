@@ -501,7 +501,8 @@ class ResponseContext:
 
     def _ring_late(self, dead: Branch, target: Target) -> list[Action]:
         dead.tombstone_at = None
-        number = dead.number if dead.broken else self._next_number(target.device)
+        perhaps_there = dead.broken or dead.cancelling is not None
+        number = dead.number if perhaps_there else self._next_number(target.device)
         late = Branch(
             len(self.branches), target, BranchState.COMPLETED, number=number, heard=True, late=True
         )

@@ -390,6 +390,15 @@ def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() 
     assert context.binding_refreshed(moved, NOW) == [Abandon(0), Forward(1)]
 
 
+def test_a_device_that_perhaps_rings_when_the_call_ends_sees_the_end_in_the_same_request() -> None:
+    context = make()
+    context.start([target("always")], NOW)
+    context.cancelled(NOW)
+    late = context.binding_refreshed(target("mobile", flow="tcp/2"), NOW + 1)
+    assert late == [Abandon(0), Forward(1), Cancel(1, CancelCause.CALLER)]
+    assert context.branches[1].number == context.branches[0].number
+
+
 def test_a_device_that_rings_on_while_its_flows_break_gets_the_same_request_on_each() -> None:
     context = make(fallback=True)
     context.start([target("twin")], NOW)
