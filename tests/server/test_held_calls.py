@@ -62,3 +62,37 @@ class AbsentStore(MemoryStore):
         if self.absent:
             raise LocationError("away")
         return await super().lookup(aor, now_epoch)
+
+
+class CountingStore(MemoryStore):
+    """A store that counts how often a held call is written down."""
+
+    written = 0
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        self.written += 1
+        await super().put_held_call(owner, held_id, held)
+
+
+async def test_what_changes_in_one_turn_of_the_loop_is_written_down_once(tmp_path: Path) -> None:
+    store = CountingStore()
+    server = Server(configuration(tmp_path), store)
+    await held_by(server)
+    (forwarding,) = server.proxy._forwardings.values()
+    before = store.written
+    for _ in range(2):
+        tasks = [server.proxy.held_calls.changed(forwarding) for _ in range(3)]
+        assert tasks[0] is not None
+        await tasks[0]
+    assert store.written == before + 2
+
+
+async def test_a_sign_of_life_that_changes_nothing_is_not_written_down(tmp_path: Path) -> None:
+    store = CountingStore()
+    server = Server(configuration(tmp_path), store)
+    await held_by(server)
+    (forwarding,) = server.proxy._forwardings.values()
+    before = store.written
+    forwarding.flow_active("a flow that many devices share")
+    await asyncio.sleep(0)
+    assert store.written == before
