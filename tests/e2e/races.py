@@ -329,8 +329,13 @@ class Race:
     def _possible(self) -> set[int]:
         finals = {plan.stance.final for plan in self.schedule.devices}
         dies = any(plan.dies_at is not None for plan in self.schedule.devices)
-        unanswered = {408} if dies or 0 in finals else set()
+        unanswered = {408} if dies or 0 in finals or self._too_slow else set()
         return finals - {0, 200} | {480, 487} | unanswered
+
+    @property
+    def _too_slow(self) -> bool:
+        """Whether restarts took so long that too little is left of the hold, or of the ringing."""
+        return sum(end - start for start, end in self.down) > NO_ANSWER / 2
 
     @property
     def _must_be_answered(self) -> bool:
@@ -338,8 +343,8 @@ class Race:
         plans = self.schedule.devices
         if self.caller.cancelled or any(plan.stance.final >= 600 for plan in plans):
             return False
-        if sum(end - start for start, end in self.down) > NO_ANSWER / 2:
-            return False  # a machine so slow leaves too little of the hold, or of the ringing
+        if self._too_slow:
+            return False
         return any(
             plan.stance.final == 200
             and plan.dies_at is None

@@ -327,10 +327,12 @@ class Device(Robot):
         "Nobody need acknowledge its refusals: the server dies meanwhile."
         self.registered = 0
         "How often."
+        self.asleep = False
 
     def kill(self) -> None:
         """The OS kills the app: it knows nothing any more."""
         super().kill()
+        self.asleep = True
         for ring in self.rings:
             if not ring.settled:
                 ring.lost = True
@@ -342,6 +344,7 @@ class Device(Robot):
 
     async def wake(self) -> None:
         """Start, register, and over a stream come back whenever the server was away."""
+        self.asleep = False
         await self.register()
         if self.transport != "UDP":
             self.spawn(self._stay())
@@ -365,8 +368,13 @@ class Device(Robot):
 
     async def register(self) -> None:
         """Until it is accepted."""
+        life = self._register_id
         for _ in range(6):
             wire = await self.open()
+            if self._register_id != life:  # killed meanwhile
+                if self.asleep:
+                    super().kill()
+                return
             final = await self._register_once(wire)
             if final is None:
                 continue

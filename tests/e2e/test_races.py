@@ -86,7 +86,7 @@ async def nothing_is_left(daemon: Daemon) -> None:
     """No request is under way any more."""
     assert daemon.program is not None
     state = {"requests": 1}
-    for _ in range(50):
+    for _ in range(150):  # a BYE waits for its phone for up to 10 s
         if not state["requests"]:
             break
         await asyncio.sleep(0.1)
