@@ -64,6 +64,9 @@ url = "{redis}"
 {apps}
 """
 
+_ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+"A bench that is killed leaves no server behind."
+
 
 class Server:
     """A server and the processes that belong to it."""
@@ -101,7 +104,7 @@ class Server:
     def _spawn(self, label: str, *command: object, **streams: int) -> subprocess.Popen[str]:
         with (self._directory / f"{label}.log").open("a") as log:
             process = subprocess.Popen(
-                [str(part) for part in command],
+                [*_ENDS_WITH_US, *map(str, command)],
                 **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **streams},  # type: ignore[arg-type]
                 text=True,
                 start_new_session=True,
