@@ -14,8 +14,6 @@ import structlog
 from sipush.core.bindings import (
     Aor,
     Location,
-    Platform,
-    PushRecord,
     Subscriber,
     without_reg_id,
 )
@@ -38,17 +36,15 @@ from sipush.core.branch import (
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.push_request import PushKind, PushRequest, PushResult
+from sipush.core.push_request import PushKind
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     DIALOG_FORMING,
     Diversion,
     Rejection,
     TargetPolicy,
-    caller,
     forward_request,
     hang_up_requests,
-    has_video,
     is_side,
     max_breadth,
     server_uri,
@@ -56,10 +52,11 @@ from sipush.core.routing import (
     wants_tls,
 )
 from sipush.core.target_set import Target, TargetSet
-from sipush.core.wake_up import WakeUp, outcome, seconds, thaw
+from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
-from sipush.metrics import CALLS, WAKE_SECONDS, WAKE_UPS
+from sipush.metrics import CALLS
+from sipush.server import waking
 from sipush.server.held_calls import KEPT, registrations
 from sipush.server.transactions import (
     ClientTransactionHandle,
@@ -229,9 +226,7 @@ class Forwarding:
                     continue
                 target = replace(target, uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
-                wake_up = self.wake_ups.get(target.device)
-                if wake_up is not None and wake_up.registered_at is None:
-                    wake_up.registered_at = self._now
+                waking.registered(self, target.device)
                 self._perform(self.context.binding_refreshed(target, self._now))
                 # Told last: the INVITE has left by now.
                 self.tell("device_registered", device=fingerprint(target.device))
@@ -239,7 +234,7 @@ class Forwarding:
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
         self.started = True
-        self._thaw_wake_ups(held)
+        waking.resume(self, held)
         pushes = self.context.pushes_to_begin()  # before anything asks for more of them
         if held.final >= 300 and time.time() < held.ended_epoch + KEPT:
             # It may have been lost with the process that sent it.
@@ -260,15 +255,6 @@ class Forwarding:
             self.registered(aor, location, dict(registrations(location).items() - seen))
         self._perform(pushes)
         self._perform(self.context.timer_fired(self._now))
-
-    def _thaw_wake_ups(self, held: HeldCall) -> None:
-        records = {b.target.device: b.target.push for b in self.context.branches if b.target.push}
-        shift = self._now - time.time()
-        self.wake_ups = {
-            device: thaw(values, records[device], shift)
-            for device, values in held.wake_ups.items()
-            if device in records
-        }
 
     def _expect_answer(self, branch: Branch) -> None:
         """What rang before the crash may answer, or repeat its answer, with nothing out there."""
@@ -342,9 +328,9 @@ class Forwarding:
                 if attempt is not None and attempt.handle is not None:
                     attempt.handle.abandon()
             case RemovePushRecord(branch):
-                self.proxy.tasks.spawn(self._remove_push_record(branch))
+                self.proxy.tasks.spawn(waking.remove_push_record(self, branch))
             case CancelPush(branch):
-                self.proxy.tasks.spawn(self._cancel_push(branch))
+                self.proxy.tasks.spawn(waking.cancel(self, branch))
             case HangUp(branch):
                 self._hang_up(branch)
             case FallBack(status, cause):
@@ -376,9 +362,7 @@ class Forwarding:
         self.proxy.held_call_limits.release(self._held)
         for name in self.watched_flows:
             self.proxy.bucket.unwatch_flow(name, self.flow_active)
-        for device, wake_up in self.wake_ups.items():
-            self._tell_wake_up(device, wake_up)
-        self.wake_ups.clear()
+        waking.ended(self)
         self.proxy.finished(self)
 
     # -- downstream --
@@ -514,33 +498,13 @@ class Forwarding:
     # -- push --
 
     async def _push(self, branch: int, deadline: float) -> None:
-        target = self.context.branches[branch].target
-        assert target.push is not None
-        kind = PushKind.CALL if self.dialog_side is None else PushKind.DIALOG
-        if kind is PushKind.CALL and self.context.branches[branch].awaited:
+        if waking.kind(self) is PushKind.CALL and self.context.branches[branch].awaited:
             # Stored first: who goes on after a crash sends it, unless it was on its way already.
             await self._hold()
         else:
             self._tell_caller()
-        result = PushResult.WITHDRAWN
-        if self.context.push_wanted(branch):
-            wake_up = self.wake_ups[target.device] = WakeUp(target.push, self._now)
-            request = self._push_request(kind, target.push, deadline)
-            begin = partial(self._begin_push, branch)
-            wake_up.push = await self.proxy.dispatcher.send(request, begin)
-            wake_up.push_ended_at = self._now
-            result = wake_up.push.result
-            await self.proxy.turns.wait()
+        result = await waking.push(self, branch, deadline)
         self._perform(self.context.push_finished(branch, result, self._now))
-
-    async def _begin_push(self, branch: int) -> bool:
-        """From now on a crash costs the push: nobody could tell whether it was sent."""
-        which = self.context.branches[branch]
-        if not which.push_begun and self.context.push_wanted(branch):
-            which.push_begun = True
-            if self.proxy.held_calls.holds(self):
-                await self.proxy.held_calls.store(self)
-        return self.context.push_wanted(branch)
 
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
@@ -550,67 +514,6 @@ class Forwarding:
                 self.transaction.trying()
             for response in unstored:
                 self.transaction.respond(response)
-
-    def _tell_wake_up(self, device: str, wake_up: WakeUp) -> None:
-        """One line for each device that was woken: what a bill or a metric is made of."""
-        branches = [b for b in self.context.branches if b.target.device == device]
-        woke_after = seconds(wake_up.pushed_at, wake_up.registered_at)
-        came = outcome(wake_up, branches).value
-        WAKE_UPS.labels(came).inc()
-        if woke_after is not None:
-            WAKE_SECONDS.observe(woke_after)
-        self.tell(
-            "wake_up",
-            outcome=came,
-            aor=wake_up.record.aor,
-            device=fingerprint(device),
-            app_id=wake_up.record.app_id,
-            platform=wake_up.record.platform.value,
-            push_id=self.push_id,
-            push_reason=wake_up.push.reason if wake_up.push else "",
-            push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
-            woke_after=woke_after,
-        )
-
-    async def _cancel_push(self, branch: int) -> None:
-        """APNs cannot carry it: the app would have to report a second call."""
-        if self.dialog_side is not None:
-            return
-        record = self.context.branches[branch].target.push
-        deadline = self.context.branches[branch].tombstone_at
-        if record is not None and record.platform is not Platform.APNS and deadline is not None:
-            request = self._push_request(PushKind.CANCEL, record, deadline)
-            await self.proxy.dispatcher.send(request, partial(self._is_awaited_in_vain, branch))
-
-    async def _is_awaited_in_vain(self, branch: int) -> bool:
-        """Whether the device may still wake for the call that is over."""
-        return self.context.branches[branch].tombstone_at is not None
-
-    def _push_request(self, kind: PushKind, record: PushRecord, deadline: float) -> PushRequest:
-        user, name = caller(self.request)
-        return PushRequest(
-            kind=kind,
-            push_id=self.push_id,
-            record=record,
-            deadline_epoch=time.time() + deadline - self._now,
-            created_epoch=self.created_epoch,
-            call_id=self.request.call_id,
-            from_user=user,
-            from_name=name,
-            to_user=record.aor.rpartition("@")[0],
-            to_uri=f"sip:{record.aor}",
-            video=has_video(self.request),
-        )
-
-    async def _remove_push_record(self, branch: int) -> None:
-        record = self.context.branches[branch].target.push
-        assert record is not None
-        try:
-            removed = await self.proxy.store.remove_push_record(record)
-        except LocationError as error:
-            self.warn("push_record_not_removed", aor=record.aor, reason=str(error))
-            return
-        self.tell("push_record_removed", aor=record.aor, removed=removed)
 
     # -- fallback --
 

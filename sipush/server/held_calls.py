@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sipush.core import wake_up
 from sipush.core.bindings import Location
 from sipush.core.held_call import HeldCall, freeze, storable
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
+from sipush.server import waking
 from sipush.server.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -142,10 +142,7 @@ def describe(forwarding: Forwarding) -> HeldCall:
         cancel_reason=forwarding.cancel_reason or "",
         final=forwarding.final,
         ended_epoch=forwarding.ended_epoch,
-        wake_ups={
-            device: wake_up.freeze(each, time.time() - now)
-            for device, each in forwarding.wake_ups.items()
-        },
+        wake_ups=waking.describe(forwarding),
         seen={aor: registrations(location) for aor, location in forwarding.seen.items()},
     )
 

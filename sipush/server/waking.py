@@ -1,0 +1,161 @@
+"""The devices that a forwarded request wakes: their pushes, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sipush.core.bindings import Platform, PushRecord
+from sipush.core.held_call import HeldCall
+from sipush.core.push_request import PushKind, PushRequest, PushResult
+from sipush.core.routing import caller, has_video
+from sipush.core.wake_up import WakeUp, freeze, outcome, seconds, thaw
+from sipush.errors import LocationError
+from sipush.logs import fingerprint
+from sipush.metrics import WAKE_SECONDS, WAKE_UPS
+
+if TYPE_CHECKING:
+    from sipush.server.forwarding import Forwarding
+
+
+def kind(forwarding: Forwarding) -> PushKind:
+    """What the devices are pushed for."""
+    return PushKind.CALL if forwarding.dialog_side is None else PushKind.DIALOG
+
+
+async def push(forwarding: Forwarding, branch: int, deadline: float) -> PushResult:
+    """Wake the device of a branch, unless that is no longer wanted."""
+    context = forwarding.context
+    if not context.push_wanted(branch):
+        return PushResult.WITHDRAWN
+    target = context.branches[branch].target
+    assert target.push is not None
+    wake_up = forwarding.wake_ups[target.device] = WakeUp(target.push, _now())
+    request = _request(forwarding, kind(forwarding), target.push, deadline)
+    begin = partial(_begin, forwarding, branch)
+    wake_up.push = await forwarding.proxy.dispatcher.send(request, begin)
+    wake_up.push_ended_at = _now()
+    await forwarding.proxy.turns.wait()
+    return wake_up.push.result
+
+
+async def _begin(forwarding: Forwarding, branch: int) -> bool:
+    """From now on a crash costs the push: nobody could tell whether it was sent."""
+    context = forwarding.context
+    which = context.branches[branch]
+    if not which.push_begun and context.push_wanted(branch):
+        which.push_begun = True
+        if forwarding.proxy.held_calls.holds(forwarding):
+            await forwarding.proxy.held_calls.store(forwarding)
+    return context.push_wanted(branch)
+
+
+async def cancel(forwarding: Forwarding, branch: int) -> None:
+    """Tell a device that the call is over.
+
+    APNs cannot carry it: the app would have to report a second call.
+    """
+    if kind(forwarding) is not PushKind.CALL:
+        return
+    which = forwarding.context.branches[branch]
+    record, deadline = which.target.push, which.tombstone_at
+    if record is not None and record.platform is not Platform.APNS and deadline is not None:
+        request = _request(forwarding, PushKind.CANCEL, record, deadline)
+        begin = partial(_is_awaited_in_vain, forwarding, branch)
+        await forwarding.proxy.dispatcher.send(request, begin)
+
+
+async def _is_awaited_in_vain(forwarding: Forwarding, branch: int) -> bool:
+    """Whether the device may still wake for the call that is over."""
+    return forwarding.context.branches[branch].tombstone_at is not None
+
+
+def _request(
+    forwarding: Forwarding, kind: PushKind, record: PushRecord, deadline: float
+) -> PushRequest:
+    user, name = caller(forwarding.request)
+    return PushRequest(
+        kind=kind,
+        push_id=forwarding.push_id,
+        record=record,
+        deadline_epoch=time.time() + deadline - _now(),
+        created_epoch=forwarding.created_epoch,
+        call_id=forwarding.call_id,
+        from_user=user,
+        from_name=name,
+        to_user=record.aor.rpartition("@")[0],
+        to_uri=f"sip:{record.aor}",
+        video=has_video(forwarding.request),
+    )
+
+
+async def remove_push_record(forwarding: Forwarding, branch: int) -> None:
+    """Forget a token that its service has disowned."""
+    record = forwarding.context.branches[branch].target.push
+    assert record is not None
+    try:
+        removed = await forwarding.proxy.store.remove_push_record(record)
+    except LocationError as error:
+        forwarding.warn("push_record_not_removed", aor=record.aor, reason=str(error))
+        return
+    forwarding.tell("push_record_removed", aor=record.aor, removed=removed)
+
+
+def registered(forwarding: Forwarding, device: str) -> None:
+    """A device has registered: if it was pushed, it is awake."""
+    wake_up = forwarding.wake_ups.get(device)
+    if wake_up is not None and wake_up.registered_at is None:
+        wake_up.registered_at = _now()
+
+
+def ended(forwarding: Forwarding) -> None:
+    """Nobody is waited for any more: one line for each device that was woken."""
+    for device, wake_up in forwarding.wake_ups.items():
+        _tell(forwarding, device, wake_up)
+    forwarding.wake_ups.clear()
+
+
+def _tell(forwarding: Forwarding, device: str, wake_up: WakeUp) -> None:
+    """What a bill or a metric is made of."""
+    branches = [b for b in forwarding.context.branches if b.target.device == device]
+    woke_after = seconds(wake_up.pushed_at, wake_up.registered_at)
+    came = outcome(wake_up, branches).value
+    WAKE_UPS.labels(came).inc()
+    if woke_after is not None:
+        WAKE_SECONDS.observe(woke_after)
+    forwarding.tell(
+        "wake_up",
+        outcome=came,
+        aor=wake_up.record.aor,
+        device=fingerprint(device),
+        app_id=wake_up.record.app_id,
+        platform=wake_up.record.platform.value,
+        push_id=forwarding.push_id,
+        push_reason=wake_up.push.reason if wake_up.push else "",
+        push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
+        woke_after=woke_after,
+    )
+
+
+def describe(forwarding: Forwarding) -> dict[str, dict[str, object]]:
+    """For ``HeldCall.wake_ups``."""
+    shift = time.time() - _now()
+    return {device: freeze(each, shift) for device, each in forwarding.wake_ups.items()}
+
+
+def resume(forwarding: Forwarding, held: HeldCall) -> None:
+    """Go on watching the devices that another process has pushed."""
+    targets = (branch.target for branch in forwarding.context.branches)
+    records = {target.device: target.push for target in targets if target.push}
+    shift = _now() - time.time()
+    forwarding.wake_ups = {
+        device: thaw(values, records[device], shift)
+        for device, values in held.wake_ups.items()
+        if device in records
+    }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
