@@ -69,6 +69,10 @@ class ApnsProvider:
         self._pools: dict[str, APNsKeyConnectionPool] = {}
         self._clients: dict[str, Http2Client] = {}
 
+    async def ready(self) -> PushOutcome | None:
+        """Have a connection to the app's own environment."""
+        return await self._client(self._servers[0]).ready()
+
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push; a token foreign to the environment is tried in the other one."""
         try:
@@ -93,15 +97,18 @@ class ApnsProvider:
             pool.close()
 
     async def _send_to(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
+        headers = self._headers(server, push, request)
+        answer = await self._client(server).post(headers, push.payload, push.token)
+        if isinstance(answer, PushOutcome):
+            return answer
+        return classify(answer, request.record.updated_epoch)
+
+    def _client(self, server: str) -> Http2Client:
         client = self._clients.get(server)
         if client is None:
             pool = self._pools[server] = self._new_pool(server)
             client = self._clients[server] = Http2Client(_Connections(pool))
-        headers = self._headers(server, push, request)
-        answer = await client.post(headers, push.payload, push.token)
-        if isinstance(answer, PushOutcome):
-            return answer
-        return classify(answer, request.record.updated_epoch)
+        return client
 
     def _new_pool(self, server: str) -> APNsKeyConnectionPool:
         host, port = host_and_port(server)

@@ -121,8 +121,12 @@ class _Lane:
         try:
             async with self._slow_room, self._place():
                 await self._turns.wait()
-                if begin is not None and not await begin():
-                    return PushOutcome(PushResult.WITHDRAWN)
+                if begin is not None:
+                    # What has begun is lost with this process: nothing may keep it waiting then.
+                    if (failure := await self.provider.ready()) is not None:
+                        return failure
+                    if not await begin():
+                        return PushOutcome(PushResult.WITHDRAWN)
                 return await self.provider.send(request)
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.

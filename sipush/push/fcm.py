@@ -81,6 +81,17 @@ class FcmProvider:
         "None: the server does not speak it."
         self._http1 = Http1Client(tls)
 
+    async def ready(self) -> PushOutcome | None:
+        """Have an access token and a connection."""
+        if (refusal := await self._authorise()) is not None:
+            return refusal
+        if self._http2 is not None:
+            try:
+                return await self._http2.ready()
+            except NotHttp2Error:
+                self._http2 = None
+        return None
+
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push."""
         token = request.record.call_token
@@ -90,10 +101,8 @@ class FcmProvider:
             message = self._message(request)
         except PayloadTooLargeError:
             return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
-        try:
-            await self._have_access_token()
-        except GoogleAuthError as error:
-            return _token_refused(error)
+        if (refusal := await self._authorise()) is not None:
+            return refusal
         body = f'{{"message": {message}}}'.encode()
         answer = await self._post(body, token)
         if isinstance(answer, PushOutcome):
@@ -131,6 +140,13 @@ class FcmProvider:
             data=fcm_data(self._profile, request),
             android=android,
         )
+
+    async def _authorise(self) -> PushOutcome | None:
+        try:
+            await self._have_access_token()
+        except GoogleAuthError as error:
+            return _token_refused(error)
+        return None
 
     async def _have_access_token(self) -> None:
         """One fetch serves everybody who waits, and goes on when one of them is cancelled.

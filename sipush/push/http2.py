@@ -360,6 +360,26 @@ class Http2Client:
         except StreamLostError as error:
             return self._lost(whose, error)
 
+    async def ready(self) -> PushOutcome | None:
+        """Open a connection if there is none. Why that failed, or None."""
+        try:
+            connection = await self._connection(alone=False)
+        except StreamLostError:  # all are busy: ``post`` waits for one
+            return None
+        return connection if isinstance(connection, PushOutcome) else None
+
+    async def _connection(self, *, alone: bool) -> Http2Connection | PushOutcome:
+        """Raises StreamLostError."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return await (self._connections.connect() if alone else self._connections.acquire())
+        except TimeoutError:
+            return PushOutcome(PushResult.RETRYABLE, "connect timed out")
+        except OSError as error:
+            if distrusted(error):
+                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
+            return PushOutcome(PushResult.RETRYABLE, "cannot connect")
+
     def _lost(self, whose: str, error: StreamLostError) -> PushOutcome:
         if len(self._suspects) >= MAX_SUSPECTS:
             del self._suspects[next(iter(self._suspects))]
@@ -370,17 +390,9 @@ class Http2Client:
         self, headers: Sequence[Header], body: bytes, whose: str, *, alone: bool
     ) -> Answer | PushOutcome:
         """Raises StreamLostError."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                connection = await (
-                    self._connections.connect() if alone else self._connections.acquire()
-                )
-        except TimeoutError:
-            return PushOutcome(PushResult.RETRYABLE, "connect timed out")
-        except OSError as error:
-            if distrusted(error):
-                return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-            return PushOutcome(PushResult.RETRYABLE, "cannot connect")
+        connection = await self._connection(alone=alone)
+        if isinstance(connection, PushOutcome):
+            return connection
         try:
             answer = await connection.post(headers, body)
         finally:

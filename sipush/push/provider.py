@@ -18,6 +18,9 @@ class PushProvider(Protocol):
     """Seconds before each further try of a push that failed for the moment: as many tries as the
     service and the device can bear, the first not counted."""
 
+    async def ready(self) -> PushOutcome | None:
+        """Have all that a send needs, such as a connection. Why that cannot be had, or None."""
+
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one push, trying once. May be cancelled at any time."""
 

@@ -39,6 +39,10 @@ class WebhookProvider:
         self._clock = clock
         self._client = Http1Client(tls, ANSWER_TIMEOUT)
 
+    async def ready(self) -> PushOutcome | None:
+        """An event that comes twice does no harm: it keeps its id."""
+        return None
+
     async def send(self, request: PushRequest) -> PushOutcome:
         """Deliver one event, signed now."""
         body = webhook_event(request, _event_id(request), self._config.account_id)

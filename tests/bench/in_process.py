@@ -103,6 +103,9 @@ class Pushed:
     max_in_flight = 100
     retry_delays = ()
 
+    async def ready(self) -> PushOutcome | None:
+        return None
+
     async def send(self, request: PushRequest) -> PushOutcome:
         return PushOutcome(PushResult.ACCEPTED)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.config import AppConfig
 from sipush.core.bindings import Platform
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.demo.http_server import Act
@@ -41,6 +42,9 @@ class ScriptedProvider:
     began: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def ready(self) -> PushOutcome | None:
+        return None
+
     async def send(self, request: PushRequest) -> PushOutcome:
         self.sent.append(request)
         self.began.set()
@@ -61,6 +65,40 @@ async def test_a_push_goes_to_the_service_of_its_platform(
     outcome = await dispatcher.send(call(platform))
     assert outcome.result is PushResult.ACCEPTED
     assert (await service.next_push()).service == platform.value
+
+
+async def test_a_push_begins_when_it_can_be_sent_at_once(
+    dispatcher: Dispatcher, service: PushService
+) -> None:
+    tokens_issued = []
+
+    async def begin() -> bool:
+        tokens_issued.append(service.tokens_issued)
+        return True
+
+    outcome = await dispatcher.send(call(Platform.FCM), begin)
+    assert outcome.result is PushResult.ACCEPTED
+    assert tokens_issued == [1]
+
+
+@pytest.mark.parametrize("platform", [Platform.APNS, Platform.FCM])
+async def test_a_push_to_a_service_that_is_not_there_has_not_begun(
+    platform: Platform, service: PushService
+) -> None:
+    apns = service.apns_config().model_copy(update={"server": "127.0.0.1:1"})
+    fcm = service.fcm_config().model_copy(update={"server": "https://127.0.0.1:1"})
+    dispatcher = Dispatcher(build_apps({DEFAULT_APP: AppConfig(apns=apns, fcm=fcm)}))
+    begun = 0
+
+    async def begin() -> bool:
+        nonlocal begun
+        begun += 1
+        return True
+
+    outcome = await dispatcher.send(call(platform), begin)
+    await dispatcher.close()
+    assert (outcome.result, outcome.reason) == (PushResult.RETRYABLE, "cannot connect")
+    assert begun == 0
 
 
 async def test_a_platform_without_a_service_goes_to_the_webhook(service: PushService) -> None:

@@ -30,6 +30,9 @@ class Service:
         self.result = result
         self.requests: list[PushRequest] = []
 
+    async def ready(self) -> PushOutcome | None:
+        return None
+
     async def send(self, request: PushRequest) -> PushOutcome:
         self.requests.append(request)
         return PushOutcome(self.result)
