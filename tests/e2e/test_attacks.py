@@ -43,7 +43,7 @@ async def contacts(world: World, daemon: Daemon, user: str) -> list[str]:
 async def quiet(*wires: Wire) -> None:
     """Everything sent before has been dealt with."""
     for wire in wires:
-        await wire.options()
+        await wire.heard()
 
 
 # -- signing in --

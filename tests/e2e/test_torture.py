@@ -80,12 +80,13 @@ def store_type(request: pytest.FixtureRequest) -> str:
 
 
 def final_request(transport: str) -> bytes:
-    """What is answered when everything before it has been dealt with."""
+    """What is answered when everything before it has been dealt with: nothing waits for a call."""
     return (
-        "OPTIONS sip:example.com SIP/2.0\r\n"
+        "INVITE sip:b@example.com SIP/2.0\r\n"
         f"Via: SIP/2.0/{transport} 127.0.0.1;rport;branch={new_branch()}\r\n"
-        "From: <sip:a@example.com>;tag=a\r\nTo: <sip:example.com>\r\n"
-        f"Call-ID: {LAST}\r\nCSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n"
+        "From: <sip:a@example.com>;tag=a\r\nTo: <sip:b@example.com>\r\n"
+        "Contact: <sip:a@127.0.0.1>\r\n"
+        f"Call-ID: {LAST}\r\nCSeq: 1 INVITE\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n"
     ).encode()
 
 

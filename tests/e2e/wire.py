@@ -251,17 +251,24 @@ class Wire:
 
     async def options(self) -> Msg:
         """Ask the server for its capabilities: a round trip that changes nothing."""
+        return await self._ask("OPTIONS")
+
+    async def heard(self) -> Msg:
+        """A round trip behind all that was sent before: calls, and CANCELs of none, come last."""
+        return await self._ask("CANCEL")
+
+    async def _ask(self, method: str) -> Msg:
         n = next(_COUNTER)
         host = "[::1]" if ":" in self.server[0] else self.server[0]
         uri = f"sip:{host}:{self.server[1]}"
-        call_id = f"options-{n}-{secrets.token_hex(4)}"
+        call_id = f"{method.lower()}-{n}-{secrets.token_hex(4)}"
         self.send(
-            f"OPTIONS {uri} SIP/2.0\r\n"
+            f"{method} {uri} SIP/2.0\r\n"
             f"Via: SIP/2.0/{self.transport} {self.host_port};branch={new_branch()};rport\r\n"
             f"Max-Forwards: 70\r\nFrom: <sip:tester@localhost>;tag=o{n}\r\nTo: <{uri}>\r\n"
-            f"Call-ID: {call_id}\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
+            f"Call-ID: {call_id}\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n"
         )
-        return await self.expect(FINAL, method="OPTIONS", call_id=call_id)
+        return await self.expect(FINAL, method=method, call_id=call_id)
 
 
 def _is(msg: Msg, kind: Kind) -> bool:
