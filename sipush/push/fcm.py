@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -38,8 +38,6 @@ MAX_TTL = 28 * 86400
 _SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 _SERVER = "https://fcm.googleapis.com"
 _FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
-
-T = TypeVar("T")
 
 
 class FcmProvider:
@@ -157,13 +155,10 @@ class FcmProvider:
         if state is TokenState.FRESH:
             return
         if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing = asyncio.create_task(_in_thread(self._fetch_access_token))
             self._refreshing.add_done_callback(self._refreshed)
         if state is TokenState.INVALID:
             await asyncio.shield(self._refreshing)
-
-    async def _refresh(self) -> None:
-        await _in_thread(self._fetch_access_token)
 
     def _refreshed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
@@ -216,26 +211,27 @@ def _token_refused(error: GoogleAuthError) -> PushOutcome:
     return PushOutcome(PushResult.CONFIG, "access token refused")
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
+async def _in_thread(function: Callable[[], None]) -> None:
     """Run in a daemon thread of its own: a stuck one delays neither others nor the exit."""
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
-    def deliver(value: T | None, error: BaseException | None) -> None:
-        if result.done():  # cancelled
+    def deliver(error: BaseException | None) -> None:
+        if done.done():  # cancelled
             return
         if error is not None:
-            result.set_exception(error)
+            done.set_exception(error)
         else:
-            result.set_result(value)  # type: ignore[arg-type]
+            done.set_result(None)
 
     def run() -> None:
+        failure: BaseException | None = None
         try:
-            outcome = (function(), None)
+            function()
         except BaseException as error:  # delivered to who waits
-            outcome = (None, error)  # type: ignore[assignment]
+            failure = error
         if not loop.is_closed():
-            loop.call_soon_threadsafe(deliver, *outcome)
+            loop.call_soon_threadsafe(deliver, failure)
 
     threading.Thread(target=run, name="fcm", daemon=True).start()
-    return await result
+    await done
