@@ -7,12 +7,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from sipush.core.bindings import Aor, Location
 from sipush.core.held_call import HeldCall
-from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 from sipush.server.held_calls import KEPT
 from tests.bench.in_process import Server, configuration, invite
+from tests.server.stores import FallibleStore
 
 
 async def held_by(server: Server) -> HeldCall:
@@ -44,24 +43,14 @@ async def test_a_call_that_was_over_long_ago_leaves_nothing_behind(tmp_path: Pat
 
 async def test_a_call_whose_users_cannot_be_looked_up_just_now_goes_on(tmp_path: Path) -> None:
     held = await held_by(Server(configuration(tmp_path)))
-    store = AbsentStore()
+    store = FallibleStore()
+    store.down = True
     server = Server(configuration(tmp_path), store)
     await take_over(server, held)
     assert server.proxy.active == 1
-    store.absent = False
+    store.down = False
     await server.register()
     assert server.phone.sent[-1].startswith(b"INVITE ")
-
-
-class AbsentStore(MemoryStore):
-    """A store that is away for whoever looks somebody up."""
-
-    absent = True
-
-    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
-        if self.absent:
-            raise LocationError("away")
-        return await super().lookup(aor, now_epoch)
 
 
 class CountingStore(MemoryStore):

@@ -6,23 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from sipush.core.bindings import Aor, Location
+from sipush.core.bindings import Location
 from sipush.errors import LocationError
-from sipush.location.memory import MemoryStore
 from sipush.server import locations
 from sipush.server.locations import Locations
 from tests.location.rows import AOR, NOW, binding, registration
-
-
-class FallibleStore(MemoryStore):
-    """A store that can be switched off."""
-
-    down = False
-
-    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
-        if self.down:
-            raise LocationError("switched off")
-        return await super().lookup(aor, now_epoch)
+from tests.server.stores import FallibleStore
 
 
 @dataclass

@@ -1,0 +1,18 @@
+"""Stores of the tests."""
+
+from __future__ import annotations
+
+from sipush.core.bindings import Aor, Location
+from sipush.errors import LocationError
+from sipush.location.memory import MemoryStore
+
+
+class FallibleStore(MemoryStore):
+    """A store that can be switched off for whoever looks somebody up."""
+
+    down = False
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        if self.down:
+            raise LocationError("switched off")
+        return await super().lookup(aor, now_epoch)
