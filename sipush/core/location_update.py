@@ -40,6 +40,54 @@ def apply(
     The order of steps is Registration's. Whoever is above ``max_contacts`` may still refresh and
     remove, but not add.
     """
+    if len(registration.bind) == 1:
+        refreshed = _only_device_refreshed(location, registration, messages)
+        if refreshed is not None:
+            return refreshed
+    return _apply(location, registration, messages)
+
+
+def _only_device_refreshed(
+    location: Location, registration: Registration, messages: bool
+) -> Location | None:
+    """What ``_apply`` comes to for nearly every REGISTER; None when it has to be asked.
+
+    The user's only device registers, alone and pushed as before, by a later request: one row of
+    each kind replaces the one that there may be.
+    """
+    bindings, records = location.bindings, registration.push or location.push_records
+    if (
+        len(bindings) > 1
+        or len(location.push_records) > 1
+        or len(records) > 1
+        or registration.unbind
+        or registration.unbind_all
+        or registration.unpushed
+        or registration.push_off
+        or registration.max_contacts < 1
+        or registration.max_push_records < 1
+    ):
+        return None
+    new = registration.bind[0]
+    if bindings:
+        old = bindings[0]
+        if old.device != new.device:
+            return None
+        if old.call_id == registration.call_id and old.cseq >= registration.cseq:
+            return None
+    for record in location.push_records:
+        if record.device != new.device:
+            return None
+    for record in records:
+        if record.device != new.device or record.expires_epoch <= registration.now_epoch:
+            return None
+    if new.expires_epoch <= registration.now_epoch:
+        return None
+    return Location(registration.bind, records, messages)
+
+
+def _apply(location: Location, registration: Registration, messages: bool) -> Location | Refusal:
+    """The general way."""
     old = live(location.bindings, location.push_records, registration.now_epoch)
     if any(_is_not_newer(registration, b) for b in old.bindings if _touches(registration, b)):
         return Refusal.OUT_OF_ORDER

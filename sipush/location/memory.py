@@ -34,18 +34,19 @@ class MemoryStore:
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
         location = self._locations.get(aor, _NOTHING)
-        waiting = bool(self._live_messages(aor, now_epoch))
+        waiting = aor in self._messages and bool(self._live_messages(aor, now_epoch))
         return live(location.bindings, location.push_records, now_epoch, waiting)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER."""
-        waiting = bool(self._live_messages(registration.aor, registration.now_epoch))
-        location = apply(self._locations.get(registration.aor, _NOTHING), registration, waiting)
+        aor = registration.aor
+        waiting = aor in self._messages and bool(self._live_messages(aor, registration.now_epoch))
+        location = apply(self._locations.get(aor, _NOTHING), registration, waiting)
         if isinstance(location, Refusal):
             return location
-        self._put(registration.aor, location)
+        self._put(aor, location)
         for device, due in registration.refreshes:
-            self._refreshes[registration.aor, device] = due
+            self._refreshes[aor, device] = due
         return location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
