@@ -19,6 +19,7 @@ from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, ap
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import MAX_CONNECTIONS, Header, Http2Client, Http2Connection
 from sipush.push.http_client import Answer, retry_after, word
+from sipush.push.provider import Begin
 
 PRODUCTION = "api.push.apple.com"
 SANDBOX = "api.sandbox.push.apple.com"
@@ -69,11 +70,7 @@ class ApnsProvider:
         self._pools: dict[str, APNsKeyConnectionPool] = {}
         self._clients: dict[str, Http2Client] = {}
 
-    async def ready(self) -> PushOutcome | None:
-        """Have a connection to the app's own environment."""
-        return await self._client(self._servers[0]).ready()
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push; a token foreign to the environment is tried in the other one."""
         try:
             push = apns_push(self._profile, request)
@@ -83,10 +80,10 @@ class ApnsProvider:
             return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
         if not _TOKEN.fullmatch(push.token):
             return PushOutcome(PushResult.BAD_REQUEST, _BAD_TOKEN)
-        outcome = await self._send_to(self._servers[0], push, request)
+        outcome = await self._send_to(self._servers[0], push, request, begin)
         if outcome.reason != _BAD_TOKEN or len(self._servers) == 1:
             return outcome
-        other = await self._send_to(self._servers[1], push, request)
+        other = await self._send_to(self._servers[1], push, request, begin)
         if other.reason == _BAD_TOKEN:
             return PushOutcome(PushResult.TOKEN_DEAD, _BAD_TOKEN, other.status)
         return other if other.result is PushResult.ACCEPTED else outcome
@@ -96,9 +93,11 @@ class ApnsProvider:
         for pool in self._pools.values():
             pool.close()
 
-    async def _send_to(self, server: str, push: ApnsPush, request: PushRequest) -> PushOutcome:
+    async def _send_to(
+        self, server: str, push: ApnsPush, request: PushRequest, begin: Begin | None
+    ) -> PushOutcome:
         headers = self._headers(server, push, request)
-        answer = await self._client(server).post(headers, push.payload, push.token)
+        answer = await self._client(server).post(headers, push.payload, push.token, begin)
         if isinstance(answer, PushOutcome):
             return answer
         return classify(answer, request.record.updated_epoch)

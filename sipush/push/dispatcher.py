@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -15,7 +15,7 @@ from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.logs import fingerprint
 from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
-from sipush.push.provider import PushProvider
+from sipush.push.provider import Begin, PushProvider, WithdrawnError
 from sipush.turns import Turns
 
 __all__ = ["App", "Dispatcher", "build_apps"]
@@ -26,8 +26,6 @@ SLOW = 1.0
 "Seconds after which a send no longer counts as in flight: it waits, and costs nothing."
 SLOW_FACTOR = 10
 "How many slow sends a service may have, in multiples of ``max_in_flight``."
-
-Begin = Callable[[], Awaitable[bool]]
 
 log = structlog.get_logger()
 
@@ -51,7 +49,8 @@ class Dispatcher:
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push, repeated where its service allows it, never past its deadline.
 
-        ``begin`` is awaited before each try, when its turn has come: False withdraws the push.
+        ``begin`` is awaited before each try, as the last thing before its bytes leave: False
+        withdraws the push.
         """
         started = self._clock()
         lane = self._lane(request.record)
@@ -121,13 +120,9 @@ class _Lane:
         try:
             async with self._slow_room, self._place():
                 await self._turns.wait()
-                if begin is not None:
-                    # What has begun is lost with this process: nothing may keep it waiting then.
-                    if (failure := await self.provider.ready()) is not None:
-                        return failure
-                    if not await begin():
-                        return PushOutcome(PushResult.WITHDRAWN)
-                return await self.provider.send(request)
+                return await self.provider.send(request, begin)
+        except WithdrawnError:
+            return PushOutcome(PushResult.WITHDRAWN)
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.
             log.error("push_failed", service=self.provider.name, error=type(error).__name__)

@@ -30,6 +30,7 @@ from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import ConnectionPool, Http2Client, NotHttp2Error
 from sipush.push.http_client import Answer, Http1Client, distrusted, retry_after, word
+from sipush.push.provider import Begin
 
 TOKEN_TIMEOUT = 10.0
 MAX_TTL = 28 * 86400
@@ -79,18 +80,7 @@ class FcmProvider:
         "None: the server does not speak it."
         self._http1 = Http1Client(tls)
 
-    async def ready(self) -> PushOutcome | None:
-        """Have an access token and a connection."""
-        if (refusal := await self._authorise()) is not None:
-            return refusal
-        if self._http2 is not None:
-            try:
-                return await self._http2.ready()
-            except NotHttp2Error:
-                self._http2 = None
-        return None
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push."""
         token = request.record.call_token
         if not token:
@@ -99,10 +89,12 @@ class FcmProvider:
             message = self._message(request)
         except PayloadTooLargeError:
             return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
-        if (refusal := await self._authorise()) is not None:
-            return refusal
+        try:
+            await self._have_access_token()
+        except GoogleAuthError as error:
+            return _token_refused(error)
         body = f'{{"message": {message}}}'.encode()
-        answer = await self._post(body, token)
+        answer = await self._post(body, token, begin)
         if isinstance(answer, PushOutcome):
             return answer
         if answer.status == 401:
@@ -114,7 +106,7 @@ class FcmProvider:
         self._connections.close()
         await self._http1.close()
 
-    async def _post(self, body: bytes, token: str) -> Answer | PushOutcome:
+    async def _post(self, body: bytes, token: str, begin: Begin | None) -> Answer | PushOutcome:
         headers = {
             "authorization": f"Bearer {self._account.token}",
             "content-type": "application/json",
@@ -122,11 +114,11 @@ class FcmProvider:
         if self._http2 is not None:
             try:
                 return await self._http2.post(
-                    [*self._pseudo_headers, *headers.items()], body, token
+                    [*self._pseudo_headers, *headers.items()], body, token, begin
                 )
             except NotHttp2Error:  # a gateway, or a test service
                 self._http2 = None
-        return await self._http1.post(self._url, headers, body)
+        return await self._http1.post(self._url, headers, body, begin)
 
     def _message(self, request: PushRequest) -> messaging.Message:
         rest = min(max(0.0, request.deadline_epoch - self._clock()), MAX_TTL)
@@ -138,13 +130,6 @@ class FcmProvider:
             data=fcm_data(self._profile, request),
             android=android,
         )
-
-    async def _authorise(self) -> PushOutcome | None:
-        try:
-            await self._have_access_token()
-        except GoogleAuthError as error:
-            return _token_refused(error)
-        return None
 
     async def _have_access_token(self) -> None:
         """One fetch serves everybody who waits, and goes on when one of them is cancelled.

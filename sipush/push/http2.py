@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from h2.config import H2Configuration
@@ -29,6 +30,7 @@ from h2.exceptions import ProtocolError
 
 from sipush.core.push_request import PushOutcome, PushResult
 from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, distrusted
+from sipush.push.provider import Begin, begin_now
 
 QUIET = 1.0
 "Seconds without a byte, a request being open, after which the peer is pinged."
@@ -88,6 +90,8 @@ class Http2Connection(asyncio.Protocol):
         self._h2.state_machine = _StateMachine()
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, _Stream] = {}
+        self._kept: list[int] = []
+        "Sizes of the requests that are about to be sent."
         self._changed = asyncio.Event()
         self._settled = False
         "The peer's SETTINGS have come: before, nobody knows how many streams it grants."
@@ -111,12 +115,17 @@ class Http2Connection(asyncio.Protocol):
         """Whether another connection should be taken, or opened."""
         return self.closed or self._draining or self._stalled
 
-    async def post(self, headers: Sequence[Header], body: bytes) -> Answer:
+    async def post(
+        self, headers: Sequence[Header], body: bytes, begin: Begin | None = None
+    ) -> Answer:
         """Send one request and wait for its answer. Cancelling touches no other request.
 
-        Raises StreamLostError when the service refused or lost the request.
+        Raises StreamLostError when the service refused or lost the request, and WithdrawnError.
         """
         await self._stream_granted(len(body))
+        if begin is not None:
+            await self._keep_stream(len(body), begin)
+            await self._stream_granted(len(body))  # still: or the peer has changed its mind
         try:
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, headers)
@@ -136,6 +145,15 @@ class Http2Connection(asyncio.Protocol):
         """Give up what is open and close the connection."""
         self._lose("connection closed")
 
+    async def _keep_stream(self, size: int, begin: Begin) -> None:
+        """Nobody else takes the stream while ``begin`` is under way. Raises WithdrawnError."""
+        self._kept.append(size)
+        try:
+            await begin_now(begin)
+        finally:
+            self._kept.remove(size)
+            self._state_changed()
+
     async def _stream_granted(self, size: int) -> None:
         try:
             async with asyncio.timeout(STALL):
@@ -151,8 +169,8 @@ class Http2Connection(asyncio.Protocol):
         settings = self._h2.remote_settings
         return (
             self._settled
-            and self._h2.open_outbound_streams < settings.max_concurrent_streams
-            and size <= self._h2.outbound_flow_control_window
+            and self._h2.open_outbound_streams + len(self._kept) < settings.max_concurrent_streams
+            and size + sum(self._kept) <= self._h2.outbound_flow_control_window
             and size <= settings.initial_window_size
         )
 
@@ -341,32 +359,25 @@ class Http2Client:
         ended it: the next one has a connection to itself, until one is answered."""
 
     async def post(
-        self, headers: Sequence[Header], body: bytes, whose: str
+        self, headers: Sequence[Header], body: bytes, whose: str, begin: Begin | None = None
     ) -> Answer | PushOutcome:
-        """The answer, or why there is none. ``whose``: the device.
+        """The answer, or why there is none. ``whose``: the device. Raises WithdrawnError.
 
         What the service has not even looked at is asked anew: that repeats nothing.
         """
+        ask = partial(self._ask, headers, body, whose, begin)
         alone = whose in self._suspects
         for pause in REFUSED_PAUSES:
             try:
-                return await self._ask(headers, body, whose, alone=alone)
+                return await ask(alone=alone)
             except StreamLostError as error:
                 if not error.unprocessed:
                     return self._lost(whose, error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         try:  # others may be what ends the shared ones
-            return await self._ask(headers, body, whose, alone=True)
+            return await ask(alone=True)
         except StreamLostError as error:
             return self._lost(whose, error)
-
-    async def ready(self) -> PushOutcome | None:
-        """Open a connection if there is none. Why that failed, or None."""
-        try:
-            connection = await self._connection(alone=False)
-        except StreamLostError:  # all are busy: ``post`` waits for one
-            return None
-        return connection if isinstance(connection, PushOutcome) else None
 
     async def _connection(self, *, alone: bool) -> Http2Connection | PushOutcome:
         """Raises StreamLostError."""
@@ -387,14 +398,20 @@ class Http2Client:
         return PushOutcome(PushResult.RETRYABLE, str(error))
 
     async def _ask(
-        self, headers: Sequence[Header], body: bytes, whose: str, *, alone: bool
+        self,
+        headers: Sequence[Header],
+        body: bytes,
+        whose: str,
+        begin: Begin | None,
+        *,
+        alone: bool,
     ) -> Answer | PushOutcome:
-        """Raises StreamLostError."""
+        """Raises StreamLostError and WithdrawnError."""
         connection = await self._connection(alone=alone)
         if isinstance(connection, PushOutcome):
             return connection
         try:
-            answer = await connection.post(headers, body)
+            answer = await connection.post(headers, body, begin)
         finally:
             if alone:
                 connection.close()

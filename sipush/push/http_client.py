@@ -8,11 +8,13 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 
 from sipush.core.push_request import PushOutcome, PushResult
+from sipush.push.provider import Begin, begin_now
 
 CONNECT_TIMEOUT = 4.0
 "Seconds until a connection must be open; a stalled handshake must not cost the call."
@@ -43,10 +45,18 @@ class Http1Client:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         )
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer | PushOutcome:
-        """The answer, or why there is none."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, begin: Begin | None = None
+    ) -> Answer | PushOutcome:
+        """The answer, or why there is none. Raises WithdrawnError."""
+
+        async def trace(step: str, _: object) -> None:
+            if step == "http11.send_request_headers.started":  # the connection is open
+                await begin_now(begin)
+
+        post = partial(self._client.stream, "POST", url, extensions={"trace": trace})
         try:
-            async with self._client.stream("POST", url, content=body, headers=headers) as response:
+            async with post(content=body, headers=headers) as response:
                 start = await _start_of_body(response)
                 wait = response.headers.get("retry-after", "")
                 return Answer(response.status_code, start, wait)

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from sipush.core.push_request import PushOutcome, PushRequest
+
+Begin = Callable[[], Awaitable[bool]]
+
+
+class WithdrawnError(Exception):
+    """The push is not wanted any more; nothing was sent."""
+
+
+async def begin_now(begin: Begin | None) -> None:
+    """To be awaited when nothing stands between a push and its open connection any more.
+
+    Raises WithdrawnError.
+    """
+    if begin is not None and not await begin():
+        raise WithdrawnError
 
 
 class PushProvider(Protocol):
@@ -18,11 +34,11 @@ class PushProvider(Protocol):
     """Seconds before each further try of a push that failed for the moment: as many tries as the
     service and the device can bear, the first not counted."""
 
-    async def ready(self) -> PushOutcome | None:
-        """Have all that a send needs, such as a connection. Why that cannot be had, or None."""
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
+        """Deliver one push, trying once. May be cancelled at any time.
 
-    async def send(self, request: PushRequest) -> PushOutcome:
-        """Deliver one push, trying once. May be cancelled at any time."""
+        ``begin``: for ``begin_now``. Raises WithdrawnError.
+        """
 
     async def close(self) -> None:
         """Close connections. May be called twice."""

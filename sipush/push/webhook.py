@@ -13,6 +13,7 @@ from sipush.config import WebhookConfig
 from sipush.core.push_payload import webhook_event
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.push.http_client import Answer, Http1Client, retry_after
+from sipush.push.provider import Begin
 
 SIGNATURE_HEADER = "X-Sipush-Signature"
 ANSWER_TIMEOUT = 5.0
@@ -39,18 +40,14 @@ class WebhookProvider:
         self._clock = clock
         self._client = Http1Client(tls, ANSWER_TIMEOUT)
 
-    async def ready(self) -> PushOutcome | None:
-        """An event that comes twice does no harm: it keeps its id."""
-        return None
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one event, signed now."""
         body = webhook_event(request, _event_id(request), self._config.account_id)
         headers = {
             "content-type": "application/json",
             SIGNATURE_HEADER: signature(self._secret, int(self._clock()), body),
         }
-        answer = await self._client.post(self._config.url, headers, body)
+        answer = await self._client.post(self._config.url, headers, body, begin)
         return answer if isinstance(answer, PushOutcome) else _outcome(answer)
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.daemon import Daemon
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
+from sipush.push.provider import Begin, begin_now
 from sipush.server.gate import GateKeeper
 from sipush.server.held_calls import HeldCalls
 from sipush.sip.message import parse_datagram
@@ -103,10 +104,8 @@ class Pushed:
     max_in_flight = 100
     retry_delays = ()
 
-    async def ready(self) -> PushOutcome | None:
-        return None
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
+        await begin_now(begin)
         return PushOutcome(PushResult.ACCEPTED)
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push.dispatcher import Dispatcher, build_apps
+from sipush.push.provider import Begin, begin_now
 
 from .conftest import ALERT_TOKEN, FCM_TOKEN, VOIP_TOKEN, call
 
@@ -42,10 +43,8 @@ class ScriptedProvider:
     began: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def ready(self) -> PushOutcome | None:
-        return None
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
+        await begin_now(begin)
         self.sent.append(request)
         self.began.set()
         if self.hold is not None:
@@ -79,6 +78,50 @@ async def test_a_push_begins_when_it_can_be_sent_at_once(
     outcome = await dispatcher.send(call(Platform.FCM), begin)
     assert outcome.result is PushResult.ACCEPTED
     assert tokens_issued == [1]
+
+
+async def test_a_push_begins_when_a_stream_is_free_which_is_then_its_own(
+    dispatcher: Dispatcher, service: PushService
+) -> None:
+    service.options.http.stream_limit = 1
+    connections_accepted = []
+    second_begun = asyncio.Event()
+
+    async def begin_first() -> bool:
+        connections_accepted.append(service.connections_accepted)
+        await second_begun.wait()
+        return True
+
+    async def begin_second() -> bool:
+        connections_accepted.append(service.connections_accepted)
+        second_begun.set()
+        return True
+
+    outcomes = await asyncio.gather(
+        dispatcher.send(call(Platform.APNS), begin_first),
+        dispatcher.send(call(Platform.APNS), begin_second),
+    )
+    assert [outcome.result for outcome in outcomes] == [PushResult.ACCEPTED] * 2
+    assert connections_accepted == [1, 2]
+
+
+async def test_a_webhook_event_begins_when_its_connection_is_open(service: PushService) -> None:
+    config = service.app_config(webhook=True).model_copy(update={"apns": None})
+    dispatcher = Dispatcher(build_apps({DEFAULT_APP: config}))
+    connections_accepted = []
+
+    async def begin() -> bool:
+        connections_accepted.append(service.connections_accepted)
+        return len(connections_accepted) < 2
+
+    first = await dispatcher.send(call(Platform.APNS), begin)
+    second = await dispatcher.send(call(Platform.APNS), begin)
+    third = await dispatcher.send(call(Platform.APNS))
+    await dispatcher.close()
+    assert first.result is third.result is PushResult.ACCEPTED
+    assert second == PushOutcome(PushResult.WITHDRAWN)
+    assert connections_accepted == [1, 1]
+    assert len(service.pushes) == 2
 
 
 @pytest.mark.parametrize("platform", [Platform.APNS, Platform.FCM])

@@ -10,6 +10,7 @@ from sipush.core.bindings import Binding, Platform, PushRecord, Registration
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.location.memory import MemoryStore
 from sipush.push.dispatcher import Dispatcher
+from sipush.push.provider import Begin, begin_now
 from sipush.server.refreshes import push_refresh
 
 AOR, DEVICE, APP = "bob@example.com", "token:t", "my-project"
@@ -30,10 +31,8 @@ class Service:
         self.result = result
         self.requests: list[PushRequest] = []
 
-    async def ready(self) -> PushOutcome | None:
-        return None
-
-    async def send(self, request: PushRequest) -> PushOutcome:
+    async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
+        await begin_now(begin)
         self.requests.append(request)
         return PushOutcome(self.result)
 
