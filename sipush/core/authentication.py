@@ -45,7 +45,8 @@ class Challenge:
     "The password was wrong, or there is no such user: somebody may be guessing."
 
 
-_STALE = Challenge(stale=True)
+_ACCEPTED, _NO_CREDENTIALS = Accepted(), Challenge()
+_STALE, _WRONG = Challenge(stale=True), Challenge(wrong=True)
 
 
 class Authenticator:
@@ -79,7 +80,8 @@ class Authenticator:
         started_epoch: float = 0.0,
     ) -> None:
         """``started_at`` and ``started_epoch`` are the same moment, monotonic and as UNIX time."""
-        self._key = key
+        self._keyed = blake2b(key=key, digest_size=16)
+        "Copied for each nonce: making it takes longer than what it then hashes."
         self._started_at = started_at
         self._life = int(started_epoch * 1000)
         self._prefix = f"{self._life:x}-"
@@ -135,15 +137,15 @@ class Authenticator:
         same work, and do not use up the nonce.
         """
         if credentials is None or credentials.algorithm not in self._algorithms:
-            return Challenge()
+            return _NO_CREDENTIALS
         slot = self._slot(credentials.nonce, client, request.method, now)
         if slot is None:
             return _STALE
         ha1 = _ha1(subscriber, credentials.algorithm)
         matches = response_matches(credentials, ha1 or self._dummy_ha1, request.method)
         if not (matches and ha1 and uri_matches(credentials.uri, request.uri)):
-            return Challenge(wrong=True)
-        return Accepted() if self._use(slot, credentials.nonce_count, now) else _STALE
+            return _WRONG
+        return _ACCEPTED if self._use(slot, credentials.nonce_count, now) else _STALE
 
     def _use(self, slot: int | str, count: int | None, now: float) -> bool:
         """Count one use of the nonce; False when it is replayed."""
@@ -158,15 +160,16 @@ class Authenticator:
     def _slot(self, nonce: str, client: str, method: str, now: float) -> int | str | None:
         """Under what its uses are counted; None when it is not ours, not his, too old or used."""
         stamp, _, mac = nonce.rpartition("-")
-        expected = self._mac(f"{stamp} {client}")
-        if not compare_digest(mac.encode("utf-8", "replace"), expected.encode()):
+        if not mac.isascii() or not compare_digest(mac, self._mac(f"{stamp} {client}")):
             return None
-        life, minted, serial = (int(part, 16) for part in stamp.split("-"))
-        age = now - self._started_at + (self._life - life - minted) / 1000
+        born, minted, serial = stamp.split("-")
+        life = int(born, 16)
+        age = now - self._started_at + (self._life - life - int(minted, 16)) / 1000
         if age > self._lifetime:
             return None
         if life == self._life:
-            return serial if serial >= self._floor else None
+            number = int(serial, 16)
+            return number if number >= self._floor else None
         recalled = life < self._life and method in _RECALLED and now <= self._recall_until
         return nonce if recalled else None
 
@@ -178,8 +181,9 @@ class Authenticator:
         self._rotated_at, self._rotated_serial = now, self._serial
 
     def _mac(self, text: str) -> str:
-        data = text.encode("utf-8", "surrogateescape")
-        return blake2b(data, key=self._key, digest_size=16).hexdigest()
+        keyed = self._keyed.copy()
+        keyed.update(text.encode("utf-8", "surrogateescape"))
+        return keyed.hexdigest()
 
 
 def _ha1(subscriber: Subscriber | None, algorithm: Algorithm) -> str:
@@ -192,8 +196,3 @@ def subscriber_aor(username: str, domain: str) -> Aor:
     """The AOR a username stands for: ``101`` is a user of ``domain``, ``101@other`` says so."""
     user, at, own = username.rpartition("@")
     return f"{user}@{own.lower()}" if at else f"{username}@{domain}"
-
-
-def authorised(username: str, aor: Aor) -> bool:
-    """Whether this authenticated user may change the bindings of ``aor`` (§10.3 step 4)."""
-    return subscriber_aor(username, aor.rpartition("@")[2]) == aor

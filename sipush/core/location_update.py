@@ -55,35 +55,33 @@ def _only_device_refreshed(
     The user's only device registers, alone and pushed as before, by a later request: one row of
     each kind replaces the one that there may be.
     """
-    bindings, records = location.bindings, registration.push or location.push_records
+    bindings, records, push = location.bindings, location.push_records, registration.push
     if (
         len(bindings) > 1
-        or len(location.push_records) > 1
         or len(records) > 1
+        or len(push) > 1
         or registration.unbind
         or registration.unbind_all
-        or registration.unpushed
         or registration.push_off
+        or registration.unpushed
         or registration.max_contacts < 1
         or registration.max_push_records < 1
     ):
         return None
-    new = registration.bind[0]
+    now, bind = registration.now_epoch, registration.bind
+    device = bind[0].device
     if bindings:
         old = bindings[0]
-        if old.device != new.device:
+        if old.device != device:
             return None
         if old.call_id == registration.call_id and old.cseq >= registration.cseq:
             return None
-    for record in location.push_records:
-        if record.device != new.device:
-            return None
-    for record in records:
-        if record.device != new.device or record.expires_epoch <= registration.now_epoch:
-            return None
-    if new.expires_epoch <= registration.now_epoch:
+    if records and records[0].device != device:
         return None
-    return Location(registration.bind, records, messages)
+    records = push or records
+    if records and (records[0].device != device or records[0].expires_epoch <= now):
+        return None
+    return Location(bind, records, messages) if bind[0].expires_epoch > now else None
 
 
 def _apply(location: Location, registration: Registration, messages: bool) -> Location | Refusal:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from sipush.core.bindings import (
     Aor,
@@ -89,19 +89,15 @@ class Fetch:
     headers: HeaderList = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(NamedTuple):
     """Store ``registration``, then answer 200."""
 
     registration: Registration
-    headers: HeaderList = ()
-    push_fault: str = ""
+    headers: HeaderList
+    devices: tuple[str, ...]
+    "Those that speak in this request."
+    push_fault: str
     "Why the phone will not be pushed although it asked, for the log; it is in a Warning too."
-
-    @property
-    def devices(self) -> frozenset[str]:
-        """The devices that speak in this request."""
-        return frozenset(binding.device for binding in self.registration.bind)
 
 
 Decision = Rejection | Fetch | Update
@@ -146,16 +142,17 @@ _TELLTALES = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
 
 def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
-    for name, line in request.headers.fields:
-        if name in _SPEAKING:
+    headers = request.headers
+    for name in _SPEAKING:
+        for _, line in headers.lines(name):
             text = line.lower()
             for telltale in _TELLTALES:
                 if telltale in text:
-                    return request.headers.get("contact") == "*"
+                    return headers.get("contact") == "*"
     return True
 
 
-_SPEAKING = frozenset({"contact", *HEADERS})
+_SPEAKING = ("contact", *HEADERS)
 
 
 class _TooBriefError(Exception):
@@ -171,6 +168,28 @@ class _NotServedError(Exception):
 
 class _Register:
     """One REGISTER while it is being decided on."""
+
+    __slots__ = (
+        "aor",
+        "bind",
+        "call_id",
+        "cseq",
+        "fault",
+        "flow",
+        "header_push",
+        "headers",
+        "key",
+        "location",
+        "now",
+        "path",
+        "policy",
+        "push",
+        "push_off",
+        "refreshes",
+        "request",
+        "unbind",
+        "unpushed",
+    )
 
     def __init__(
         self,
@@ -189,10 +208,10 @@ class _Register:
         self.policy = policy
         self.now = now
         self.key = key
-        self.location = location or Location()
+        self.location = location or _NOTHING
         self.call_id = request.call_id
         self.cseq = request.cseq.number
-        self.path = tuple(request.headers.values("path"))
+        self.path = tuple(request.headers.values("path")) if "path" in request.headers else ()
         self.header_push = parse_push_headers(request.headers)
         self.bind: dict[str, Binding] = {}
         self.unbind: list[tuple[str, str]] = []
@@ -210,11 +229,16 @@ class _Register:
             self._answer("Path", ", ".join(self.path))
         if not contacts:
             return Fetch(tuple(self.headers))
-        if "*" in contacts:
+        unbind_all = "*" in contacts
+        if unbind_all:
             self._unbind_all(contacts)
+        elif len(contacts) == 1:
+            contact = parse_name_addr(contacts[0])
+            self._apply_one(contact, self._expires(contact), self.header_push)
         else:
             self._apply([parse_name_addr(contact) for contact in contacts])
-        return Update(self._registration("*" in contacts), tuple(self.headers), self.fault)
+        registration = self._registration(unbind_all)
+        return Update(registration, tuple(self.headers), tuple(self.bind), self.fault)
 
     def _registration(self, unbind_all: bool) -> Registration:
         return Registration(
@@ -223,14 +247,14 @@ class _Register:
             self.cseq,
             self.now,
             self.policy.max_contacts,
-            bind=tuple(self.bind.values()),
-            unbind=tuple(self.unbind),
-            unbind_all=unbind_all,
-            push=tuple(self.push),
-            unpushed=tuple(self.unpushed),
-            push_off=tuple(self.push_off),
-            refreshes=tuple(self.refreshes),
-            max_push_records=self.policy.max_push_records,
+            tuple(self.bind.values()),
+            tuple(self.unbind),
+            unbind_all,
+            tuple(self.push),
+            tuple(self.push_off),
+            tuple(self.unpushed),
+            tuple(self.refreshes),
+            self.policy.max_push_records,
         )
 
     def _unbind_all(self, contacts: list[str]) -> None:
@@ -274,7 +298,9 @@ class _Register:
             self.bind[device] = self._binding(contact, device, key, expires)
 
     def _binding(self, contact: NameAddr, device: str, key: str, expires: int) -> Binding:
-        params = {name: value for name, value in contact.params.items() if name != "expires"}
+        params = contact.params
+        if "expires" in params:
+            params = {name: value for name, value in params.items() if name != "expires"}
         return Binding(
             self.aor,
             device,
@@ -284,7 +310,7 @@ class _Register:
             self.call_id,
             self.cseq,
             self.flow,
-            format_params(params),
+            format_params(params) if params else "",
             self.path,
             self.request.headers.get("user-agent") or "",
             self.now,
@@ -296,13 +322,16 @@ class _Register:
         seconds = number(text)
         if seconds is None:  # §20.19: malformed is as good as absent
             seconds = self.policy.default_expires
-        if 0 < seconds < self.policy.min_expires:
-            raise _TooBriefError(self.policy.min_expires)
-        return min(seconds, self.policy.max_expires)
+        policy = self.policy
+        if 0 < seconds < policy.min_expires:
+            raise _TooBriefError(policy.min_expires)
+        return seconds if seconds < policy.max_expires else policy.max_expires
 
     def _device(self, contact: NameAddr, push: PushParams | PushFault | None, key: str) -> str:
         """The device key: what stays the same when address, port and tokens change, if told."""
-        instance = unquote_string(contact.params.get("+sip.instance") or "").strip("<>").lower()
+        instance = contact.params.get("+sip.instance")
+        if instance:
+            instance = unquote_string(instance).strip("<>").lower()
         if instance:
             flow = f";{contact.params['reg-id']}" if self._outbound(contact) else ""
             return f"instance:{instance}{flow}"
@@ -343,10 +372,10 @@ class _Register:
         refreshes_itself: bool = False,
     ) -> None:
         """Store, refresh or forget how ``device`` is woken, and tell the phone."""
-        by_uri = push.dialect in (RFC8599, LINPHONE)
         if push.off:
             self.push_off.append((device, push.token))
             return
+        by_uri = push.dialect in _BY_URI
         if by_uri and expires == 0:
             return
         if by_uri and _pushed_by_another(self.request, push.provider):
@@ -356,7 +385,7 @@ class _Register:
         if not push.token:
             self._offer(push)
             return
-        platform = _platform(push, self.policy.apps.get(push.app_id, frozenset()))
+        platform = _platform(push, self.policy.apps.get(push.app_id, _NO_SERVICE))
         if platform is None:
             known = push.app_id in self.policy.apps
             self._warn(
@@ -392,8 +421,8 @@ class _Register:
         if push.dialect == LINPHONE:  # older than any such sign
             return
         value = (
-            f"allow-call-push={str(push.allow_call).lower()}"
-            f";allow-message-push={str(push.allow_message).lower()};app-id={push.app_id}"
+            f"allow-call-push={_FLAG[push.allow_call]}"
+            f";allow-message-push={_FLAG[push.allow_message]};app-id={push.app_id}"
         )
         for name in push.dialect.split(","):
             self._answer(name, value)
@@ -454,9 +483,16 @@ class _Register:
         self.headers[name, value] = None
 
 
+_BY_URI = frozenset({RFC8599, LINPHONE})
+_FLAG = {True: "true", False: "false"}
+_NOTHING = Location()
+_NO_SERVICE: frozenset[Platform] = frozenset()
+_OWN = {"apns": Platform.APNS, "fcm": Platform.FCM}
+
+
 def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | None:
     """The service that wakes this device: its platform's own, else the webhook."""
-    own = {"apns": Platform.APNS, "fcm": Platform.FCM}.get(push.provider)
+    own = _OWN.get(push.provider)
     if own in services:
         return own
     return Platform.WEBHOOK if Platform.WEBHOOK in services else None
@@ -464,7 +500,7 @@ def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | Non
 
 def _served(policy: RegistrationPolicy) -> list[str]:
     """The values of ``pn-provider`` that some app can be pushed by."""
-    services = frozenset[Platform]().union(*policy.apps.values())
+    services = _NO_SERVICE.union(*policy.apps.values())
     own = (Platform.APNS, Platform.FCM)
     return [p.value for p in own if p in services or Platform.WEBHOOK in services]
 
@@ -495,25 +531,27 @@ def ok_response(
     Contacts come back as registered, those of the user's other devices without their push tokens.
     """
     response = make_response(request, Status.OK, to_tag=to_tag)
-    headers = response.headers
-    devices = decision.devices if isinstance(decision, Update) else frozenset[str]()
+    fields = response.headers.fields
+    devices = decision.devices if isinstance(decision, Update) else ()
     for binding in location.bindings:
         uri = binding.contact
         if binding.device not in devices:
             uri = without_push_params(uri)
         left = max(math.ceil(binding.expires_epoch - now_epoch), 0)
-        headers.append("Contact", f"<{uri}>{binding.params};expires={left}")
+        fields.append(("contact", f"Contact: <{uri}>{binding.params};expires={left}"))
     for name, value in decision.headers:
-        headers.append(name, value)
-    headers.append("Supported", ", ".join(SUPPORTED))
-    headers.append("Date", _date(int(now_epoch)))
+        response.headers.append(name, value)
+    fields += (_SUPPORTED, _date(int(now_epoch)))
     return response
 
 
+_SUPPORTED = ("supported", f"Supported: {', '.join(SUPPORTED)}")
+
+
 @lru_cache(maxsize=1)
-def _date(now_epoch: int) -> str:
+def _date(now_epoch: int) -> tuple[str, str]:
     """A SIP-date (§20.17): a phone may set its clock by it."""
-    return formatdate(now_epoch, usegmt=True)
+    return "date", f"Date: {formatdate(now_epoch, usegmt=True)}"
 
 
 def refuse(refusal: Refusal) -> Rejection:

@@ -39,18 +39,16 @@ class Locations:
         self.saw(aor, location)
         return location
 
-    def seen(self, aor: Aor) -> Location | None:
-        """What the store told last, if it is among the last 20,000."""
-        return self._seen.get(aor)
-
     def device_on(self, aor: Aor, flow: str) -> str:
         """The device that registered over a flow, if it was seen; else empty."""
         bindings = self._seen[aor].bindings if aor in self._seen else ()
         return next((binding.device for binding in bindings if binding.flow == flow), "")
 
-    def saw(self, aor: Aor, location: Location) -> None:
-        """The store has told what it holds."""
-        self._seen.pop(aor, None)
-        if len(self._seen) >= _SIZE:
-            del self._seen[next(iter(self._seen))]
-        self._seen[aor] = location
+    def saw(self, aor: Aor, location: Location) -> Location | None:
+        """The store has told what it holds; what it told last, if among the last 20,000."""
+        seen = self._seen
+        before = seen.pop(aor, None)
+        if len(seen) >= _SIZE:
+            del seen[next(iter(seen))]
+        seen[aor] = location
+        return before

@@ -103,8 +103,9 @@ class Messages:
 
     def registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """Devices have registered and been told so: give them what waits for their user."""
-        for arriving in list(self.arrivals.get(aor, ())):
-            arriving.abandon(devices)
+        if aor in self.arrivals:
+            for arriving in list(self.arrivals[aor]):
+                arriving.abandon(devices)
         if location.messages:
             self.deliver(aor, location, [b for b in location.bindings if b.device in devices])
 

@@ -41,8 +41,9 @@ class PushBucket:
 
     def refreshed(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """A REGISTER of these devices was accepted and its 200 has been sent."""
-        for refreshed in list(self._waiting.get(aor, ())):
-            refreshed(aor, location, devices)
+        if aor in self._waiting:
+            for refreshed in list(self._waiting[aor]):
+                refreshed(aor, location, devices)
 
     def watch_flow(self, name: str, active: Callable[[str], None]) -> None:
         """Be told of signs of life on a flow."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
 
-from sipush.core.authentication import Authenticator, Challenge, authorised, subscriber_aor
+from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal
 from sipush.core.registration import (
-    Fetch,
     RegistrationPolicy,
     Rejection,
     Update,
@@ -66,29 +66,31 @@ class Registrar:
             rejection = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
             transaction.respond(rejection_response(request, rejection, tag))
             return
-        since, client = self.clock(), self.gate.client(transaction.flow)
+        flow, gate = transaction.flow, self.gate
+        since, client = self.clock(), gate.client(flow)
         domain = aor.rpartition("@")[2]
         credentials = find_credentials(request.headers.get_all("authorization"), domain)
-        username = credentials.username if credentials else ""
-        user = subscriber_aor(username, domain)
-        subscriber = await self.subscribers.get(user) if credentials else None
-        if credentials and (wait := await self.gate.slows(transaction.flow, user, request)):
-            transaction.respond(wait_to_sign_in(request, wait, tag))
-            return
+        user, subscriber = "", None
+        if credentials:
+            user = subscriber_aor(credentials.username, domain)
+            subscriber = await self.subscribers.get(user)
+            if wait := await gate.slows(flow, user, request):
+                transaction.respond(wait_to_sign_in(request, wait, tag))
+                return
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
-        if self.gate.is_banned(transaction.flow):
+        if gate.is_banned(flow):
             verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
-                await self.gate.sign_in_failed(transaction.flow, user, since)
+                await gate.sign_in_failed(flow, user, since)
             transaction.respond(
                 self.authenticator.challenge(
                     request, domain, self.clock(), tag, client=client, stale=verdict.stale
                 )
             )
             return
-        self.gate.signed_in(transaction.flow, user)
-        if not authorised(username, aor):
+        gate.signed_in(flow, user)
+        if user != aor:  # §10.3 step 4
             log.warning("registration_for_another_user", user=user, aor=aor)
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")
             transaction.respond(rejection_response(request, rejection, tag))
@@ -98,20 +100,17 @@ class Registrar:
     async def _register(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
     ) -> None:
-        now = time.time()
-        stored = await self.store.lookup(aor, now) if wants_location(request) else None
-        decision = register(
-            request, aor, transaction.flow.name, self.policy, now, key=self.key, location=stored
-        )
+        now, store, flow = time.time(), self.store, transaction.flow.name
+        stored = await store.lookup(aor, now) if wants_location(request) else None
+        decision = register(request, aor, flow, self.policy, now, key=self.key, location=stored)
+        if isinstance(decision, Rejection):
+            transaction.respond(rejection_response(request, decision, tag))
+            return
         location: Location | Refusal
-        match decision:
-            case Rejection():
-                transaction.respond(rejection_response(request, decision, tag))
-                return
-            case Fetch():
-                location = await self.store.lookup(aor, now)
-            case Update():
-                location = await self.store.bind(decision.registration)
+        if isinstance(decision, Update):
+            location = await store.bind(decision.registration)
+        else:
+            location = await store.lookup(aor, now)
         if isinstance(location, Refusal):
             REGISTERS.labels("refused").inc()
             log.info("registration_refused", aor=aor, reason=location.value)
@@ -119,29 +118,32 @@ class Registrar:
             return
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
-            is_news = _is_news(decision, self.locations.seen(aor))
-            self.locations.saw(aor, location)
+            seen = self.locations.saw(aor, location)
             # After the 200: the phone must know that it is registered before it is called.
             devices = decision.devices
             self.bucket.refreshed(aor, location, devices)
             self.messages.registered(aor, location, devices)
-            self._log(decision, transaction, is_news)
+            _tell(decision, seen, flow)
 
-    def _log(self, update: Update, transaction: ServerTransactionHandle, is_news: bool) -> None:
-        registration = update.registration
-        (_REGISTERED if registration.bind else _UNREGISTERED).inc()
+
+def _tell(update: Update, seen: Location | None, flow: str) -> None:
+    """Count and log what was stored."""
+    registration = update.registration
+    (_REGISTERED if registration.bind else _UNREGISTERED).inc()
+    is_news = _is_news(update, seen)
+    if is_news or log.is_enabled_for(logging.DEBUG):
         say = log.info if is_news else log.debug
         say(
             "registered" if registration.bind else "unregistered",
             aor=registration.aor,
-            flow=transaction.flow.name,
+            flow=flow,
             call_id=registration.call_id,
             contacts=[binding.contact for binding in registration.bind],
             push=[record.app_id for record in registration.push],
         )
-        if update.push_fault:
-            UNUSABLE_PUSH_HEADERS.inc()
-            log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
+    if update.push_fault:
+        UNUSABLE_PUSH_HEADERS.inc()
+        log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
 
 
 _REGISTERED, _UNREGISTERED = REGISTERS.labels("registered"), REGISTERS.labels("unregistered")
@@ -156,5 +158,4 @@ def _is_news(update: Update, seen: Location | None) -> bool:
     registration = update.registration
     if seen is None or registration.unbind or registration.unbind_all or registration.push_off:
         return True
-    known = [binding.device for binding in seen.bindings]
-    return any(binding.device not in known for binding in registration.bind)
+    return not {binding.device for binding in seen.bindings}.issuperset(update.devices)
