@@ -212,8 +212,7 @@ class Phone:
 
     def _answer(self, request: Request, status: Status, sdp: bytes = b"") -> None:
         response = make_response(request, status, to_tag=self._tag)
-        for field in request.headers.lines("record-route"):
-            response.headers.fields.append(field)
+        response.headers.extend(request.headers.lines("record-route"))
         response.headers.append("Contact", f"<{self._contact}>")
         if sdp:
             response.set_body(sdp, "application/sdp")

@@ -598,7 +598,7 @@ class Forwarding:
     def _make_early_dialog(self, response: Response) -> None:
         """A To tag makes a dialog, which has a route set and a remote target (§12.1.1)."""
         headers, flow = response.headers, self.transaction.flow
-        headers.fields += self.request.headers.lines("record-route")
+        headers.extend(self.request.headers.lines("record-route"))
         uri = server_uri("", flow.transport, flow.sent_by, sips=wants_tls(self.request))
         headers.append("Contact", f"<{uri}>")
 
@@ -607,8 +607,8 @@ class Forwarding:
         for number, attempt in self.attempts.items():
             other = attempt.response
             if number != branch and other is not None and other.status in _CHALLENGES:
-                best.headers.fields += other.headers.lines("www-authenticate")
-                best.headers.fields += other.headers.lines("proxy-authenticate")
+                best.headers.extend(other.headers.lines("www-authenticate"))
+                best.headers.extend(other.headers.lines("proxy-authenticate"))
 
     def tell(self, event: str, **facts: object) -> None:
         """What happens to a call is worth a line; the rest is for debugging."""

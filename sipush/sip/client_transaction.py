@@ -123,8 +123,8 @@ class ClientTransaction(Machine):
 def make_ack(request: Request, response: Response) -> Request:
     """The ACK for a non-2xx final ``response`` to the INVITE ``request`` (§17.1.1.3)."""
     ack = _same_hop(request, "ACK")
-    ack.headers.fields = [f for f in ack.headers.fields if f[0] != "to"]
-    ack.headers.fields += response.headers.lines("to")[:1]
+    ack.headers.remove("to")
+    ack.headers.extend(response.headers.lines("to")[:1])
     return ack
 
 

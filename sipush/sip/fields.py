@@ -63,12 +63,10 @@ class NameAddr(NamedTuple):
         return f"{display}<{self.uri}>{format_params(self.params)}"
 
 
-_SPACE = re.compile(r"\s")
 _NAME_ADDR = re.compile(
-    rf"(?P<display>{QUOTED_STRING}[ \t]*|[^<>\"]*)<(?P<uri>[^<>]*)>"
-    r"[ \t]*(?P<params>;.*)?",
-    re.DOTALL,
-)
+    rf"({QUOTED_STRING}[ \t]*|[^<>\"]*)<\s*([^<>\s:]*:[^<>\s]*)\s*>[ \t]*(;.*)?", re.DOTALL
+).fullmatch
+_ADDR_SPEC = re.compile(r'\s*([^\s">;:]*:[^\s">;]*)\s*(;.*)?', re.DOTALL).fullmatch
 
 
 @_cached
@@ -79,22 +77,17 @@ def parse_name_addr(text: str) -> NameAddr:
     result is shared: do not change its params. Raises MessageError 400.
     """
     if "<" not in text:
-        uri, _, params = text.partition(";")
-        uri = uri.strip()
-        if ":" not in uri or re.search(r'[\s">]', uri):
+        bare = _ADDR_SPEC(text)
+        if bare is None:
             raise MessageError("Malformed Address")
-        return NameAddr(uri, "", parse_params(params))
-    match = _NAME_ADDR.fullmatch(text.strip())
+        return NameAddr(bare[1], "", parse_params(bare[2] or ""))
+    match = _NAME_ADDR(text.strip())
     if match is None:
         raise MessageError("Malformed Address")
-    uri = match["uri"].strip()
-    if ":" not in uri or _SPACE.search(uri):
-        raise MessageError("Malformed Address")
-    return NameAddr(
-        uri,
-        unquote_string(match["display"].strip()),
-        parse_params(match["params"] or ""),
-    )
+    display, uri, params = match.groups()
+    if display:
+        display = unquote_string(display.strip())
+    return NameAddr(uri, display, parse_params(params) if params else {})
 
 
 class Via(NamedTuple):
@@ -122,11 +115,10 @@ class Via(NamedTuple):
 
 
 _VIA = re.compile(
-    rf"[Ss][Ii][Pp]\s*/\s*2\.0\s*/\s*(?P<transport>{TOKEN})\s+"
-    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?:\s*:\s*(?P<port>[0-9]{1,5}))?\s*"
-    r"(?P<params>;.*)?",
+    rf"[Ss][Ii][Pp]\s*/\s*2\.0\s*/\s*({TOKEN})\s+"
+    r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?:\s*:\s*([0-9]{1,5}))?\s*(;.*)?",
     re.DOTALL,
-)
+).fullmatch
 
 
 @_cached
@@ -135,18 +127,14 @@ def parse_via(text: str) -> Via:
 
     Raises MessageError 400.
     """
-    match = _VIA.fullmatch(text.strip())
+    match = _VIA(text.strip())
     if match is None:
         raise MessageError("Malformed Via")
-    port = match["port"]
-    if port is not None and not 0 < int(port) < 65536:
+    transport, host, digits, params = match.groups()
+    port = None if digits is None else int(digits)
+    if port is not None and not 0 < port < 65536:
         raise MessageError("Malformed Via")
-    return Via(
-        match["transport"].upper(),
-        match["host"],
-        None if port is None else int(port),
-        parse_params(match["params"] or ""),
-    )
+    return Via(transport.upper(), host, port, parse_params(params) if params else {})
 
 
 class CSeq(NamedTuple):

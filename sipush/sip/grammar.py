@@ -20,7 +20,8 @@ _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 def unquote_string(text: str) -> str:
     """The text inside a quoted-string, or ``text`` itself when it is not quoted."""
     if len(text) >= 2 and text[0] == '"' == text[-1]:
-        return _QUOTED_PAIR.sub(r"\1", text[1:-1])
+        text = text[1:-1]
+        return _QUOTED_PAIR.sub(r"\1", text) if "\\" in text else text
     return text
 
 
@@ -86,6 +87,8 @@ def parse_params(text: str) -> dict[str, str | None]:
     params: dict[str, str | None] = {}
     plain = '"' not in text and "<" not in text
     for part in text.split(";") if plain else split_outside(text, ";"):
+        if not part:
+            continue
         name, equals, value = part.partition("=")
         name = name.strip().lower()
         if name and name not in params:

@@ -54,9 +54,9 @@ def canonical_name(name: str) -> str:
 
 def field_value(line: str) -> str:
     """The value of a header line: after the colon, unfolded (§7.3.1), stripped."""
-    value = line[line.index(":") + 1 :]
+    value = line.partition(":")[2]
     if "\n" in value:
-        value = " ".join(part.strip(" \t") for part in value.split("\r\n"))
+        value = " ".join([part.strip(" \t") for part in value.split("\r\n")])
     return value.strip(" \t")
 
 
@@ -66,11 +66,13 @@ class Headers:
     Names given to the methods are lower-case long forms (``call-id``, never ``i``).
     """
 
-    __slots__ = ("fields",)
+    __slots__ = ("fields", "first")
 
     def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
         self.fields: list[tuple[str, str]] = list(fields)
         "(canonical name, line as it came without its last CRLF; folds inside)"
+        self.first: dict[str, str] = dict(reversed(self.fields))
+        "The first line of each name. Both are to be read: the methods keep them in step."
 
     def copy(self) -> Headers:
         """A shallow copy: its own list of the same lines."""
@@ -80,18 +82,16 @@ class Headers:
         return iter(self.fields)
 
     def __contains__(self, name: str) -> bool:
-        return self._index(name) >= 0
+        return name in self.first
 
     def get(self, name: str) -> str | None:
         """The value of the first line with this name, or None."""
-        for canonical, line in self.fields:
-            if canonical == name:
-                return field_value(line)
-        return None
+        line = self.first.get(name)
+        return None if line is None else field_value(line)
 
     def get_all(self, name: str) -> list[str]:
         """The values of all lines with this name, not split at commas."""
-        return [field_value(line) for canonical, line in self.fields if canonical == name]
+        return [field_value(line) for _, line in self.lines(name)]
 
     def values(self, name: str) -> list[str]:
         """The non-empty elements of a comma-separated header over all its lines, in order.
@@ -102,58 +102,78 @@ class Headers:
 
     def lines(self, name: str) -> list[tuple[str, str]]:
         """The fields with this name, to be carried into another message unchanged."""
+        if name not in self.first:
+            return []
+        if len(self.first) == len(self.fields):
+            return [(name, self.first[name])]
         return [field for field in self.fields if field[0] == name]
 
     def append(self, name: str, value: str) -> None:
         """Add a line at the end. ``name`` may be written in any case, as it should appear."""
-        self.fields.append((CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"))
+        canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
+        self.fields.append((canonical, line))
+        self.first.setdefault(canonical, line)
+
+    def extend(self, fields: Iterable[tuple[str, str]]) -> None:
+        """Add the ``lines`` of another message at the end."""
+        self.fields += fields
+        self.first = dict(reversed(self.fields))
 
     def prepend(self, name: str, value: str) -> None:
         """Add a line before the first with the same name, else at the top."""
-        canonical = canonical_name(name)
-        self.fields.insert(max(self._index(canonical), 0), (canonical, f"{name}: {value}"))
+        canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
+        index = self._index(canonical) if canonical in self.first else 0
+        self.fields.insert(index, (canonical, line))
+        self.first[canonical] = line
 
     def remove(self, name: str) -> None:
         """Remove every line with this name."""
-        self.fields = [field for field in self.fields if field[0] != name]
+        if name in self.first:
+            self.fields = [field for field in self.fields if field[0] != name]
+            del self.first[name]
 
     def set(self, name: str, value: str) -> None:
         """Replace every line with this name by one, where the first stood (or at the end)."""
-        canonical = canonical_name(name)
-        new = (canonical, f"{name}: {value}")
-        index = self._index(canonical)
-        if index < 0:
-            self.fields.append(new)
-            return
-        self.fields[index] = new
-        self.fields[index + 1 :] = [f for f in self.fields[index + 1 :] if f[0] != canonical]
+        canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
+        fields, first = self.fields, self.first
+        if canonical not in first:
+            fields.append((canonical, line))
+        else:
+            index = self._index(canonical)
+            fields[index] = (canonical, line)
+            if len(first) < len(fields):
+                fields[index + 1 :] = [f for f in fields[index + 1 :] if f[0] != canonical]
+        first[canonical] = line
 
     def _index(self, name: str) -> int:
-        """Where the first line with this name stands, or -1. A plain loop: asked all the time."""
-        for i, (canonical, _) in enumerate(self.fields):
-            if canonical == name:
-                return i
-        return -1
+        """Where the first line with this name stands; there is one."""
+        return self.fields.index((name, self.first[name]))
 
     def pop_first_value(self, name: str, written: str) -> str | None:
         """Remove and return the first element of a comma-separated header (a Via, a Route).
 
         ``written`` is the name to write if other elements remain on that line.
         """
-        for i, (canonical, line) in enumerate(self.fields):
-            if canonical == name:
-                first, *rest = split_outside(field_value(line), ",")
-                if rest:
-                    self.fields[i] = (name, f"{written}: {', '.join(rest)}")
-                else:
-                    del self.fields[i]
-                return first
-        return None
+        line = self.first.get(name)
+        if line is None:
+            return None
+        first, *rest = split_outside(field_value(line), ",")
+        self.replace_first_line(name, f"{written}: {', '.join(rest)}" if rest else None)
+        return first
 
     def replace_first_value(self, name: str, written: str, value: str) -> None:
         """Replace the first element of a comma-separated header, the others untouched."""
-        for i, (canonical, line) in enumerate(self.fields):
-            if canonical == name:
-                rest = split_outside(field_value(line), ",")[1:]
-                self.fields[i] = (name, f"{written}: {', '.join([value, *rest])}")
-                return
+        line = self.first.get(name)
+        if line is not None:
+            rest = split_outside(field_value(line), ",")[1:]
+            self.replace_first_line(name, f"{written}: {', '.join([value, *rest])}")
+
+    def replace_first_line(self, name: str, line: str | None) -> None:
+        """Put ``line`` in the place of the first of this name, which there is; None: remove it."""
+        index = self._index(name)
+        if line is None:
+            del self.fields[index]
+            self.first = dict(reversed(self.fields))
+        else:
+            self.fields[index] = (name, line)
+            self.first[name] = line

@@ -10,7 +10,7 @@ import re
 
 from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
-from sipush.sip.grammar import is_token, split_outside
+from sipush.sip.grammar import TOKEN, is_token, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
 from sipush.sip.status import Status
 
@@ -63,7 +63,9 @@ class Message:
         return value
 
     def _address(self, name: str, written: str) -> NameAddr:
-        value = self._need(name, written)
+        value = self.headers.get(name)
+        if not value:
+            raise MessageError(f"Missing {written}", message=self)
         try:
             return parse_name_addr(value)
         except MessageError as error:
@@ -157,15 +159,16 @@ def parse_head(head: bytes) -> Request | Response:
     """
     lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
     message, fault = _parse_start_line(lines[0])
-    fields = message.headers.fields
+    fields: list[tuple[str, str]] = []
     if len(lines) > MAX_HEADER_LINES + 1:
         fault = fault or MessageError("Too Many Header Fields")
         del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
     stray = head.count(b"\r") + head.count(b"\n") != 2 * (len(lines) - 1)
+    canonical_names = CANONICAL
     for line in lines[1:]:
         name, colon, _ = line.partition(":")
-        canonical = CANONICAL.get(name)
+        canonical = canonical_names.get(name)
         if stray and ("\r" in line or "\n" in line):
             fault = fault or MessageError("Malformed Header")
         elif canonical is not None and colon:
@@ -177,6 +180,7 @@ def parse_head(head: bytes) -> Request | Response:
             fields.append((canonical_name(name), line))
         else:
             fault = fault or MessageError("Malformed Header")
+    message.headers.extend(fields)
     if fault:
         raise MessageError(fault.reason, fault.status, message)
     return message
@@ -189,6 +193,9 @@ def _parse_start_line(line: str) -> tuple[Request | Response, MessageError | Non
         if not _STATUS_CODE(status) or "\r" in reason or "\n" in reason:
             raise MessageError("Malformed Status Line")
         return Response(int(status), reason, Headers()), None
+    usual = _REQUEST_LINE(line)
+    if usual is not None:
+        return Request(usual[1], usual[2], Headers()), None
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):
@@ -201,6 +208,7 @@ def _parse_start_line(line: str) -> tuple[Request | Response, MessageError | Non
     return message, None
 
 
+_REQUEST_LINE = re.compile(rf"({TOKEN}) (\S+) SIP/2\.0").fullmatch
 _STATUS_CODE = re.compile(r"[1-6][0-9][0-9]").fullmatch
 _VERSION = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
 _SPACE = re.compile(r"\s").search
@@ -208,12 +216,14 @@ _SPACE = re.compile(r"\s").search
 
 def content_length(message: Message) -> int | None:
     """The value of Content-Length (§20.14), or None when there is none. Raises MessageError."""
-    values = message.headers.get_all("content-length")
-    if not values:
+    headers = message.headers
+    value = headers.get("content-length")
+    if value is None:
         return None
-    value = values[0]
-    if any(other != value for other in values[1:]):
-        raise MessageError("Conflicting Content-Length", message=message)
+    if len(headers.first) < len(headers.fields):
+        for other in headers.get_all("content-length"):
+            if other != value:
+                raise MessageError("Conflicting Content-Length", message=message)
     if not (value.isascii() and value.isdigit()) or len(value) > 9:
         raise MessageError("Malformed Content-Length", message=message)
     return int(value)
@@ -248,7 +258,9 @@ def make_response(
         reason = Status(status).phrase
     fields = [field for field in request.headers.fields if field[0] in _COPIED]
     if to_tag:
-        fields = [(name, _tagged(line, to_tag) if name == "to" else line) for name, line in fields]
+        for i, (name, line) in enumerate(fields):
+            if name == "to":
+                fields[i] = ("to", _tagged(line, to_tag))
     fields.append(("content-length", "Content-Length: 0"))
     return Response(status, reason, Headers(fields))
 
@@ -257,7 +269,8 @@ _TAG = re.compile(r";\s*tag\s*=", re.IGNORECASE)
 
 
 def _tagged(to_line: str, tag: str) -> str:
-    return to_line if _TAG.search(to_line.rpartition(">")[2]) else f"{to_line};tag={tag}"
+    params = to_line.rpartition(">")[2]
+    return to_line if params and _TAG.search(params) else f"{to_line};tag={tag}"
 
 
 _COPIED = frozenset({"via", "from", "to", "call-id", "cseq", "timestamp"})

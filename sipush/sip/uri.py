@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import unescape
 
 _SIP_URI = re.compile(
     r"""
-    (?P<scheme>sips?):
-    (?:(?P<user>[^@:<>"\s]+)(?::(?P<password>[^@<>"\s]*))?@)?
-    (?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)
-    (?::(?P<port>[0-9]{1,5}))?
-    (?P<params>(?:;[^;?<>"\s]+)*)
-    (?:\?(?P<headers>[^<>"\s]*))?
+    ([Ss][Ii][Pp][Ss]?):
+    (?:([^@:<>"\s]+)(?::([^@<>"\s]*))?@)?  # user, password
+    (\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)  # host
+    (?::([0-9]{1,5}))?
+    ((?:;[^;?<>"\s]+)*)
+    (?:\?([^<>"\s]*))?
     """,
-    re.VERBOSE | re.IGNORECASE,
-)
+    re.VERBOSE,
+).fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class SipUri:
+class SipUri(NamedTuple):
     """A parsed sip: or sips: URI. To forward one, forward the text it came from instead."""
 
     scheme: str
@@ -33,10 +33,10 @@ class SipUri:
     password: str | None
     host: str
     "Lower-case; an IPv6 reference keeps its brackets."
-    port: int | None = None
-    params: dict[str, str | None] = field(default_factory=dict)
+    port: int | None
+    params: dict[str, str | None]
     "Names lower-case, values still escaped; a flag has None."
-    headers: str | None = None
+    headers: str | None
 
     @property
     def address(self) -> str:
@@ -73,27 +73,28 @@ def parse_sip_uri(text: str) -> SipUri:
     Raises MessageError: 416 for another scheme, 400 for a URI that breaks the grammar. The result
     is shared: do not change its params.
     """
-    match = _SIP_URI.fullmatch(text)
+    match = _SIP_URI(text)
     if match is None:
         scheme = text.partition(":")[0].lower()
         if scheme not in ("sip", "sips") and re.fullmatch(r"[a-z][a-z0-9+.\-]*", scheme):
             raise MessageError(f"Unsupported URI Scheme {scheme}", 416)
         raise MessageError("Malformed URI")
-    port = match["port"]
+    scheme, user, password, host, port, rest, headers = match.groups()
     if port is not None and int(port) > 65535:
         raise MessageError("Port Out of Range in URI")
     params: dict[str, str | None] = {}
-    for part in match["params"].split(";")[1:]:
-        name, equals, value = part.partition("=")
-        params.setdefault(name.lower(), value if equals else None)
+    if rest:
+        for part in rest.split(";")[1:]:
+            name, equals, value = part.partition("=")
+            params.setdefault(name.lower(), value if equals else None)
     return SipUri(
-        match["scheme"].lower(),
-        match["user"],
-        match["password"],
-        match["host"].lower(),
+        scheme.lower(),
+        user,
+        password,
+        host.lower(),
         None if port is None else int(port),
         params,
-        match["headers"],
+        headers,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, Via
 from sipush.sip.grammar import is_token, number, split_outside
+from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri
@@ -27,7 +28,7 @@ _SINGLE = {
     "expires": "Expires",
 }
 
-_EMPTY_ELEMENT = re.compile(r"[;,]\s*[;,]|,\s*$").search
+_EMPTY_ELEMENT = re.compile(r"[;,](?:\s*[;,]|(?<=,)\s*$)").search
 
 #: Schemes a Request-URI may have; what to do with each is routing's business.
 _REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
@@ -74,25 +75,31 @@ def check(message: Message, limits: MessageLimits = NO_LIMITS) -> Via:
 
 
 def _check_header_lines(message: Message, limits: MessageLimits) -> None:
-    names = [name for name, _ in message.headers.fields]
-    if len(names) > limits.header_lines:
+    headers = message.headers
+    if len(headers.fields) > limits.header_lines:
         raise MessageError("Too Many Header Fields")
-    single = [name for name in names if name in _SINGLE]
-    if len(set(single)) < len(single):
-        for name, written in _SINGLE.items():
-            if single.count(name) > 1 and len(set(message.headers.get_all(name))) > 1:
-                raise MessageError(f"Conflicting {written}")
+    if len(headers.first) < len(headers.fields):
+        _check_repeated(headers)
     hops = 0
-    for _, line in message.headers.lines("via"):
+    for _, line in headers.lines("via"):
         if _EMPTY_ELEMENT(line):
             raise MessageError("Malformed Via")
         hops += line.count(",") + 1
     if hops > limits.via_hops:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
-    if "record-route" in names:
-        lines = message.headers.lines("record-route")
-        if sum(line.count(",") + 1 for _, line in lines) > limits.record_routes:
+    if "record-route" in headers.first:
+        lines = headers.lines("record-route")
+        if sum([line.count(",") + 1 for _, line in lines]) > limits.record_routes:
             raise MessageError("Too Many Record-Routes")
+
+
+def _check_repeated(headers: Headers) -> None:
+    single = [name for name, _ in headers.fields if name in _SINGLE]
+    if len(set(single)) == len(single):
+        return
+    for name, written in _SINGLE.items():
+        if len(set(headers.get_all(name))) > 1:
+            raise MessageError(f"Conflicting {written}")
 
 
 def _check_address(address: NameAddr, where: str) -> None:
@@ -135,9 +142,7 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
     wants_rport = "rport" in via.params
     if not wants_rport and via.host.strip("[]").lower() == host and "received" not in via.params:
         return
-    fields = request.headers.fields
-    index = next(i for i, field in enumerate(fields) if field[0] == "via")
-    line = fields[index][1]
+    line = request.headers.first["via"]
     end = len(line)
     if "," in line:
         colon = line.index(":") + 1
@@ -148,7 +153,7 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
         stamped = _RECEIVED.sub("", stamped)
     if wants_rport:
         stamped = _RPORT.sub(f";rport={port}", stamped)
-    fields[index] = ("via", f"{stamped};received={host}{line[end:]}")
+    request.headers.replace_first_line("via", f"{stamped};received={host}{line[end:]}")
 
 
 _RECEIVED = re.compile(r";\s*received\s*=[^;]*", re.IGNORECASE)
