@@ -168,14 +168,17 @@ class Guard:
         source = self._sources.get(self._names.get(address) or self._name(address))
         return source is not None and source.known_until > now
 
-    def signed_in(self, address: str, now: float) -> None:
-        """Somebody there proved to be a user of ours.
+    def signed_in(self, address: str, now: float) -> str:
+        """Somebody there proved to be a user of ours. Whom a nonce for him is for: ``client``.
 
         Failures are not forgotten: whoever guesses may have an account of his own.
         """
         source = self._sources.get(address) or self._find(address, now)
+        if source.known_until == math.inf:
+            return ""
         if source.name not in self._bans:
             source.known_until = max(source.known_until, now + KNOWN_FOR)
+        return source.name
 
     def failed(self, address: str, now: float) -> Failure:
         """Somebody there gave a wrong password, or one for a user who does not exist."""

@@ -84,7 +84,7 @@ class Authenticator:
         "Copied for each nonce: making it takes longer than what it then hashes."
         self._started_at = started_at
         self._life = int(started_epoch * 1000)
-        self._prefix = f"{self._life:x}-"
+        self._born = f"{self._life:x}"
         self._lifetime = nonce_lifetime
         self._algorithms = algorithms
         self._dummy_ha1 = self._mac("nobody")
@@ -120,7 +120,8 @@ class Authenticator:
     def mint(self, now: float, client: str = "") -> str:
         """A new nonce: life, time in it, serial number and a keyed hash of them and the client."""
         self._serial += 1
-        stamp = f"{self._prefix}{int((now - self._started_at) * 1000):x}-{self._serial:x}"
+        age = int((now - self._started_at) * 1000)
+        stamp = f"{self._born}-{age:x}-{self._serial:x}"
         return f"{stamp}-{self._mac(f'{stamp} {client}')}"
 
     def verify(
@@ -149,10 +150,12 @@ class Authenticator:
 
     def _use(self, slot: int | str, count: int | None, now: float) -> bool:
         """Count one use of the nonce; False when it is replayed."""
-        count = _ALL if count is None else count
-        if count <= self._used.get(slot, self._used_before.get(slot, -1)):
+        if count is None:
+            count = _ALL
+        used = self._used
+        if count <= used.get(slot, -1) or count <= self._used_before.get(slot, -1):
             return False
-        if now - self._rotated_at >= self._lifetime or len(self._used) >= MAX_USED:
+        if now - self._rotated_at >= self._lifetime or len(used) >= MAX_USED:
             self._rotate(now)
         self._used[slot] = count
         return True
@@ -163,15 +166,13 @@ class Authenticator:
         if not mac.isascii() or not compare_digest(mac, self._mac(f"{stamp} {client}")):
             return None
         born, minted, serial = stamp.split("-")
-        life = int(born, 16)
-        age = now - self._started_at + (self._life - life - int(minted, 16)) / 1000
-        if age > self._lifetime:
-            return None
-        if life == self._life:
+        age = now - self._started_at - int(minted, 16) / 1000
+        if born == self._born:
             number = int(serial, 16)
-            return number if number >= self._floor else None
-        recalled = life < self._life and method in _RECALLED and now <= self._recall_until
-        return nonce if recalled else None
+            return number if age <= self._lifetime and number >= self._floor else None
+        earlier = (self._life - int(born, 16)) / 1000
+        recalled = earlier > 0 and method in _RECALLED and now <= self._recall_until
+        return nonce if recalled and age + earlier <= self._lifetime else None
 
     def _rotate(self, now: float) -> None:
         """Forget the older half. Every nonce in it was minted before the last rotation."""

@@ -73,6 +73,10 @@ class Guesses:
         guessed.told_at = now
         return True
 
+    def is_guessed(self, aor: Aor) -> bool:
+        """Whether anybody got the user's password wrong lately: else there is nothing to ask."""
+        return aor in self._guessed
+
     def wait(self, aor: Aor, source: str, now: float) -> float:
         """Seconds until a password from there is looked at again; 0: at once."""
         guessed = self._guessed.get(aor)

@@ -99,11 +99,13 @@ class Gate:
     def signed_in(self, flow: Flow, user: Aor) -> None:
         """Somebody there is this user of ours."""
         now = self.clock()
-        self.guard.signed_in(flow.remote[0], now)
-        self.guesses.signed_in(user, self.client(flow), now)
+        client = self.guard.signed_in(flow.remote[0], now)
+        self.guesses.signed_in(user, client, now)
 
     async def slows(self, flow: Flow, user: Aor, request: Request) -> float:
         """Seconds until this user's password may be looked at; nothing is awaited for 0."""
+        if not self.guesses.is_guessed(user):
+            return 0.0
         client = self.client(flow)
         wait = self.guesses.wait(user, client, self.clock()) if client else 0.0
         if wait:

@@ -112,7 +112,7 @@ class Registrar:
         else:
             location = await store.lookup(aor, now)
         if isinstance(location, Refusal):
-            REGISTERS.labels("refused").inc()
+            REGISTERS.refused += 1
             log.info("registration_refused", aor=aor, reason=location.value)
             transaction.respond(rejection_response(request, refuse(location), tag))
             return
@@ -129,7 +129,10 @@ class Registrar:
 def _tell(update: Update, seen: Location | None, flow: str) -> None:
     """Count and log what was stored."""
     registration = update.registration
-    (_REGISTERED if registration.bind else _UNREGISTERED).inc()
+    if registration.bind:
+        REGISTERS.registered += 1
+    else:
+        REGISTERS.unregistered += 1
     is_news = _is_news(update, seen)
     if is_news or log.is_enabled_for(logging.DEBUG):
         say = log.info if is_news else log.debug
@@ -144,9 +147,6 @@ def _tell(update: Update, seen: Location | None, flow: str) -> None:
     if update.push_fault:
         UNUSABLE_PUSH_HEADERS.inc()
         log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
-
-
-_REGISTERED, _UNREGISTERED = REGISTERS.labels("registered"), REGISTERS.labels("unregistered")
 
 
 def _is_news(update: Update, seen: Location | None) -> bool:
