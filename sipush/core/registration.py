@@ -22,6 +22,7 @@ from sipush.core.outbound import purr
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
 from sipush.sip.grammar import number, quote_string, unquote_string
+from sipush.sip.headers import canonical_name
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.push_params import (
     HEADERS,
@@ -152,7 +153,7 @@ def wants_location(request: Request) -> bool:
     return True
 
 
-_SPEAKING = ("contact", *HEADERS)
+_SPEAKING = (*HEADERS, "contact")
 
 
 class _TooBriefError(Exception):
@@ -214,11 +215,12 @@ class _Register:
         self.path = tuple(request.headers.values("path")) if "path" in request.headers else ()
         self.header_push = parse_push_headers(request.headers)
         self.bind: dict[str, Binding] = {}
-        self.unbind: list[tuple[str, str]] = []
-        self.push: list[PushRecord] = []
-        self.push_off: list[tuple[str, str]] = []
-        self.unpushed: list[str] = []
-        self.refreshes: list[tuple[str, float]] = []
+        # Most stay empty: tuples, as Registration wants them.
+        self.unbind: tuple[tuple[str, str], ...] = ()
+        self.push: tuple[PushRecord, ...] = ()
+        self.push_off: tuple[tuple[str, str], ...] = ()
+        self.unpushed: tuple[str, ...] = ()
+        self.refreshes: tuple[tuple[str, float], ...] = ()
         self.headers: dict[tuple[str, str], None] = {}
         "A set in order."
         self.fault = ""
@@ -248,12 +250,12 @@ class _Register:
             self.now,
             self.policy.max_contacts,
             tuple(self.bind.values()),
-            tuple(self.unbind),
+            self.unbind,
             unbind_all,
-            tuple(self.push),
-            tuple(self.push_off),
-            tuple(self.unpushed),
-            tuple(self.refreshes),
+            self.push,
+            self.push_off,
+            self.unpushed,
+            self.refreshes,
             self.policy.max_push_records,
         )
 
@@ -290,10 +292,10 @@ class _Register:
                 self._reject_unless_pushed_by_another(push.provider)
             self._warn(push.text)
         if expires == 0:
-            self.unbind.append((device, key))
+            self.unbind += ((device, key),)
             return
         if push is None or (isinstance(push, PushParams) and not push.token):
-            self.unpushed.append(device)
+            self.unpushed += (device,)
         if device not in self.bind:
             self.bind[device] = self._binding(contact, device, key, expires)
 
@@ -373,7 +375,7 @@ class _Register:
     ) -> None:
         """Store, refresh or forget how ``device`` is woken, and tell the phone."""
         if push.off:
-            self.push_off.append((device, push.token))
+            self.push_off += ((device, push.token),)
             return
         by_uri = push.dialect in _BY_URI
         if by_uri and expires == 0:
@@ -394,7 +396,7 @@ class _Register:
                 else f"unknown app-id {push.app_id[:100]}"
             )
             return
-        self.push.append(self._record(push, platform, device))
+        self.push += (self._record(push, platform, device),)
         if push.dialect == RFC8599:
             self._accept_by_feature_caps(push, platform, device, expires or 0, refreshes_itself)
         else:
@@ -448,7 +450,7 @@ class _Register:
             if refreshes_itself:
                 caps += f';+sip.pnsreg="{PNSREG}"'
             if quiet:
-                self.refreshes.append((device, self.now + expires - REFRESH_AHEAD))
+                self.refreshes += ((device, self.now + expires - REFRESH_AHEAD),)
         if quiet:
             caps += f';+sip.pnspurr="{purr(self.aor, device, self.key, self.now)}"'
         self._answer("Feature-Caps", caps)
@@ -531,7 +533,7 @@ def ok_response(
     Contacts come back as registered, those of the user's other devices without their push tokens.
     """
     response = make_response(request, Status.OK, to_tag=to_tag)
-    fields = response.headers.fields
+    fields = []
     devices = decision.devices if isinstance(decision, Update) else ()
     for binding in location.bindings:
         uri = binding.contact
@@ -540,8 +542,9 @@ def ok_response(
         left = max(math.ceil(binding.expires_epoch - now_epoch), 0)
         fields.append(("contact", f"Contact: <{uri}>{binding.params};expires={left}"))
     for name, value in decision.headers:
-        response.headers.append(name, value)
+        fields.append((canonical_name(name), f"{name}: {value}"))
     fields += (_SUPPORTED, _date(int(now_epoch)))
+    response.headers.extend(fields)
     return response
 
 
