@@ -59,8 +59,9 @@ def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy) -> bool:
     if is_call and is_emergency(request.uri, emergency.numbers):
         return True
     try:
-        routes = request.headers.values("route") if request.to.tag else []
-        user = parse_sip_uri(parse_name_addr(routes[0]).uri).user if routes else None
+        if request.to.tag is None or not (routes := request.headers.values("route")):
+            return False
+        user = parse_sip_uri(parse_name_addr(routes[0]).uri).user
     except MessageError:
         return False
     call_id = request.headers.get("call-id") or ""

@@ -7,9 +7,10 @@ names the device, whose newest flow is looked up, and the flow of the day it was
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from binascii import a2b_base64, b2a_base64
 from hashlib import blake2b, sha256, shake_256
 from hmac import compare_digest
+from typing import NamedTuple
 
 from sipush.core.bindings import Aor, without_reg_id
 
@@ -19,8 +20,7 @@ _PURR_MAC_BYTES = 12
 "With the day a multiple of three: no padding, which a URI parameter cannot hold."
 
 
-@dataclass(frozen=True, slots=True)
-class RouteToken:
+class RouteToken(NamedTuple):
     """Where requests towards one side of a dialog go."""
 
     flow: str
@@ -64,7 +64,7 @@ def is_purr_of(reference: str, aor: Aor, device: str, key: bytes) -> bool:
 def _purr(aor: Aor, device: str, key: bytes, day: int) -> str:
     when = day.to_bytes(_DAY_BYTES, "big")
     text = f"{aor}\n{without_reg_id(device)}".encode("utf-8", "surrogateescape")
-    mac = _mac(b"purr" + when + text, key, _PURR_MAC_BYTES)
+    mac = blake2b(b"purr" + when + text, key=key, digest_size=_PURR_MAC_BYTES).digest()
     return urlsafe_b64encode(when + mac).decode()
 
 
@@ -83,15 +83,16 @@ def encode_route_token(token: RouteToken, call_id: str, key: bytes) -> str:
     Good with this Call-ID only: who has seen it in one call must not reach the phone by it later,
     nor know an anonymous caller (RFC 3323) by it.
     """
-    text = "\n".join((token.flow, token.aor, token.device)).encode("utf-8", "surrogateescape")
+    text = "\n".join(token).encode("utf-8", "surrogateescape")
     mac = _route_mac(text, call_id, key)
-    return urlsafe_b64encode(mac + _masked(text, mac, key)).rstrip(b"=").decode()
+    user = b2a_base64(mac + _masked(text, mac, key), newline=False).decode()
+    return user.rstrip("=").replace("+", "-").replace("/", "_")
 
 
 def decode_route_token(user: str, call_id: str, key: bytes) -> RouteToken | None:
     """The token in a user part, or None when it is not one that we made for this Call-ID."""
     try:
-        raw = urlsafe_b64decode(user.encode("ascii") + b"=" * (-len(user) % 4))
+        raw = a2b_base64(user.replace("-", "+").replace("_", "/") + "==")
     except ValueError:
         return None
     mac = raw[:_MAC_BYTES]
@@ -113,15 +114,12 @@ def came_from(ip: str, flow: str) -> bool:
 
 def _route_mac(text: bytes, call_id: str, key: bytes) -> bytes:
     call = blake2b(call_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-    return _mac(b"route" + call + text, key)
-
-
-def _mac(text: bytes, key: bytes, size: int = _MAC_BYTES) -> bytes:
-    return blake2b(text, key=key, digest_size=size).digest()
+    return blake2b(b"route" + call + text, key=key, digest_size=_MAC_BYTES).digest()
 
 
 def _masked(text: bytes, mac: bytes, key: bytes) -> bytes:
     """``text`` under a key stream that is another one for every text; the inverse of itself."""
-    stream = shake_256(key + b"mask" + mac).digest(len(text))
+    size = len(text)
+    stream = shake_256(key + b"mask" + mac).digest(size)
     masked = int.from_bytes(text, "big") ^ int.from_bytes(stream, "big")
-    return masked.to_bytes(len(text), "big")
+    return masked.to_bytes(size, "big")
