@@ -127,7 +127,7 @@ def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
         push = target.push._asdict() | {"platform": target.push.platform.value}
-    return _values(target) | {"push": push, "others": [*map(_freeze_target, target.others)]}
+    return target._asdict() | {"push": push, "others": [*map(_freeze_target, target.others)]}
 
 
 def _values(value: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _values(value: Any) -> dict[str, Any]:
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind)) for kind in (HeldCall, Search, Target, Branch)
+    kind: tuple(f.name for f in fields(kind)) for kind in (HeldCall, Search, Branch)
 }
 
 

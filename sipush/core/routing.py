@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import quote
 
@@ -156,9 +156,10 @@ def loop_digest(request: Request) -> str:
 
 def _has_looped(request: Request, realm: Realm) -> bool:
     """Whether a Via says that this very request has been here before (RFC 5393 §4.2)."""
-    earlier = request.headers.values("via")[1:]
-    if not earlier:
+    lines = request.headers.lines("via")
+    if len(lines) == 1 and "," not in lines[0][1]:
         return False
+    earlier = request.headers.values("via")[1:]
     mark = "-" + loop_digest(request)
     return any(
         via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
@@ -189,15 +190,20 @@ def destination(
 
     Raises MessageError for a URI that cannot be read.
     """
-    token = _pop_own_routes(request, realm, key)
-    if token is not None:
-        # A token is good for its Call-ID only; nor may it begin another dialog with that.
-        in_dialog = request.to.tag is not None
-        return ToDialog(token) if in_dialog else Rejection(Status.FORBIDDEN, "Route of a Dialog")
+    routes = request.headers.values("route")
+    own = 0
+    if routes:
+        token, own = _own_routes(routes, request.call_id, realm, key)
+        _take_off(request.headers, own, len(routes))
+        if token is not None:
+            # A token is good for its Call-ID only; nor may it begin another dialog with that.
+            if request.to.tag is None:
+                return Rejection(Status.FORBIDDEN, "Route of a Dialog")
+            return ToDialog(token)
     if emergency.covers(request) and _is_for_us(request.uri, realm):
         request.headers.remove("route")
         return ToEmergency()
-    if request.headers.values("route"):
+    if len(routes) > own:
         return Rejection(Status.FORBIDDEN, "Route Not Ours")
     if (tel := parse_tel_uri(request.uri)) is not None:
         return ToAor(realm.tel_aor(tel, realm.caller_aor(request)))
@@ -214,18 +220,33 @@ def _is_for_us(uri: str, realm: Realm) -> bool:
     return not sip or realm.aor(parse_sip_uri(uri)) is not None
 
 
-def _pop_own_routes(request: Request, realm: Realm, key: bytes) -> RouteToken | None:
-    """Of the one or two Routes we recorded, the last names the side the request goes to."""
+def _own_routes(
+    routes: Sequence[str], call_id: str, realm: Realm, key: bytes
+) -> tuple[RouteToken | None, int]:
+    """How many Routes lead to us. Of the one or two we recorded, the last names the side."""
     token = None
-    while routes := request.headers.values("route"):
-        uri = parse_sip_uri(parse_name_addr(routes[0]).uri)
-        ours = decode_route_token(uri.user or "", request.call_id, key)
+    for count, route in enumerate(routes):
+        user, at, _ = route.partition("@")
+        if user.startswith("<sip"):  # as we write it
+            user = user[user.find(":") + 1 :]
+        elif at:
+            user = parse_sip_uri(parse_name_addr(route).uri).user or ""
+        ours = decode_route_token(user, call_id, key) if at else None
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
-        if ours is None and not realm.is_our_proxy(uri):
-            break
-        request.headers.pop_first_value("route", "Route")
+        if ours is None and not realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri)):
+            return token, count
         token = ours or token
-    return token
+    return token, len(routes)
+
+
+def _take_off(headers: Headers, own: int, total: int) -> None:
+    """Remove the first ``own`` of the ``total`` Routes."""
+    if own == total:
+        headers.remove("route")
+        return
+    while own:
+        if headers.pop_first_value("route", "Route"):  # empty elements do not count
+            own -= 1
 
 
 def is_side(token: RouteToken, binding: Binding, remote_target: str) -> bool:
@@ -280,7 +301,7 @@ class TargetPolicy:
         if not flows:
             return self._target(device, None, record, subscriber)
         first, *others = [self._target(device, flow, record, subscriber) for flow in flows]
-        return replace(first, others=tuple(others)) if others else first
+        return first._replace(others=tuple(others)) if others else first
 
     def _target(
         self,
@@ -354,27 +375,45 @@ def forward_request(
     ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
     """
-    forwarded = request.copy()
-    forwarded.uri = without_push_params(target.uri)
-    headers = forwarded.headers
-    hops = number(headers.get("max-forwards") or "")
-    headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else hops - 1))
+    hops = number(request.headers.get("max-forwards") or "")
     if target.flow or target.route:
         breadth = 1
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
-    headers.set("Max-Breadth", str(breadth))
+    ours = {
+        "max-forwards": f"Max-Forwards: {_DEFAULT_MAX_FORWARDS if hops is None else hops - 1}",
+        "max-breadth": f"Max-Breadth: {breadth}",
+    }
+    if push_id:
+        ours["x-push-id"] = f"X-Push-Id: {push_id}"
+    headers = Headers(_with(request.headers.fields, ours))
     for uri in record_routes:
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):
         headers.prepend("Route", value)
-    headers.remove("proxy-authorization")
+    forwarded = Request(request.method, without_push_params(target.uri), headers, request.body)
     strip_push_params(forwarded)
-    if push_id:
-        headers.set("X-Push-Id", push_id)
     if diversions:
         _add_diversions(forwarded, diversions, target)
     return forwarded
+
+
+def _with(fields: Iterable[tuple[str, str]], ours: dict[str, str]) -> list[tuple[str, str]]:
+    """The fields with our lines, each where the first of its name stood, else at the end.
+
+    Without credentials, which are meant for us.
+    """
+    changed: list[tuple[str, str]] = []
+    left = dict(ours)
+    for field in fields:
+        name = field[0]
+        if name not in ours:
+            if name != "proxy-authorization":
+                changed.append(field)
+        elif name in left:
+            changed.append((name, left.pop(name)))
+    changed += left.items()
+    return changed
 
 
 def _add_diversions(request: Request, diversions: Sequence[Diversion], target: Target) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sipush.core.bindings import Aor, PushRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One member of the target set (§16.5): a device, or a URI the call falls back to."""
 
     device: str
@@ -43,8 +43,7 @@ class Target:
         return self.device.partition(" ")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """What is tried together, while the rest of the target set waits."""
 
     targets: tuple[Target, ...]
@@ -52,8 +51,7 @@ class Turn:
     "The member of a ring group whose turn it is, or empty."
 
 
-@dataclass(frozen=True, slots=True)
-class TargetSet:
+class TargetSet(NamedTuple):
     """Where a request goes: one turn after the other until somebody answers."""
 
     turns: tuple[Turn, ...]
@@ -116,7 +114,7 @@ class Search:
             return turn.targets
         limit = self.turn_time
         self.turn_at = now + limit
-        return tuple(replace(target, hold=min(target.hold, limit)) for target in turn.targets)
+        return tuple(target._replace(hold=min(target.hold, limit)) for target in turn.targets)
 
     def end_turn(self) -> None:
         """The current turn has failed; the member does not come back when it wakes."""
@@ -135,6 +133,6 @@ class Search:
         for number, turn in enumerate(self.pending):
             if turn.aor and turn.aor == target.aor:
                 others = (each for each in turn.targets if each.device != target.device)
-                self.pending[number] = replace(turn, targets=(*others, target))
+                self.pending[number] = turn._replace(targets=(*others, target))
                 return True
         return False

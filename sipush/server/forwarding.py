@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
@@ -224,7 +224,7 @@ class Forwarding:
             if self.dialog_side is not None:
                 if target.device != self.dialog_side:
                     continue
-                target = replace(target, uri=self.request.uri)
+                target = target._replace(uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
                 self._perform(self.context.binding_refreshed(target, self._now))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import assert_never
 
@@ -83,6 +81,9 @@ NON_INVITE_HOLD = 25.0
 "Seconds. After 32 the sender of a request that is no INVITE has given up (RFC 3261 §17.1.2.2)."
 
 
+_MAX_KNOWN = 10_000
+"Addresses of which is remembered whether they are peers."
+
 BETWEEN_FLOWS = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
@@ -113,6 +114,18 @@ class ProxyPolicy:
     fallbacks: Mapping[str, Fallbacks]
     "By AOR and, for all users and groups of it, by domain."
     emergency: EmergencyPolicy
+    _are_peers: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    "By IP address: working it out takes long."
+
+    def is_peer(self, ip: str) -> bool:
+        """Whether that host may send requests without credentials."""
+        known = self._are_peers.get(ip)
+        if known is None:
+            known = any(ip_address(ip) in network for network in self.peers)
+            if len(self._are_peers) >= _MAX_KNOWN:
+                self._are_peers.clear()
+            self._are_peers[ip] = known
+        return known
 
     def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
         """Where calls to a user or group go; ``stored``: what the store has for a user."""
@@ -168,57 +181,56 @@ class Proxy:
             reject(transaction, rejection, self.new_id())
             return
         where = destination(request, self.realm, self.key, self.policy.emergency)
-        if number(request.headers.get("max-forwards") or "") == 0:  # an OPTIONS: §16.3
-            where = ToServer()
+        if request.method == "OPTIONS" and number(request.headers.get("max-forwards") or "") == 0:
+            where = ToServer()  # §16.3
         match where:
-            case Rejection() as rejection:
-                reject(transaction, rejection, self.new_id())
+            case ToDialog(token):
+                forwarding = self._open(transaction, request, None)
+                await _until_started(forwarding, self._forward_in_dialog(forwarding, token))
+            case ToAor(aor) if request.method == "MESSAGE":
+                await self._message_to_user(transaction, request, aor)
+            case ToAor(aor):
+                forwarding = self._open(transaction, request, self.policy.ringback)
+                await _until_started(forwarding, self._call_user(forwarding, aor))
             case ToServer():
                 answer_for_server(transaction, self.new_id())
-            case ToDialog(token):
-                with self._opened(transaction, request, None) as forwarding:
-                    await self._forward_in_dialog(forwarding, token)
             case ToEmergency():
-                await self._forward_emergency(transaction, request)
-            case ToAor(aor):
-                with self._opened(transaction, request, self.policy.ringback) as forwarding:
-                    await self._forward_to_user(forwarding, aor)
+                forwarding = self._open(transaction, request, None)
+                await _until_started(forwarding, self._forward_emergency(forwarding))
+            case Rejection() as rejection:
+                reject(transaction, rejection, self.new_id())
             case other:
                 assert_never(other)
 
-    @contextmanager
-    def _opened(
+    def _open(
         self, transaction: ServerTransactionHandle, request: Request, ringback: int | None
-    ) -> Iterator[Forwarding]:
-        """A forwarding that a CANCEL finds from now on, given up unless it gets started."""
+    ) -> Forwarding:
+        """A forwarding that a CANCEL finds from now on."""
+        policy = self.policy
         context = ResponseContext(
-            probe=self.policy.probe,
-            timer_c=self.policy.no_answer,
+            probe=policy.probe,
+            timer_c=policy.no_answer,
             ringback=ringback,
             invite=request.method == "INVITE",
-            push_while_ringing=self.policy.push_while_ringing,
+            push_while_ringing=policy.push_while_ringing,
         )
         forwarding = Forwarding(
             self, transaction, request, context, self._push_id(request), self.new_id()
         )
         self._forwardings[transaction] = forwarding
-        try:
-            yield forwarding
-        finally:
-            if not forwarding.started:
-                forwarding.finish()
+        return forwarding
 
     def _push_id(self, request: Request) -> str:
         """A UUID that nobody can guess, equal for a request that is repeated to another process.
 
         Whoever died in between had perhaps sent it on. Over a stream it comes from another port.
         """
-        names = ("from", "to", "call-id", "cseq", "proxy-authorization")
-        lines = [line for name in names for _, line in request.headers.lines(name)]
+        lines = [line for name, line in request.headers.fields if name in _IDENTITY]
         via = request.top_via
         text = "\n".join((via.branch, via.host, *lines)).encode("utf-8", "surrogateescape")
-        mac = hmac.digest(self.key, b"push-id" + text, "sha256")
-        return str(uuid.UUID(bytes=mac[:16], version=4))
+        id_ = blake2b(b"push-id" + text, key=self.key, digest_size=16).hexdigest()
+        variant = "89ab"[int(id_[16], 16) & 3]  # RFC 9562 §5.4
+        return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
 
     async def resume(self, held: HeldCall) -> None:
         """Go on with a call that another process held."""
@@ -339,9 +351,9 @@ class Proxy:
             side = forwarding.policy.target(record.device, location, subscriber)
             forwarding.dialog_side = side.device
             hold = side.hold if request.method == "INVITE" else min(side.hold, NON_INVITE_HOLD)
-            target = replace(target, device=side.device, push=side.push, hold=hold)
+            target = target._replace(device=side.device, push=side.push, hold=hold)
             if side.live and side.flow:
-                target = replace(target, flow=side.flow, live=True)
+                target = target._replace(flow=side.flow, live=True)
         forwarding.start(TargetSet.of(target))
 
     def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
@@ -402,29 +414,53 @@ class Proxy:
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
         remote = parse_sip_uri(request.uri)
-        is_peer = is_ip(remote.address) and self._is_peer((remote.address, 0))
+        is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
         live = (is_peer and not token.aor) or is_caller
         return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --
 
-    async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
+    async def _call_user(self, forwarding: Forwarding, aor: Aor) -> None:
         transaction, request = forwarding.transaction, forwarding.request
-        if not self._is_peer(transaction.flow.remote):
-            refusal = await self._authenticate(forwarding)
-            if refusal is not None:
-                respond(transaction, refusal)
-                return
+        caller = await self._admitted(transaction, request, forwarding.tag)
+        if caller is not None:
+            forwarding.caller_aor = caller
+            await self._forward_to_user(forwarding, aor)
+
+    async def _message_to_user(
+        self, transaction: ServerTransactionHandle, request: Request, aor: Aor
+    ) -> None:
+        identity, tag = self._push_id(request), self.new_id()
+        caller = await self._admitted(transaction, request, tag)
+        if caller is None:
+            return
+        if await self._has_mailbox(aor):
+            await self.messages.arrived(transaction, request, aor, tag, identity)
+            return
+        forwarding = self._open(transaction, request, None)
+        forwarding.caller_aor = caller
+        await _until_started(forwarding, self._forward_to_user(forwarding, aor))
+
+    async def _admitted(
+        self, transaction: ServerTransactionHandle, request: Request, tag: str
+    ) -> Aor | None:
+        """The caller, empty for a peer; None: it was refused, and told so."""
+        caller = ""
+        if not self.policy.is_peer(transaction.flow.remote[0]):
+            found = await self._authenticate(transaction.flow, request, tag)
+            if isinstance(found, Response):
+                respond(transaction, found)
+                return None
+            caller = found
         request.headers.remove("proxy-authorization")  # nobody else's business, nor the store's
         if self.draining:
-            reject(transaction, DRAINING, forwarding.tag)
-            return
-        if request.method == "MESSAGE" and await self._has_mailbox(aor):
-            await self.messages.arrived(
-                transaction, request, aor, forwarding.tag, forwarding.push_id
-            )
-            return
+            reject(transaction, DRAINING, tag)
+            return None
+        return caller
+
+    async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
+        transaction, request = forwarding.transaction, forwarding.request
         consents = _consents_to_calls if request.method == "INVITE" else _never
         is_live = self._is_live_for(request)
         forwarding.policy = TargetPolicy(self.policy.apps, is_live, consents)
@@ -473,11 +509,13 @@ class Proxy:
         forwarding.seen[subscriber.aor] = location
         assert forwarding.policy is not None
         targets = forwarding.policy.target_set(location, subscriber)
+        if not any(target.wakeable for target in targets):
+            return targets
         refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)
-        if refusal is None or not any(target.wakeable for target in targets):
+        if refusal is None:
             return targets
         forwarding.not_held = refusal
-        return [replace(target, push=None, hold=0.0) for target in targets if target.live]
+        return [target._replace(push=None, hold=0.0) for target in targets if target.live]
 
     async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
         """The devices of all members but the caller."""
@@ -522,37 +560,37 @@ class Proxy:
 
     # -- to those who help --
 
-    async def _forward_emergency(
-        self, transaction: ServerTransactionHandle, request: Request
-    ) -> None:
+    async def _forward_emergency(self, forwarding: Forwarding) -> None:
         """At once, without challenge, limits or hold, also while we are going down."""
         policy = self.policy.emergency
-        with self._opened(transaction, request, None) as forwarding:
-            known = await self._known_caller(transaction.flow, request)
-            forwarding.caller_aor = known or ""
-            if known == "" and not policy.strangers:
-                refusal = await self._authenticate(forwarding, even_banned=True)
-                if refusal is not None:
-                    respond(transaction, refusal)
-                    return
-            caller = forwarding.caller_aor
-            address = policy.addresses.get(caller)
-            forwarding.request = emergency_request(
-                request,
-                caller,
-                address,
-                self.new_id(),
-                time.time(),
-                from_peer=self._is_peer(transaction.flow.remote),
-            )
-            forwarding.warn(
-                "emergency_call",
-                uri=request.uri,
-                caller=caller or "unknown",
-                address=address is not None,
-                remote=transaction.flow.remote[0],
-            )
-            forwarding.start(policy.target_set())
+        transaction, request = forwarding.transaction, forwarding.request
+        flow = transaction.flow
+        known = await self._known_caller(flow, request)
+        caller = known or ""
+        if known == "" and not policy.strangers:
+            found = await self._authenticate(flow, request, forwarding.tag, even_banned=True)
+            if isinstance(found, Response):
+                respond(transaction, found)
+                return
+            caller = found
+        forwarding.caller_aor = caller
+        address = policy.addresses.get(caller)
+        forwarding.request = emergency_request(
+            request,
+            caller,
+            address,
+            self.new_id(),
+            time.time(),
+            from_peer=self.policy.is_peer(flow.remote[0]),
+        )
+        forwarding.warn(
+            "emergency_call",
+            uri=request.uri,
+            caller=caller or "unknown",
+            address=address is not None,
+            remote=flow.remote[0],
+        )
+        forwarding.start(policy.target_set())
 
     async def _known_caller(self, flow: Flow, request: Request) -> Aor | None:
         """Whom From names, if a peer says so or that user is registered from there; else empty.
@@ -562,7 +600,7 @@ class Proxy:
         claimed = self.realm.caller_aor(request)
         if claimed is None:
             return ""
-        if self._is_peer(flow.remote):
+        if self.policy.is_peer(flow.remote[0]):
             return claimed
         try:
             location = await self.locations.lookup(claimed, time.time())
@@ -575,10 +613,9 @@ class Proxy:
     # -- who may --
 
     async def _authenticate(
-        self, forwarding: Forwarding, *, even_banned: bool = False
-    ) -> Response | None:
+        self, flow: Flow, request: Request, tag: str, *, even_banned: bool = False
+    ) -> Aor | Response:
         """Find the caller, or the response that refuses it (§22.3)."""
-        request, flow = forwarding.request, forwarding.transaction.flow
         since, client = self.clock(), self.gate.client(flow)
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
@@ -587,7 +624,7 @@ class Proxy:
         subscriber = await self.subscribers.get(user) if user else None
         slowable = bool(user) and not even_banned
         if slowable and (wait := await self.gate.slows(flow, user, request)):
-            return wait_to_sign_in(request, wait, forwarding.tag)
+            return wait_to_sign_in(request, wait, tag)
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if self.gate.is_banned(flow) and not even_banned:
             verdict = Challenge()
@@ -598,7 +635,7 @@ class Proxy:
                 request,
                 domain,
                 self.clock(),
-                forwarding.tag,
+                tag,
                 client=client,
                 stale=verdict.stale,
                 status=Status.PROXY_AUTHENTICATION_REQUIRED,
@@ -607,12 +644,8 @@ class Proxy:
         assert subscriber is not None
         if claimed != subscriber.aor and not is_anonymous(request):
             reason = "From Does Not Match Credentials"
-            return make_response(request, Status.FORBIDDEN, reason, forwarding.tag)
-        forwarding.caller_aor = subscriber.aor
-        return None
-
-    def _is_peer(self, address: Address) -> bool:
-        return any(ip_address(address[0]) in network for network in self.policy.peers)
+            return make_response(request, Status.FORBIDDEN, reason, tag)
+        return subscriber.aor
 
     # -- servers --
 
@@ -628,7 +661,7 @@ class Proxy:
         and MessageError.
         """
         transport, address, host = await self._resolve(parse_name_addr(route).uri)
-        if not (self._is_peer(address) or came_from(address[0], registered_over)):
+        if not (self.policy.is_peer(address[0]) or came_from(address[0], registered_over)):
             raise TransportError(f"Path to {host}: neither a peer nor where the REGISTER came from")
         return await self.transports.connect(transport, address, host)
 
@@ -637,3 +670,16 @@ class Proxy:
         transport = (uri.transport or ("tls" if uri.scheme == "sips" else "udp")).upper()
         address = await self.resolver.resolve(uri.address, uri.port, transport)
         return transport, address, uri.host
+
+
+async def _until_started(forwarding: Forwarding, work: Awaitable[None]) -> None:
+    """Give the forwarding up unless it gets started."""
+    try:
+        await work
+    finally:
+        if not forwarding.started:
+            forwarding.finish()
+
+
+_IDENTITY = frozenset({"from", "to", "call-id", "cseq", "proxy-authorization"})
+"""What a repeated request has in common with the first."""
