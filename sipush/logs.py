@@ -46,6 +46,15 @@ _SECRET_TEXT = re.compile(
 )
 
 
+class _Shown:
+    """What is written, for busy paths to ask: a call below the level costs several microseconds."""
+
+    debug = False
+
+
+shown = _Shown()
+
+
 def fingerprint(token: str) -> str:
     """Eight hex digits that stand for a token where people must tell tokens apart."""
     return sha256(token.encode()).hexdigest()[:8]
@@ -59,14 +68,13 @@ _LONGEST = 2000
 #: Without any of these a text that is shorter than every token holds nothing to redact.
 _MAY_LEAD_TO_SECRET = re.compile(
     "authorization|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_"
-    "|://|eyj",
-    re.IGNORECASE,
+    "|://|eyj"
 ).search
 
 
 def redact_text(text: str) -> str:
     """The text without the tokens, passwords and digests in it."""
-    if len(text) < _SHORTEST_TOKEN and not _MAY_LEAD_TO_SECRET(text):
+    if len(text) < _SHORTEST_TOKEN and text.isascii() and not _MAY_LEAD_TO_SECRET(text.lower()):
         return text
     return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
 
@@ -101,16 +109,16 @@ def _is_secret(key: str) -> bool:
 def _redact(key: str, value: Any) -> Any:
     if value and _is_secret(key):
         return REDACTED
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
     if isinstance(value, str):
         return value if len(value) <= 8 else _redact_text(key, value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, bytes):
+        return _redact_text(key, value.decode("utf-8", "replace"))
     if isinstance(value, Mapping):
         return {name: _redact(str(name), each) for name, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redact("", each) for each in value]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
     return _redact("", str(value))
 
 
@@ -129,6 +137,11 @@ class _ToStructlog(logging.Handler):
         logger = structlog.get_logger(library=record.name)
         level = min(record.levelno // 10 * 10, logging.CRITICAL)
         logger.log(level, record.getMessage(), exc_info=record.exc_info)
+
+
+def _format_exception(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    has_one = "exc_info" in event
+    return structlog.processors.format_exc_info(logger, method, event) if has_one else event
 
 
 class _PerTurn:
@@ -163,10 +176,11 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
     """Send the log to ``stream`` (stderr); calls below the level cost next to nothing."""
     stream = stream or sys.stderr
     level = logging.getLevelNamesMapping()[config.level.upper()]
+    shown.debug = level <= logging.DEBUG
     console = config.format == "console" or (config.format == "auto" and stream.isatty())
     structlog.configure(
         processors=[
-            structlog.processors.format_exc_info,
+            _format_exception,
             redact,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
