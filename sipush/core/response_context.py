@@ -266,26 +266,20 @@ class ResponseContext:
 
     def next_timer(self) -> float | None:
         """When to call ``timer_fired`` next, or None."""
-        times = [
-            at
-            for branch in self.branches
-            for at in (
-                branch.probe_at,
-                branch.bucket_at,
-                branch.timer_c_at,
-                branch.tombstone_at,
-            )
-            if at is not None
-        ]
-        times += [at for at in (self._ringback_at, self.search.turn_at) if at is not None]
-        return min(times, default=None)
+        times = [self._ringback_at, self.search.turn_at]
+        for branch in self.branches:
+            times += (branch.probe_at, branch.bucket_at, branch.timer_c_at, branch.tombstone_at)
+        return min([at for at in times if at is not None], default=None)
 
     @property
     def done(self) -> bool:
         """Whether nothing but late 2xx can still come."""
-        return self.answered and all(
-            b.state is BranchState.COMPLETED and b.tombstone_at is None for b in self.branches
-        )
+        if not self.answered:
+            return False
+        for branch in self.branches:
+            if branch.state is not BranchState.COMPLETED or branch.tombstone_at is not None:
+                return False
+        return True
 
     @property
     def probing(self) -> bool:
@@ -533,9 +527,11 @@ class ResponseContext:
 
     def _settle(self, now: float) -> list[Action]:
         """Forward the best response once no branch can still answer (§16.7 step 6)."""
-        waiting = any(b.state is not BranchState.COMPLETED for b in self.branches)
-        if self.answered or self.falling_back or waiting:
+        if self.answered or self.falling_back:
             return []
+        for branch in self.branches:
+            if branch.state is not BranchState.COMPLETED:
+                return []
         buried = self._end_turn(now)
         if self.search.pending:
             return [*buried, *self._next_turn(now)]
@@ -590,10 +586,18 @@ class ResponseContext:
         return (b for b in self.branches if b.state in states)
 
     def _next_number(self, device: str) -> int:
-        return 1 + max((b.number for b in self.branches if b.target.device == device), default=0)
+        highest = 0
+        for branch in self.branches:
+            if branch.number > highest and branch.target.device == device:
+                highest = branch.number
+        return highest + 1
 
     def _latest(self, device: str) -> Branch | None:
-        return next((b for b in reversed(self.branches) if b.target.device == device), None)
+        latest = None
+        for branch in self.branches:
+            if branch.target.device == device:
+                latest = branch
+        return latest
 
 
 #: A 503 would tell the caller to avoid this proxy, not that device (step 6); 430 is meant for the

@@ -148,9 +148,8 @@ def server_uri(user: str, transport: str, sent_by: str, *, sips: bool) -> str:
 
 def loop_digest(request: Request) -> str:
     """The part of our branches that is equal for a request that came back unchanged (§16.6, 8)."""
-    headers = request.headers
-    identity = (request.uri, headers.get("call-id"), headers.get("cseq"), headers.get("from"))
-    text = "\n".join(part or "" for part in identity)
+    get = request.headers.get
+    text = f"{request.uri}\n{request.call_id}\n{get('cseq') or ''}\n{get('from') or ''}"
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
@@ -358,7 +357,8 @@ _DIVERSION_REASONS = {
 
 def max_breadth(request: Request) -> int | None:
     """To how many a request may be forwarded at a time, if it says so (RFC 5393 §5.3)."""
-    return number(request.headers.get("max-breadth") or "")
+    text = request.headers.get("max-breadth")
+    return None if text is None else number(text)
 
 
 def forward_request(

@@ -108,8 +108,9 @@ class Search:
         """Begin the next turn, whose first branch will be number ``branch``; its targets."""
         turn = self.pending.pop(0)
         self.aor, self.turn_branch, self.turn_at = turn.aor, branch, None
-        called = {turn.aor, *(target.aor for target in turn.targets)}
-        self.over = [aor for aor in self.over if aor not in called]
+        if self.over:
+            called = {turn.aor, *(target.aor for target in turn.targets)}
+            self.over = [aor for aor in self.over if aor not in called]
         if self.turn_time is None or (self.only_until_heard and not self.pending):
             return turn.targets
         limit = self.turn_time

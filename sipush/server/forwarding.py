@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
+from prometheus_client import Counter
 
+from sipush import logs
 from sipush.core.bindings import (
     Aor,
     Location,
@@ -76,6 +78,13 @@ _REASONS = {
     CancelCause.ANSWERED_ELSEWHERE: 'SIP;cause=200;text="Call completed elsewhere"',
     CancelCause.DECLINED_ELSEWHERE: 'SIP;cause=603;text="Declined elsewhere"',
 }
+
+
+@cache
+def _calls(digit: int) -> Counter:
+    """The counter of the calls whose final response begins with this digit."""
+    return CALLS.labels(f"{digit}xx")
+
 
 _CHALLENGES = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 
@@ -180,11 +189,12 @@ class Forwarding:
         """Open the target set; registrations that came during the look-up count now."""
         self.started = True
         self.tell("routed", uri=self.request.uri, targets=len(targets.all))
-        known = {(target.device, target.uri, target.flow) for target in targets.all}
         self._perform(self.context.start(targets, self._now))
-        for aor, location, devices in self._early:
-            self.registered(aor, location, devices, known)
-        self._early.clear()
+        if self._early:
+            known = {(target.device, target.uri, target.flow) for target in targets.all}
+            for aor, location, devices in self._early:
+                self.registered(aor, location, devices, known)
+            self._early.clear()
         if self.context.invite and self._unstored is None:
             if self.context.probing:
                 asyncio.get_running_loop().call_later(_UNHEARD, self._hold_unheard)
@@ -287,7 +297,7 @@ class Forwarding:
 
     @property
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.proxy.clock()
 
     def _perform(self, actions: Iterable[Action]) -> None:
         """Perform in order, also when performing one causes more."""
@@ -312,6 +322,8 @@ class Forwarding:
         match action:
             case Forward(branch):
                 self._forward(branch)
+            case Respond(status, branch):
+                self._respond(status, branch)
             case Retransmit(branch):
                 if (handle := self.attempts[branch].handle) is not None:
                     handle.retransmit()
@@ -335,23 +347,30 @@ class Forwarding:
                 self._hang_up(branch)
             case FallBack(status, cause):
                 self.proxy.tasks.spawn(self._fall_back(status, cause))
-            case Respond(status, branch):
-                self._respond(status, branch)
             case _:
                 assert_never(action)
 
     def _arm_timer(self) -> None:
+        """Have the loop wake us in time. Too early costs nothing but another look."""
+        at = self.context.next_timer()
         if self._timer is not None:
+            if at is not None and self._timer.when() <= at:
+                return
             self._timer.cancel()
             self._timer = None
-        if (at := self.context.next_timer()) is not None:
+        if at is not None:
             self._timer = asyncio.get_running_loop().call_at(at, self._timer_fired)
 
     def _timer_fired(self) -> None:
-        self._timer = None
+        assert self._timer is not None
         # call_at may be early by the clock's resolution; a timer must never be missed for that.
+        now = max(self._now, self._timer.when())
+        self._timer = None
         due = self.context.next_timer()
-        self._perform(self.context.timer_fired(max(self._now, due or 0.0)))
+        if due is not None and due <= now:
+            self._perform(self.context.timer_fired(now))
+        else:
+            self._arm_timer()
 
     def finish(self) -> None:
         """Nothing but a late 2xx can come any more."""
@@ -565,7 +584,7 @@ class Forwarding:
             after = round(self.ended_epoch - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:
-                CALLS.labels(f"{status // 100}xx").inc()
+                _calls(status // 100).inc()
         if status >= 300 and self.proxy.held_calls.holds(self):
             self._failure = response
             return
@@ -612,12 +631,15 @@ class Forwarding:
 
     def tell(self, event: str, **facts: object) -> None:
         """What happens to a call is worth a line; the rest is for debugging."""
-        say = log.info if self.context.invite else log.debug
-        say(event, call_id=self.call_id, method=self.request.method, **facts)
+        if self.context.invite:
+            log.info(event, call_id=self.call_id, method=self.request.method, **facts)
+        else:
+            self._note(event, **facts)
 
     def _note(self, event: str, **facts: object) -> None:
         """What goes over the wire is for debugging."""
-        log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
+        if logs.shown.debug:
+            log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
 
     def warn(self, event: str, **facts: object) -> None:
         """What an operator should look at."""
