@@ -12,6 +12,7 @@ from sipush.core.routing import forward_request, strip_push_params
 from sipush.core.target_set import Target
 from sipush.errors import ProtocolError
 from sipush.sip.grammar import number
+from sipush.sip.headers import Headers
 from sipush.sip.message import Request, parse_datagram
 
 COMPOSING = "application/im-iscomposing+xml"
@@ -80,9 +81,8 @@ def from_sender(request: Request) -> Request:
 
     Raises MessageError.
     """
-    clean = request.copy()
-    for name in _PUSH_IDS:
-        clean.headers.remove(name)
+    kept = [field for field in request.headers.fields if field[0] not in _PUSH_IDS]
+    clean = Request(request.method, request.uri, Headers(kept), request.body)
     strip_push_params(clean)
     return clean
 

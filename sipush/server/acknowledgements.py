@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 GIVE_UP = 32.0
 "64*T1: for so long the callee repeats its 2xx (RFC 3261 §13.3.1.4)."
@@ -12,25 +13,38 @@ class Acknowledgements:
     """What a stop waits for: without its ACK an answered call dies."""
 
     def __init__(self) -> None:
-        self._missing: dict[str, asyncio.TimerHandle] = {}
-        self._none_missing = asyncio.Event()
-        self._none_missing.set()
+        self._missing: dict[str, float] = {}
+        "Until when each is waited for, by Call-ID; the first to be given up first."
+        self._one_came = asyncio.Event()
 
     def expect(self, call_id: str) -> None:
         """A 2xx to an INVITE went upstream."""
-        self.came(call_id)
-        loop = asyncio.get_running_loop()
-        self._missing[call_id] = loop.call_later(GIVE_UP, self.came, call_id)
-        self._none_missing.clear()
+        now = asyncio.get_running_loop().time()
+        self._give_up(now)
+        self._missing.pop(call_id, None)
+        self._missing[call_id] = now + GIVE_UP
 
     def came(self, call_id: str) -> None:
-        """The ACK was forwarded, or will not come any more."""
-        timer = self._missing.pop(call_id, None)
-        if timer is not None:
-            timer.cancel()
-        if not self._missing:
-            self._none_missing.set()
+        """The ACK was forwarded."""
+        self._missing.pop(call_id, None)
+        self._one_came.set()
+
+    def _give_up(self, now: float) -> None:
+        """Wait no longer for those that will not come any more."""
+        while self._missing:
+            call_id, until = next(iter(self._missing.items()))
+            if until > now:
+                return
+            del self._missing[call_id]
 
     async def drain(self) -> None:
         """Wait until none is missing."""
-        await self._none_missing.wait()
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._give_up(clock())
+            if not self._missing:
+                return
+            self._one_came.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(next(iter(self._missing.values()))):
+                    await self._one_came.wait()

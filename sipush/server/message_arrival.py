@@ -72,6 +72,7 @@ class Arriving:
     "One for each device that seems to be awake, with the flow that is tried now."
     legs: list[Leg] = field(default_factory=list)
     responses: dict[int, Response] = field(default_factory=dict)
+    probe: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Forward it, or have it stored."""
@@ -92,7 +93,7 @@ class Arriving:
         )
         if self.legs:
             probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
-            asyncio.get_running_loop().call_later(probe, self._probe_expired)
+            self.probe = asyncio.get_running_loop().call_later(probe, self._probe_expired)
 
     def abandon(self, devices: Collection[str]) -> None:
         """These devices get the message from the store, or have it already."""
@@ -113,6 +114,8 @@ class Arriving:
                 return
         elif self.machine.state is not ArrivalState.FINISHED:
             return
+        if self.probe is not None:
+            self.probe.cancel()
         arrivals = self.messages.arrivals
         if others := arrivals.pop(self.aor, set()) - {self}:
             arrivals[self.aor] = others

@@ -152,17 +152,25 @@ class Messages:
         ``unique``: see ``Proxy.new_branch``.
         """
         leg = Leg(target)
-        self.proxy.tasks.spawn(self._send(leg, request, answered, unique))
+        flow = self.proxy.transports.flow(target.flow) if target.flow else None
+        if flow is None:
+            self.proxy.tasks.spawn(self._connect(leg, request, answered, unique))
+        else:
+            self._send_over(flow, leg, request, answered, unique)
         return leg
 
-    async def _send(self, leg: Leg, request: Request, answered: Answered, unique: str) -> None:
+    async def _connect(self, leg: Leg, request: Request, answered: Answered, unique: str) -> None:
         flow = await self._flow(leg.target)
         if leg.abandoned:
             return
         if flow is None:
             answered(Status.FLOW_FAILED, None)
-            return
+        else:
+            self._send_over(flow, leg, request, answered, unique)
 
+    def _send_over(
+        self, flow: Flow, leg: Leg, request: Request, answered: Answered, unique: str
+    ) -> None:
         def response_received(response: Response) -> None:
             if response.status >= Status.OK:
                 answered(response.status, response)
