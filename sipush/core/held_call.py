@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 from sipush.core.bindings import Platform, PushRecord
@@ -132,12 +133,16 @@ def _freeze_target(target: Target) -> dict[str, Any]:
 
 def _values(value: Any) -> dict[str, Any]:
     """The fields of a dataclass, not copied: they are written down at once."""
-    return {name: getattr(value, name) for name in _FIELDS[type(value)]}
+    names, get = _FIELDS[type(value)]
+    return dict(zip(names, get(value), strict=True))
 
 
-_FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind)) for kind in (HeldCall, Search, Branch)
-}
+def _fields(kind: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
+
+
+_FIELDS = {kind: _fields(kind) for kind in (HeldCall, Search, Branch)}
 
 
 def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from sipush.core.branch import (
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.push_request import PushKind
+from sipush.core.push_request import PushKind, PushResult
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     DIALOG_FORMING,
@@ -140,6 +140,7 @@ class Forwarding:
     _queue: list[Action] = field(default_factory=list)
     "A deque would take half a kilobyte of every held call."
     _performing: bool = False
+    _is_news: bool = False
     _timer: asyncio.TimerHandle | None = None
     cancel_reason: str | None = None
     "Reason of the caller's CANCEL."
@@ -237,7 +238,10 @@ class Forwarding:
                 target = target._replace(uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
-                self._perform(self.context.binding_refreshed(target, self._now))
+                actions = self.context.binding_refreshed(target, self._now)
+                # The next process would see in the store that it has registered, and do the same.
+                is_derived = len(actions) == 1 and isinstance(actions[0], Forward)
+                self._perform(actions, is_news=not is_derived)
                 # Told last: the INVITE has left by now.
                 self.tell("device_registered", device=fingerprint(target.device))
 
@@ -299,8 +303,12 @@ class Forwarding:
     def _now(self) -> float:
         return self.proxy.clock()
 
-    def _perform(self, actions: Iterable[Action]) -> None:
-        """Perform in order, also when performing one causes more."""
+    def _perform(self, actions: Iterable[Action], *, is_news: bool = True) -> None:
+        """Perform in order, also when performing one causes more.
+
+        ``is_news``: a held call has changed in a way that the next process must know.
+        """
+        self._is_news = self._is_news or is_news
         self._queue.extend(actions)
         if self._performing:
             return
@@ -311,7 +319,8 @@ class Forwarding:
         finally:
             self._performing = False
         self._arm_timer()
-        stored = self.proxy.held_calls.changed(self)
+        stored = self.proxy.held_calls.changed(self) if self._is_news else None
+        self._is_news = False
         if self._failure is not None:
             self.proxy.tasks.spawn(self._fail(stored, self._failure))
             self._failure = None
@@ -523,7 +532,9 @@ class Forwarding:
         else:
             self._tell_caller()
         result = await waking.push(self, branch, deadline)
-        self._perform(self.context.push_finished(branch, result, self._now))
+        actions = self.context.push_finished(branch, result, self._now)
+        if actions or result is not PushResult.ACCEPTED:
+            self._perform(actions)
 
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
