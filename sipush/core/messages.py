@@ -294,12 +294,19 @@ class Delivery:
         self.devices = devices
         return self._look()
 
-    def loaded(self, messages: Sequence[StoredMessage]) -> list[DeliveryAction]:
-        """What the store holds, in order."""
+    def loaded(
+        self, messages: Sequence[StoredMessage], done: Collection[str] = ()
+    ) -> list[DeliveryAction]:
+        """What the store holds, in order.
+
+        ``done``: keys of messages that have been delivered, or refused, and are here again: a
+        repeated request came while they left the store.
+        """
         self.remembered.forget_all_but({message.id for message in messages})
         taken = self.remembered.taken
-        self.messages = [message for message in messages if message.id not in taken]
-        return [*(Remove(m) for m in messages if m.id in taken), *self._next()]
+        over = [each for each in messages if each.id in taken or each.key in done]
+        self.messages = [message for message in messages if message not in over]
+        return [*(Remove(message) for message in over), *self._next()]
 
     def not_removed(self, message: StoredMessage) -> None:
         """The store could not remove it: nobody must get it again."""

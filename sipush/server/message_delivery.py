@@ -103,7 +103,8 @@ class Delivering:
         except LocationError as error:
             log.warning("messages_not_delivered", aor=self.aor, reason=str(error))
             return self.machine.store_failed()
-        return self.machine.loaded(found)
+        is_done = self.messages.is_done
+        return self.machine.loaded(found, {m.key for m in found if is_done(m.aor, m.key)})
 
     def _send(self, message: StoredMessage, target: Target) -> None:
         leg: Leg

@@ -90,14 +90,14 @@ class Messages:
 
         ``identity``: equal for a request that is repeated to the next process after a crash.
         """
-        if self._done and (aor, message_key(request)) in self._done:
+        location = await self.proxy.store.lookup(aor, time.time())
+        if self._done and self.is_done(aor, message_key(request)):
             # Repeated since a crash lost our 202, and delivered meanwhile.
             respond(transaction, make_response(request, Status.ACCEPTED, to_tag=tag))
             return
         request = from_sender(request)
         seconds = lifetime(request, self.policy.lifetime)
         storable = seconds > 0 and self.policy.max_stored > 0 and not is_composing(request)
-        location = await self.proxy.store.lookup(aor, time.time())
         machine = Arrival(storable)
         Arriving(self, transaction, request, tag, identity, aor, location, machine).start()
 
@@ -126,6 +126,10 @@ class Messages:
                 delivering = self.deliveries[aor]
                 tell = delivering.machine.registered if register else delivering.machine.stored
                 delivering.perform(tell(target, devices))
+
+    def is_done(self, aor: Aor, key: str) -> bool:
+        """Whether this message has left the store a moment ago."""
+        return (aor, key) in self._done
 
     async def remove(self, message: StoredMessage) -> None:
         """Remove a message for good. Raises LocationError."""
