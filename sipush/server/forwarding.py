@@ -150,8 +150,8 @@ class Forwarding:
     "When that was."
     _unstored: list[Response] | None = None
     "Provisional responses that wait until a call that is about to be held is stored."
-    _failure: Response | None = None
-    "A final response that waits until the end of a held call is stored."
+    _finals: list[Response] = field(default_factory=list)
+    "Final responses that wait until what they mean for a held call is stored."
     started: bool = False
     "The target set was opened."
     not_held: Rejection | None = None
@@ -321,9 +321,9 @@ class Forwarding:
         self._arm_timer()
         stored = self.proxy.held_calls.changed(self) if self._is_news else None
         self._is_news = False
-        if self._failure is not None:
-            self.proxy.tasks.spawn(self._fail(stored, self._failure))
-            self._failure = None
+        if self._finals:
+            self.proxy.tasks.spawn(self._answer(stored, self._finals))
+            self._finals = []
         if self.context.done:
             self.finish()
 
@@ -596,21 +596,21 @@ class Forwarding:
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:
                 _calls(status // 100).inc()
-        if status >= 300 and self.proxy.held_calls.holds(self):
-            self._failure = response
-            return
-        if status < Status.OK and self._unstored is not None:
-            self._unstored.append(response)
-            return
-        self.transaction.respond(response)
         if self.context.invite and Status.OK <= status < 300:
             self.proxy.acknowledgements.expect(self.request.call_id)
+        if status >= Status.OK and self.proxy.held_calls.holds(self):
+            self._finals.append(response)
+        elif status < Status.OK and self._unstored is not None:
+            self._unstored.append(response)
+        else:
+            self.transaction.respond(response)
 
-    async def _fail(self, stored: asyncio.Task[None] | None, response: Response) -> None:
-        """End a held call once that is stored: or a crash would bring it back to life."""
+    async def _answer(self, stored: asyncio.Task[None] | None, finals: list[Response]) -> None:
+        """Tell the caller once that is stored: or a crash would bring the call back to life."""
         if stored is not None:
             await stored
-        self.transaction.respond(response)
+        for response in finals:
+            self.transaction.respond(response)
 
     def _response(self, status: int, branch: int | None) -> Response:
         attempt = self.attempts.get(branch) if branch is not None else None

@@ -85,3 +85,28 @@ async def test_a_sign_of_life_that_changes_nothing_is_not_written_down(tmp_path:
     forwarding.flow_active("a flow that many devices share")
     await asyncio.sleep(0)
     assert store.written == before
+
+
+class WatchingStore(MemoryStore):
+    """A store that sees what the caller has heard when the end of a held call is stored."""
+
+    server: Server
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard_before: dict[int, list[bytes]] = {}
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        await super().put_held_call(owner, held_id, held)
+        final = HeldCall.from_json(held).final
+        heard = [each.partition(b"\r\n")[0] for each in self.server.caller.sent]
+        self.heard_before.setdefault(final, heard)
+
+
+async def test_the_caller_hears_of_an_answer_when_that_is_stored(tmp_path: Path) -> None:
+    """Else who goes on after a crash cancels the call, or has another phone answer it."""
+    store = WatchingStore()
+    server = store.server = Server(configuration(tmp_path), store)
+    await server.register()
+    assert (await server.wake()).startswith(b"SIP/2.0 200 ")
+    assert store.heard_before[200][-1] == b"SIP/2.0 180 Ringing"
