@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import hiredis
@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from sipush.config import RedisConfig
 from sipush.errors import ConfigError, LocationError
@@ -45,18 +45,89 @@ _RECONNECT_DELAY = 0.5
 _SENTINEL_PORT = 26379
 
 
-@dataclass(eq=False, slots=True)
-class _Queued:
+class _Command:
     """A command, or a script's keys and arguments, and who waits for the reply."""
 
-    script: Script | None
-    args: tuple[bytes, ...]
-    future: asyncio.Future[Any]
+    __slots__ = ("args", "future", "script")
+
+    def __init__(
+        self, args: tuple[bytes, ...], script: Script | None, future: asyncio.Future[Any]
+    ) -> None:
+        self.args = args
+        self.script = script
+        self.future = future
 
     def packed(self) -> bytes:
+        """As it is sent, a script by its digest."""
         if self.script is None:
             return _pack(self.args)
         return _pack((b"EVALSHA", self.script.sha, *self.args))
+
+    def packed_with_text(self) -> bytes:
+        """The same for a Redis that has forgotten the script."""
+        assert self.script is not None
+        return _pack((b"EVAL", self.script.text, *self.args))
+
+
+class _Link(asyncio.Protocol):
+    """A connection that redis-py makes, with TLS, password and Sentinel, and that we read.
+
+    Read by redis-py each reply would take some dozen calls, and each pipeline a task.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        received: Callable[[Any], None],
+        lost: Callable[[Exception], None],
+    ) -> None:
+        self._connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        self._received = received
+        self._lost = lost
+        self._reader = hiredis.Reader()
+        self._stream: asyncio.BaseProtocol | None = None
+        "What redis-py reads with."
+
+    async def connect(self) -> None:
+        """Raises RedisError, OSError or TimeoutError."""
+        try:
+            await self._connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await self._connection.disconnect(nowait=True)
+            raise
+        transport = self._connection._writer.transport  # type: ignore[union-attr]
+        self._stream = transport.get_protocol()
+        transport.set_protocol(self)
+        self.write: Callable[[bytes], None] = transport.write
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on each reply; errors are replies too."""
+        self._reader.feed(data)
+        try:
+            while (reply := self._reader.gets()) is not False:
+                self._received(reply)
+        except hiredis.ProtocolError as error:
+            self._lost(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell, unless it was we who closed it."""
+        if isinstance(self._stream, asyncio.Protocol):
+            self._stream.connection_lost(error)
+        self._lost(error or RedisConnectionError("the connection was closed"))
+
+    async def close(self) -> None:
+        """Close, whatever is under way; nothing more is told."""
+        self._received = self._lost = _ignore
+        await self._connection.disconnect()
+
+    def drop(self) -> None:
+        """The same at once."""
+        self._received = self._lost = _ignore
+        self._connection._close()  # type: ignore[no-untyped-call]
+
+
+def _ignore(_: object) -> None:
+    pass
 
 
 class RedisPipeline:
@@ -68,89 +139,150 @@ class RedisPipeline:
 
     def __init__(self, config: RedisConfig) -> None:
         self._pool = _pool(config)
-        self._connection = _connection(self._pool)
         self._timeout = config.timeout
-        self._queue: list[_Queued] = []
-        self._task: asyncio.Task[None] | None = None
+        self._link: _Link | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._may_reconnect = False
+        self._waiting: deque[_Command] = deque()
+        self._sent: deque[_Command] = deque()
+        "The pipeline under way, as far as it was not answered."
+        self._forgotten: list[_Command] = []
+        "Commands of it whose scripts Redis did not know."
+        self._busy = False
+        "Whether a pipeline is under way, or will be when this turn of the event loop is over."
+        self._deadline = 0.0
+        "Of the pipeline under way."
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def call(self, *args: bytes, script: Script | None = None) -> Any:
+    def call(self, *args: bytes, script: Script | None = None) -> asyncio.Future[Any]:
         """The reply to a command, or to ``script`` with its number of keys, keys and arguments.
 
-        Raises LocationError. After one that is not Redis's own word the command may still have
-        been carried out.
+        Raises LocationError, as the future does. After one that is not Redis's own word the
+        command may still have been carried out.
         """
         if self._closed:
             raise LocationError("the store is closed")
-        if len(self._queue) >= MAX_QUEUED:
+        if len(self._waiting) >= MAX_QUEUED:
             raise LocationError(f"{_name(self._pool)}: too slow, {MAX_QUEUED} requests wait for it")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Queued(script, args, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._work())
-        return await future
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append(_Command(args, script, future))
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._begin)
+        return future
 
     async def close(self) -> None:
         """Let what is queued finish, then disconnect."""
         self._closed = True
-        if self._task is not None:
-            await self._task
-        await self._connection.disconnect()
+        if futures := [command.future for command in self._unanswered()]:
+            await asyncio.wait(futures)
+        if self._link is not None:
+            await self._link.close()
+            self._link = None
+        if self._timer is not None:
+            self._timer.cancel()
 
     def subscription(self, channel: bytes) -> RedisSubscription:
         """A subscription to ``channel`` on a connection of its own."""
-        return RedisSubscription(_connection(self._pool), channel, self._timeout)
+        return RedisSubscription(self._pool, channel, self._timeout)
 
-    async def _work(self) -> None:
-        while self._queue:
-            batch, self._queue = self._queue[:MAX_PIPELINE], self._queue[MAX_PIPELINE:]
-            try:
-                async with asyncio.timeout(self._timeout):
-                    replies = await self._exchange_or_reconnect(batch)
-            except Exception as error:
-                await self._connection.disconnect(nowait=True)
-                batch, self._queue = batch + self._queue, []
-                replies = [error] * len(batch)
-            self._hand_out(batch, replies)
-        self._task = None
+    def _begin(self) -> None:
+        """Send what waits."""
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + self._timeout
+        if self._timer is None:
+            self._timer = loop.call_at(self._deadline, self._check_deadline)
+        for _ in range(min(len(self._waiting), MAX_PIPELINE)):
+            self._sent.append(self._waiting.popleft())
+        self._may_reconnect = self._link is not None
+        self._send()
 
-    async def _exchange_or_reconnect(self, batch: list[_Queued]) -> list[Any]:
-        """Every command may be repeated, so one lost connection (a restart) costs nothing."""
-        if self._connection.is_connected:
-            with contextlib.suppress(RedisConnectionError):
-                return await self._exchange(batch)
-        return await self._exchange(batch)
+    def _send(self) -> None:
+        if self._link is None:
+            self._connecting = asyncio.create_task(self._connect())
+        else:
+            self._link.write(b"".join([command.packed() for command in self._sent]))
 
-    async def _exchange(self, batch: list[_Queued]) -> list[Any]:
-        await _connect(self._connection)
-        replies = await self._pipeline([queued.packed() for queued in batch])
-        again = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if again:
-            scripts = {batch[n].script for n in again}
-            loads = [_pack((b"SCRIPT", b"LOAD", script.text)) for script in scripts if script]
-            repeated = await self._pipeline([*loads, *(batch[n].packed() for n in again)])
-            for n, reply in zip(again, repeated[len(loads) :], strict=True):
-                replies[n] = reply
-        return replies
-
-    async def _pipeline(self, commands: list[bytes]) -> list[Any]:
-        await self._connection.send_packed_command(commands, check_health=False)
-        return [await self._reply() for _ in commands]
-
-    async def _reply(self) -> Any:
+    async def _connect(self) -> None:
+        link = _Link(self._pool, self._receive, self._lose)
         try:
-            return await self._connection.read_response()
-        except ResponseError as error:
-            return error
+            await link.connect()
+        except Exception as error:
+            self._connecting = None
+            self._fail(error)
+        else:
+            self._connecting = None
+            self._link = link
+            self._send()
 
-    def _hand_out(self, batch: list[_Queued], replies: list[Any]) -> None:
-        for queued, reply in zip(batch, replies, strict=True):
-            if queued.future.done():
-                continue
-            if isinstance(reply, Exception):
-                queued.future.set_exception(LocationError(self._explain(reply)))
-            else:
-                queued.future.set_result(reply)
+    def _receive(self, reply: Any) -> None:
+        command = self._sent[0]
+        if isinstance(reply, hiredis.ReplyError):
+            if str(reply).startswith("READONLY"):  # a primary no more
+                self._lose(reply)
+                return
+            if str(reply).startswith("NOSCRIPT"):
+                self._forgotten.append(command)
+            elif not command.future.done():
+                command.future.set_exception(LocationError(self._explain(reply)))
+        elif not command.future.done():
+            command.future.set_result(reply)
+        self._sent.popleft()
+        if not self._sent:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """A pipeline has been answered."""
+        if self._forgotten and self._link is not None:
+            self._sent.extend(self._forgotten)
+            self._forgotten.clear()
+            self._link.write(b"".join([command.packed_with_text() for command in self._sent]))
+        elif self._waiting:
+            self._begin()
+        else:
+            self._busy = False
+
+    def _lose(self, error: Exception) -> None:
+        """Every command may be repeated, so one lost connection (a restart) costs nothing."""
+        if self._link is not None:
+            self._link.drop()
+            self._link = None
+        if self._sent and self._may_reconnect:
+            self._may_reconnect = False
+            self._send()
+        elif self._sent:
+            self._fail(error)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if not self._sent:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._check_deadline)
+        else:
+            self._fail(TimeoutError())
+
+    def _fail(self, error: Exception) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._link is not None:
+            self._link.drop()
+            self._link = None
+        failed = self._unanswered()
+        self._sent.clear()
+        self._forgotten.clear()
+        self._waiting.clear()
+        self._busy = False
+        reason = self._explain(error)
+        for command in failed:
+            if not command.future.done():
+                command.future.set_exception(LocationError(reason))
+
+    def _unanswered(self) -> list[_Command]:
+        return [*self._sent, *self._forgotten, *self._waiting]
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
@@ -163,14 +295,14 @@ class RedisPipeline:
 class RedisSubscription:
     """A channel, heard on one connection that is made anew for ever when it breaks."""
 
-    def __init__(self, connection: AbstractConnection, channel: bytes, timeout: float) -> None:
-        self._connection = connection
+    def __init__(self, pool: ConnectionPool, channel: bytes, timeout: float) -> None:
+        self._pool = pool
         self._channel = channel
         self._timeout = timeout
         self.subscribed = asyncio.Event()
         "Set while Redis has the subscription."
-        self._heard_epoch = 0.0
-        "When Redis was heard last, or 0."
+        self._heard_at: float | None = None
+        "When Redis was heard last."
 
     async def run(self, receive: Callable[[bytes], None], missed: Callable[[float], None]) -> None:
         """Hand every payload to ``receive`` until cancelled.
@@ -178,39 +310,54 @@ class RedisSubscription:
         What is published while the connection is broken is lost: once it is back, ``missed`` is
         told since when (UNIX seconds).
         """
-        try:
-            while True:
-                with contextlib.suppress(RedisError, OSError, TimeoutError):
-                    await self._hear(receive, missed)
-                self.subscribed.clear()
-                await self._connection.disconnect(nowait=True)
-                await asyncio.sleep(_RECONNECT_DELAY)
-        finally:
-            await self._connection.disconnect(nowait=True)
+        loop = asyncio.get_running_loop()
+        broken = asyncio.Event()
 
-    async def _hear(
-        self, receive: Callable[[bytes], None], missed: Callable[[float], None]
-    ) -> None:
-        async with asyncio.timeout(self._timeout):
-            await _connect(self._connection)
-            await self._connection.send_command("SUBSCRIBE", self._channel)
-        asked = True
-        while True:
-            wait = self._timeout if asked else _PING_INTERVAL
-            reply = await self._connection.read_response(timeout=wait)
-            if reply is None:
-                if asked:
-                    raise TimeoutError
-                await self._connection.send_command("PING")
-            elif reply[0] == b"subscribe":
-                self.subscribed.set()
-                if self._heard_epoch:
-                    missed(self._heard_epoch)
+        def received(reply: Any) -> None:
+            heard_at, self._heard_at = self._heard_at, loop.time()
+            if isinstance(reply, hiredis.ReplyError):
+                broken.set()
             elif reply[0] == b"message":
                 receive(reply[2])
-            asked = reply is None
-            if reply is not None:
-                self._heard_epoch = time.time()
+            elif reply[0] == b"subscribe":
+                self.subscribed.set()
+                if heard_at is not None:
+                    missed(time.time() - (loop.time() - heard_at))
+
+        while True:
+            broken.clear()
+            link = _Link(self._pool, received, lambda error: broken.set())
+            try:
+                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    await self._hear(link, broken)
+            finally:
+                self.subscribed.clear()
+                link.drop()
+            await asyncio.sleep(_RECONNECT_DELAY)
+
+    async def _hear(self, link: _Link, broken: asyncio.Event) -> None:
+        """Ask, and ask again after some silence, for as long as Redis answers."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._timeout):
+            await link.connect()
+        link.write(_pack((b"SUBSCRIBE", self._channel)))
+        while True:
+            asked_at = loop.time()
+            if await _is_set_by(broken, asked_at + self._timeout):
+                return
+            if self._heard_at is None or self._heard_at < asked_at:
+                raise TimeoutError
+            while loop.time() < self._heard_at + _PING_INTERVAL:
+                if await _is_set_by(broken, self._heard_at + _PING_INTERVAL):
+                    return
+            link.write(_pack((b"PING",)))
+
+
+async def _is_set_by(event: asyncio.Event, deadline: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await event.wait()
+    return event.is_set()
 
 
 def _pool(config: RedisConfig) -> ConnectionPool:
@@ -249,18 +396,6 @@ def _sentinel_pool(config: RedisConfig, to: dict[str, Any]) -> SentinelConnectio
         config.master, sentinel, ssl=tls, **to
     )
     return pool
-
-
-def _connection(pool: ConnectionPool) -> AbstractConnection:
-    """A connection that connects when it is first written to."""
-    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-    return connection
-
-
-async def _connect(connection: AbstractConnection) -> None:
-    """Writing would connect too, but ask no Sentinel."""
-    if not connection.is_connected:
-        await connection.connect()  # type: ignore[no-untyped-call]
 
 
 def _name(pool: ConnectionPool) -> str:
