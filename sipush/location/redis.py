@@ -73,19 +73,21 @@ class RedisStore:
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""
         aor = registration.aor
-        bindings = [rows.binding_text(b) for b in registration.bind]
-        records = [rows.push_record_text(r) for r in registration.push]
-        if registration.refreshes:  # first: one too many does no harm
-            await self._redis.call(b"ZADD", self._refreshes, *rows.refresh_arguments(registration))
-        reply = await self._redis.call(
+        bound = self._redis.call(
             *self._keys(aor),
             self._channel,
             self._node + b" " + rows.encode(aor),
-            *rows.bind_arguments(registration, bindings, records),
+            *rows.bind_arguments(registration),
             script=BIND,
         )
+        if registration.refreshes:
+            due = rows.refresh_arguments(registration)
+            await asyncio.gather(bound, self._redis.call(b"ZADD", self._refreshes, *due))
+        reply = await bound
         if isinstance(reply, bytes):
             return Refusal(reply.decode())
+        if isinstance(reply, int):
+            return Location(registration.bind, registration.push, bool(reply))
         # A number is the place of a row that we sent.
         location = live(
             [
@@ -241,7 +243,8 @@ class RedisStore:
         return b"%b:{%b}:%b" % (self._prefix, rows.encode(aor), kind)
 
     def _keys(self, aor: Aor) -> tuple[bytes, ...]:
-        return b"3", *(self._key(aor, kind) for kind in (b"bindings", b"push", b"messages"))
+        tag = self._prefix + b":{" + rows.encode(aor) + b"}:"
+        return b"3", tag + b"bindings", tag + b"push", tag + b"messages"
 
     def _aor(self, key: bytes) -> Aor:
         return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])

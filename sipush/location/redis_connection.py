@@ -63,10 +63,12 @@ class _Command:
             return _pack(self.args)
         return _pack((b"EVALSHA", self.script.sha, *self.args))
 
-    def packed_with_text(self) -> bytes:
-        """The same for a Redis that has forgotten the script."""
-        assert self.script is not None
-        return _pack((b"EVAL", self.script.text, *self.args))
+
+def _loading(script: Script) -> _Command:
+    """Nobody waits for it: if it fails, so does what needs the script."""
+    nobody = asyncio.get_running_loop().create_future()
+    nobody.cancel()
+    return _Command((b"SCRIPT", b"LOAD", script.text), None, nobody)
 
 
 class _Link(asyncio.Protocol):
@@ -143,6 +145,7 @@ class RedisPipeline:
         self._link: _Link | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._may_reconnect = False
+        self._may_load = False
         self._waiting: deque[_Command] = deque()
         self._sent: deque[_Command] = deque()
         "The pipeline under way, as far as it was not answered."
@@ -197,6 +200,7 @@ class RedisPipeline:
         for _ in range(min(len(self._waiting), MAX_PIPELINE)):
             self._sent.append(self._waiting.popleft())
         self._may_reconnect = self._link is not None
+        self._may_load = True
         self._send()
 
     def _send(self) -> None:
@@ -223,7 +227,7 @@ class RedisPipeline:
             if str(reply).startswith("READONLY"):  # a primary no more
                 self._lose(reply)
                 return
-            if str(reply).startswith("NOSCRIPT"):
+            if str(reply).startswith("NOSCRIPT") and self._may_load:
                 self._forgotten.append(command)
             elif not command.future.done():
                 command.future.set_exception(LocationError(self._explain(reply)))
@@ -235,10 +239,13 @@ class RedisPipeline:
 
     def _go_on(self) -> None:
         """A pipeline has been answered."""
-        if self._forgotten and self._link is not None:
+        if self._forgotten:
+            self._may_load = False
+            scripts = {command.script for command in self._forgotten if command.script}
+            self._sent.extend(_loading(script) for script in scripts)
             self._sent.extend(self._forgotten)
             self._forgotten.clear()
-            self._link.write(b"".join([command.packed_with_text() for command in self._sent]))
+            self._send()
         elif self._waiting:
             self._begin()
         else:

@@ -6,6 +6,7 @@ SIP is bytes: what was not UTF-8 when it came (a User-Agent in Latin-1) is those
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registratio
 from sipush.core.stored_message import StoredMessage
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
+_quote = json.encoder.encode_basestring
+_BOOLEAN = ("false", "true")
 
 
 def encode(text: str) -> bytes:
@@ -26,23 +29,14 @@ def decode(data: bytes) -> str:
 
 
 def binding_text(b: Binding) -> bytes:
-    """A Binding as JSON; its AOR is in the key."""
+    """A Binding as JSON; its AOR is in the key. The BIND script knows the order of its members."""
     return encode(
-        _json(
-            {
-                "device": b.device,
-                "contact": b.contact,
-                "contact_key": b.contact_key,
-                "params": b.params,
-                "path": b.path,
-                "flow": b.flow,
-                "user_agent": b.user_agent,
-                "call_id": b.call_id,
-                "cseq": b.cseq,
-                "registered_epoch": b.registered_epoch,
-                "expires_epoch": b.expires_epoch,
-            }
-        )
+        f'{{"device": {_quote(b.device)}, "contact": {_quote(b.contact)},'
+        f' "contact_key": {_quote(b.contact_key)}, "params": {_quote(b.params)},'
+        f' "path": {_json(b.path) if b.path else "[]"}, "flow": {_quote(b.flow)},'
+        f' "user_agent": {_quote(b.user_agent)}, "call_id": {_quote(b.call_id)},'
+        f' "cseq": {b.cseq}, "registered_epoch": {b.registered_epoch!r},'
+        f' "expires_epoch": {b.expires_epoch!r}}}'
     )
 
 
@@ -68,21 +62,12 @@ def binding_of(aor: Aor, text: bytes) -> Binding:
 def push_record_text(r: PushRecord) -> bytes:
     """A PushRecord as JSON; its AOR is in the key."""
     return encode(
-        _json(
-            {
-                "device": r.device,
-                "platform": r.platform.value,
-                "app_id": r.app_id,
-                "call_token": r.call_token,
-                "message_token": r.message_token,
-                "allow_call": r.allow_call,
-                "allow_message": r.allow_message,
-                "dialect": r.dialect,
-                "extra": r.extra,
-                "updated_epoch": r.updated_epoch,
-                "expires_epoch": r.expires_epoch,
-            }
-        )
+        f'{{"device": {_quote(r.device)}, "platform": "{r.platform.value}",'
+        f' "app_id": {_quote(r.app_id)}, "call_token": {_quote(r.call_token)},'
+        f' "message_token": {_quote(r.message_token)},'
+        f' "allow_call": {_BOOLEAN[r.allow_call]}, "allow_message": {_BOOLEAN[r.allow_message]},'
+        f' "dialect": {_quote(r.dialect)}, "extra": {_json(r.extra) if r.extra else "{}"},'
+        f' "updated_epoch": {r.updated_epoch!r}, "expires_epoch": {r.expires_epoch!r}}}'
     )
 
 
@@ -164,29 +149,28 @@ def refresh_of(member: bytes) -> tuple[Aor, str]:
     return aor, device
 
 
-def bind_arguments(
-    registration: Registration, bindings: Sequence[bytes], records: Sequence[bytes]
-) -> Iterator[bytes]:
-    """The ARGV of the BIND script from ``now`` on; the JSON texts are handed in."""
-    yield repr(registration.now_epoch).encode()
-    yield encode(registration.call_id)
-    yield b"%d" % registration.cseq
-    yield b"%d" % registration.max_contacts
-    yield b"1" if registration.unbind_all else b"0"
-    yield b"%d" % registration.max_push_records
-    yield b"%d" % len(bindings)
-    for binding, text in zip(registration.bind, bindings, strict=True):
-        yield encode(binding.device)
-        yield encode(binding.contact_key)
-        yield repr(binding.expires_epoch).encode()
-        yield text
-    unpushed = [(device,) for device in registration.unpushed]
-    for rows in (registration.unbind, unpushed, registration.push_off):
-        yield b"%d" % len(rows)
-        for row in rows:
-            yield from map(encode, row)
-    yield b"%d" % len(records)
-    for record, text in zip(registration.push, records, strict=True):
-        yield encode(record.device)
-        yield repr(record.expires_epoch).encode()
-        yield text
+def bind_arguments(registration: Registration) -> list[bytes]:
+    """The ARGV of the BIND script from ``now`` on."""
+    now = registration.now_epoch
+    arguments = [
+        repr(now).encode(),
+        encode(registration.call_id),
+        b"%d" % registration.cseq,
+        b"%d" % registration.max_contacts,
+        b"%d" % registration.max_push_records,
+        b"%d" % len(registration.bind),
+    ]
+    for binding in registration.bind:
+        left = b"%d" % math.ceil((binding.expires_epoch - now) * 1000)
+        arguments += (encode(binding.device), left, binding_text(binding))
+    arguments.append(b"%d" % len(registration.push))
+    for record in registration.push:
+        left = b"%d" % math.ceil((record.expires_epoch - now) * 1000)
+        arguments += (encode(record.device), left, push_record_text(record))
+    unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
+    if unbind or unpushed or push_off or registration.unbind_all:
+        all_there_are = [("*",)] if registration.unbind_all else []
+        for rows in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
+            arguments.append(b"%d" % len(rows))
+            arguments += [encode(text) for row in rows for text in row]
+    return arguments

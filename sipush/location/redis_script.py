@@ -24,8 +24,8 @@ class Script:
 
 
 _COMMON = b"""
-local function rows(key, now)
-  local live, expired, flat = {}, {}, redis.call('HGETALL', key)
+local function rows(flat, now)
+  local live, expired = {}, {}
   for i = 1, #flat, 2 do
     local row = cjson.decode(flat[i + 1])
     if row.expires_epoch > now then
@@ -56,28 +56,59 @@ LOOKUP = Script(
     + _COMMON
     + b"""
 local now = tonumber(ARGV[1])
-local bindings, records = rows(KEYS[1], now), rows(KEYS[2], now)
+local bindings = rows(redis.call('HGETALL', KEYS[1]), now)
+local records = rows(redis.call('HGETALL', KEYS[2]), now)
 return {reply(bindings), reply(records), messages(KEYS[3])}
 """
 )
 
 BIND = Script(
     b"""-- KEYS: bindings, push, messages.
--- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, unbind_all (0 or 1),
--- max_push_records, then five lists, each its length first: bind (device, contact_key, expires,
--- JSON), unbind (device, contact_key), unpushed (device), push_off (device, token), push (device,
--- expires, JSON).
+-- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then lists,
+-- each its length first: bind and push (device, milliseconds left, JSON) and, unless there is
+-- nothing in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and
+-- unbind_all ("*", if so).
 -- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
 -- name of a Refusal. A row that came with this call is returned as its place in its list, counted
--- from 1, as the caller has it already.
+-- from 1, as the caller has it already. If those that came are all there is, returns only whether
+-- there are messages.
+
+local call, argv, match = redis.call, ARGV, string.match
+local bound, pushed = call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])
+
+-- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block would
+-- come to the same, with everything decoded and compared.
+local device = argv[9]
+if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
+  and (bound[1] == device or not bound[1]) and not bound[3]
+  and (pushed[1] == argv[13] or not pushed[1]) and not pushed[3]
+  and (argv[12] == '1' and argv[13] == device and not argv[16]
+    or argv[12] == '0' and not argv[13])
+then
+  -- Strings within JSON have no quote without a backslash, so these are the members themselves.
+  local members = '"call_id": "(.-)", "cseq": (%d+),'
+  local call_id, cseq = match(bound[2] or '', members)
+  if not bound[1] or call_id and
+    (call_id ~= match(argv[11], members) or tonumber(cseq) < tonumber(argv[5]))
+  then
+    call('HSET', KEYS[1], device, argv[11])
+    if argv[13] then
+      call('HSET', KEYS[2], device, argv[15])
+      call('PEXPIRE', KEYS[2], argv[14])
+    end
+    call('PEXPIRE', KEYS[1], argv[10])
+    call('PUBLISH', argv[1], argv[2])
+    return call('HLEN', KEYS[3]) > 1 and 1 or 0
+  end
+end
 """
     + _COMMON
     + b"""
-local position = 8
+local position = 7
 local function list(width)
   local items = {}
   position = position + 1
-  for n = 1, tonumber(ARGV[position]) do
+  for n = 1, tonumber(ARGV[position] or 0) do
     items[n] = {unpack(ARGV, position + 1, position + width)}
     position = position + width
   end
@@ -85,10 +116,17 @@ local function list(width)
 end
 
 local now, call_id, cseq = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local unbind_all = ARGV[7] == '1'
-local bind, unbind, unpushed, push_off, push = list(4), list(2), list(1), list(2), list(3)
-local bindings, gone_bindings = rows(KEYS[1], now)
-local records, gone_records = rows(KEYS[2], now)
+local bind, push, unbind, unpushed, push_off = list(3), list(3), list(2), list(1), list(2)
+local unbind_all = #list(1) > 0
+local bindings, gone_bindings = rows(bound, now)
+local records, gone_records = rows(pushed, now)
+local function new_row(number, item)
+  local row = cjson.decode(item[3])
+  row.json, row.number = item[3], number
+  return row
+end
+for n, b in ipairs(bind) do bind[n] = new_row(n, b) end
+for n, p in ipairs(push) do push[n] = new_row(n, p) end
 
 local function without_reg_id(device)
   return string.match(device, '^(instance:.*);%d+$') or device
@@ -96,9 +134,10 @@ end
 
 local function is_instance(device) return string.sub(device, 1, 9) == 'instance:' end
 
-local function replaces(new_device, new_key, device, row)
-  if new_device == device then return true end
-  return new_key == row.contact_key and not (is_instance(new_device) and is_instance(device))
+local function replaces(new, device, row)
+  if new.device == device then return true end
+  local instances = is_instance(new.device) and is_instance(device)
+  return new.contact_key == row.contact_key and not instances
 end
 
 local function unbinds(device, row)
@@ -115,8 +154,8 @@ for device, row in pairs(bindings) do
   local touched, repeated = unbinds(device, row), false
   if touched then unbound[without_reg_id(device)] = true end
   for _, b in ipairs(bind) do
-    touched = touched or replaces(b[1], b[2], device, row)
-    repeated = repeated or (b[1] == device and b[2] == row.contact_key)
+    touched = touched or replaces(b, device, row)
+    repeated = repeated or (b.device == device and b.contact_key == row.contact_key)
   end
   local newer = cseq > row.cseq or (cseq == row.cseq and repeated)
   if touched and row.call_id == call_id and not newer then return 'out-of-order' end
@@ -133,14 +172,14 @@ end
 for device, row in pairs(bindings) do
   if unbinds(device, row) then drop(bindings, gone_bindings, device) end
 end
-for n, b in ipairs(bind) do
+for _, b in ipairs(bind) do
   for device, row in pairs(bindings) do
-    if replaces(b[1], b[2], device, row) then
+    if replaces(b, device, row) then
       drop(bindings, gone_bindings, device)
-      if device ~= b[1] then drop(records, gone_records, device) end
+      if device ~= b.device then drop(records, gone_records, device) end
     end
   end
-  bindings[b[1]] = {contact_key = b[2], expires_epoch = tonumber(b[3]), json = b[4], number = n}
+  bindings[b.device] = b
 end
 for device in pairs(unbind_all and records or {}) do unbound[without_reg_id(device)] = true end
 for device in pairs(bindings) do unbound[without_reg_id(device)] = nil end
@@ -163,15 +202,12 @@ local function same_tokens(one, other)
     and one.call_token == other.call_token and one.message_token == other.message_token
 end
 
-for n, p in ipairs(push) do
-  drop(records, gone_records, p[1])
-  local new = {}
-  if next(records) or #push > 1 then new = cjson.decode(p[3]) end
+for _, p in ipairs(push) do
+  drop(records, gone_records, p.device)
   for device, row in pairs(records) do
-    if same_tokens(new, row) then drop(records, gone_records, device) end
+    if same_tokens(p, row) then drop(records, gone_records, device) end
   end
-  new.expires_epoch, new.json, new.number = tonumber(p[2]), p[3], n
-  records[p[1]] = new
+  records[p.device] = p
 end
 
 local after = 0
@@ -180,13 +216,13 @@ if after > math.max(tonumber(ARGV[6]), before) then return 'too-many-contacts' e
 
 local newest = {}
 for device in pairs(records) do newest[#newest + 1] = device end
-if #newest > tonumber(ARGV[8]) then
+if #newest > tonumber(ARGV[7]) then
   table.sort(newest, function(one, other)
     local a, b = records[one].updated_epoch, records[other].updated_epoch
     if a == b then return one < other end
     return a > b
   end)
-  for n = tonumber(ARGV[8]) + 1, #newest do drop(records, gone_records, newest[n]) end
+  for n = tonumber(ARGV[7]) + 1, #newest do drop(records, gone_records, newest[n]) end
 end
 
 local function write(key, live)

@@ -122,6 +122,22 @@ async def test_an_older_cseq_is_refused_wherever_it_touches(store: LocationStore
     assert await store.lookup(AOR, NOW) == before
 
 
+@pytest.mark.parametrize(
+    "call_id", ['"', "\\", '\\", "cseq": 9, "', '", "cseq": 1, "', "\udce9\x01", "(.-)%"]
+)
+async def test_an_older_cseq_is_refused_whatever_the_call_id_looks_like(
+    store: LocationStore, call_id: str
+):
+    before = await store.bind(registration(binding(cseq=5, call_id=call_id), push=(record(),)))
+    late = registration(binding(cseq=4, call_id=call_id), push=(record(),))
+    assert await store.bind(late) is Refusal.OUT_OF_ORDER
+    assert await store.lookup(AOR, NOW) == before
+    newer = binding(cseq=10, call_id=call_id)
+    assert await store.bind(registration(newer, push=(record(),))) == Location(
+        (newer,), (record(),)
+    )
+
+
 async def test_an_older_cseq_that_touches_another_device_is_accepted(store: LocationStore):
     await store.bind(registration(binding(cseq=5)))
     bound = await store.bind(registration(binding(TABLET, "sip:101@192.0.2.2", cseq=1)))

@@ -61,6 +61,30 @@ async def test_the_keys_can_be_read_by_a_person(store: RedisStore, client: Redis
     assert (await client.hgetall(f"sipush:{{{AOR}}}:subscriber"))["hold"] == "0"
 
 
+async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
+    store: RedisStore, client: Redis
+):
+    row = {
+        "device": PHONE,
+        "contact": "sip:101@192.0.2.1:5060",
+        "contact_key": "sip:101@192.0.2.1:5060",
+        "params": "",
+        "path": [],
+        "flow": "udp/192.0.2.9:5060/192.0.2.1:5060",
+        "user_agent": "",
+        "call_id": "call-1@192.0.2.1",
+        "cseq": 5,
+        "registered_epoch": NOW,
+        "expires_epoch": NOW + 600,
+    }
+    for written in (json.dumps(row), json.dumps(row, separators=(",", ":"), sort_keys=True)):
+        await client.hset(f"sipush:{{{AOR}}}:bindings", PHONE, written)
+        assert await store.lookup(AOR, NOW) == Location((binding(cseq=5),))
+        assert await store.bind(registration(binding(cseq=4))) is Refusal.OUT_OF_ORDER
+        fresh = binding(cseq=6)
+        assert await store.bind(registration(fresh)) == Location((fresh,))
+
+
 async def test_all_keys_of_an_aor_share_a_cluster_slot(store: RedisStore, client: Redis):
     await store.bind(registration(binding(), push=(record(),)))
     await store.put_subscriber(Subscriber(AOR))

@@ -70,6 +70,21 @@ def registrations(draw: st.DrawFn) -> Registration:
     )
 
 
+@st.composite
+def refreshes(draw: st.DrawFn) -> Registration:
+    """The usual REGISTER: one contact and perhaps how its device is woken."""
+    device, call_id, cseq = (
+        draw(devices),
+        draw(st.sampled_from(("c1", "c2"))),
+        draw(st.integers(1, 4)),
+    )
+    row = binding(device, draw(contacts), call_id=call_id, cseq=cseq, expires_epoch=draw(lifetimes))
+    push = record(device, draw(tokens), expires_epoch=draw(lifetimes))
+    return Registration(
+        "", call_id, cseq, 0.0, 2, (row,), push=draw(st.sampled_from(((), (push,))))
+    )
+
+
 def at(registration: Registration, aor: str, now: float) -> Registration:
     """The same REGISTER for ``aor`` at ``now``."""
 
@@ -90,7 +105,11 @@ def at(registration: Registration, aor: str, now: float) -> Registration:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps=st.lists(st.tuples(st.sampled_from(STEPS), registrations()), min_size=2, max_size=8))
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(STEPS), refreshes() | registrations()), min_size=2, max_size=8
+    )
+)
 async def test_any_sequence_of_registers_ends_alike(
     store: LocationStore, steps: list[tuple[float, Registration]]
 ):
