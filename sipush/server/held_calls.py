@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,8 @@ LEASE = 15.0
 "Seconds after its last sign of life that a process keeps its held calls."
 KEPT = 32.0
 "64*T1: seconds after its end that a call is kept. Its final response may have to be repeated."
+BEGINNING = 8
+"Pushes whose begin is being stored, and which have not left: so many a crash can cost."
 
 log = structlog.get_logger()
 
@@ -35,7 +38,9 @@ class HeldCalls:
         "This process, named by what it listens on: so it finds its own after a restart."
         self._store = store
         self._tasks = Tasks()
-        self._stored: set[str] = set()
+        self._held: dict[str, bool] = {}
+        "By id: whether the store has had a state of it."
+        self._beginning = asyncio.Semaphore(BEGINNING)
         self._ended: dict[str, asyncio.TimerHandle] = {}
         self._unwritten: dict[str, asyncio.Task[None]] = {}
         "What writes down the calls that have changed in this turn of the loop."
@@ -43,8 +48,8 @@ class HeldCalls:
         "Our calls of an earlier life go on, or the store did not tell them."
 
     def holds(self, forwarding: Forwarding) -> bool:
-        """Whether the store knows this request."""
-        return forwarding.push_id in self._stored
+        """Whether this request is written down, as far as the store can."""
+        return forwarding.push_id in self._held
 
     def changed(self, forwarding: Forwarding) -> asyncio.Task[None] | None:
         """The state of a request changed: write it down, and forget it some time after its end.
@@ -52,7 +57,7 @@ class HeldCalls:
         The task ends when the store has it; None for a request that the store does not know.
         """
         held_id = forwarding.push_id
-        if held_id not in self._stored or held_id in self._ended:
+        if held_id not in self._held or held_id in self._ended:
             return None
         if forwarding.context.done:
             loop = asyncio.get_running_loop()
@@ -71,21 +76,37 @@ class HeldCalls:
         self._remove(forwarding.push_id)
 
     def _remove(self, held_id: str) -> None:
-        self._stored.discard(held_id)
+        del self._held[held_id]
         self._ended.pop(held_id).cancel()
-        self._tasks.spawn(self._quietly(self._store.remove_held_call(self.owner, held_id)))
+        self._tasks.spawn(self._remove_stored(held_id))
 
-    async def store(self, forwarding: Forwarding) -> None:
-        """Write a held call down; without a store it goes on, but would not survive a crash."""
-        self._stored.add(forwarding.push_id)
+    async def _remove_stored(self, held_id: str) -> None:
+        await self._quietly(self._store.remove_held_call(self.owner, held_id))
+
+    def beginning(self, forwarding: Forwarding) -> AbstractAsyncContextManager[None]:
+        """To be held while the begin of a push is stored, if the store knows its call."""
+        return self._beginning if self._held.get(forwarding.push_id) else nullcontext()
+
+    async def store(self, forwarding: Forwarding) -> bool:
+        """Write a held call down; without a store it goes on, but would not survive a crash.
+
+        False: the store has an earlier state, and the next process would go on from that.
+        """
         held = describe(forwarding)
-        await self._quietly(self._store.put_held_call(self.owner, held.id, held.to_json()))
+        known = self._held.setdefault(held.id, False)
+        stored = await self._quietly(self._store.put_held_call(self.owner, held.id, held.to_json()))
+        if stored and held.id in self._held:
+            self._held[held.id] = True
+        return stored or not known
 
-    async def _quietly(self, work: Awaitable[None]) -> None:
+    async def _quietly(self, work: Awaitable[None]) -> bool:
+        """Whether the store did it."""
         try:
             await work
         except LocationError as error:
             log.warning("held_call_not_stored", reason=str(error))
+            return False
+        return True
 
     async def take_over(self, resume: Callable[[HeldCall], Awaitable[None]]) -> None:
         """Resume our calls of an earlier life, then for ever those whose process has died."""
@@ -107,9 +128,9 @@ class HeldCalls:
             held = HeldCall.from_json(text)
             if held.final and held.ended_epoch + KEPT <= time.time():
                 # Nobody repeats anything any more: it is here because the store was not there.
-                await self._quietly(self._store.remove_held_call(self.owner, held.id))
+                await self._remove_stored(held.id)
                 return
-            self._stored.add(held.id)
+            self._held[held.id] = True
             await resume(held)
         except Exception:  # one call that cannot be resumed must not cost the others
             log.exception("call_not_resumed")

@@ -19,6 +19,9 @@ from sipush.metrics import WAKE_SECONDS, WAKE_UPS
 if TYPE_CHECKING:
     from sipush.server.forwarding import Forwarding
 
+STORE_PAUSE = 1.0
+"Seconds before a push whose begin could not be stored is tried again."
+
 
 def kind(forwarding: Forwarding) -> PushKind:
     """What the devices are pushed for."""
@@ -35,7 +38,11 @@ async def push(forwarding: Forwarding, branch: int, deadline: float) -> PushResu
     wake_up = forwarding.wake_ups[target.device] = WakeUp(target.push, _now())
     request = _request(forwarding, kind(forwarding), target.push, deadline)
     begin = partial(_begin, forwarding, branch)
-    wake_up.push = await forwarding.proxy.dispatcher.send(request, begin)
+    while True:
+        wake_up.push = await forwarding.proxy.dispatcher.send(request, begin)
+        if wake_up.push.result is not PushResult.WITHDRAWN or not context.push_wanted(branch):
+            break
+        await asyncio.sleep(STORE_PAUSE)
     wake_up.push_ended_at = _now()
     await forwarding.proxy.turns.wait()
     return wake_up.push.result
@@ -43,13 +50,15 @@ async def push(forwarding: Forwarding, branch: int, deadline: float) -> PushResu
 
 async def _begin(forwarding: Forwarding, branch: int) -> bool:
     """From now on a crash costs the push: nobody could tell whether it was sent."""
-    context = forwarding.context
+    context, held_calls = forwarding.context, forwarding.proxy.held_calls
     which = context.branches[branch]
-    if not which.push_begun and context.push_wanted(branch):
-        which.push_begun = True
-        if forwarding.proxy.held_calls.holds(forwarding):
-            await forwarding.proxy.held_calls.store(forwarding)
-    return context.push_wanted(branch)
+    if not which.push_begun:
+        async with held_calls.beginning(forwarding):
+            which.push_begun = context.push_wanted(branch)
+            if which.push_begun and held_calls.holds(forwarding):
+                which.push_begun = await held_calls.store(forwarding)
+    # One that has not begun would be sent again after a crash.
+    return which.push_begun and context.push_wanted(branch)
 
 
 async def cancel(forwarding: Forwarding, branch: int) -> None:

@@ -104,8 +104,12 @@ class Pushed:
     max_in_flight = 100
     retry_delays = ()
 
+    def __init__(self) -> None:
+        self.requests: list[PushRequest] = []
+
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         await begin_now(begin)
+        self.requests.append(request)
         return PushOutcome(PushResult.ACCEPTED)
 
     async def close(self) -> None:
@@ -119,7 +123,8 @@ class Server:
         daemon = Daemon(Path(), config)
         if store is not None:
             daemon._store, daemon._held_calls = store, HeldCalls(store)
-        daemon._dispatcher = Dispatcher({APP_ID: {Platform.WEBHOOK: Pushed()}})
+        self.pushed = Pushed()
+        daemon._dispatcher = Dispatcher({APP_ID: {Platform.WEBHOOK: self.pushed}})
         self._wires = Wires()
         daemon._listeners = self._wires  # type: ignore[assignment]
         daemon._build(bytes(32))

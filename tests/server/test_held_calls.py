@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sipush.core.held_call import HeldCall
+from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
-from sipush.server.held_calls import KEPT
+from sipush.server.held_calls import BEGINNING, KEPT
 from tests.bench.in_process import Server, configuration, invite
 from tests.server.stores import FallibleStore
 
@@ -110,3 +113,80 @@ async def test_the_caller_hears_of_an_answer_when_that_is_stored(tmp_path: Path)
     await server.register()
     assert (await server.wake()).startswith(b"SIP/2.0 200 ")
     assert store.heard_before[200][-1] == b"SIP/2.0 180 Ringing"
+
+
+class StoreThatFillsUp(MemoryStore):
+    """A store that takes the first state of a call, and then no more for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict[str, Any]] = []
+        self.emptied = False
+        self.refused = asyncio.Event()
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        if self.states and not self.emptied:
+            self.refused.set()
+            raise LocationError("disk full")
+        await super().put_held_call(owner, held_id, held)
+        self.states.append(HeldCall.from_json(held).context["branches"][0])
+
+
+async def test_a_push_whose_begin_cannot_be_stored_waits_for_the_store(tmp_path: Path) -> None:
+    """A process that took the call over would push as well."""
+    store = StoreThatFillsUp()
+    server = Server(configuration(tmp_path), store)
+    await server.register()
+    server.phone_leaves()
+    calling = asyncio.ensure_future(server.send(server.caller, invite(1)))
+    await store.refused.wait()
+    assert not server.pushed.requests
+    assert not store.states[-1]["push_begun"]
+    store.emptied = True
+    await calling
+    assert len(server.pushed.requests) == 1
+    assert store.states[1]["push_begun"]
+
+
+async def test_a_push_for_a_call_that_the_store_does_not_know_waits_for_nothing(
+    tmp_path: Path,
+) -> None:
+    store = StoreThatFillsUp()
+    store.states.append({})  # it is full from the start
+    server = Server(configuration(tmp_path), store)
+    await server.register()
+    server.phone_leaves()
+    await server.send(server.caller, invite(1))
+    assert len(server.pushed.requests) == 1
+
+
+class SlowStore(MemoryStore):
+    """A store that takes some turns of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: set[str] = set()
+        self.most_begun_and_not_sent = 0
+        self.sent: Callable[[], int] = lambda: 0
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        await super().put_held_call(owner, held_id, held)
+        if HeldCall.from_json(held).context["branches"][0]["push_begun"]:
+            self.begun.add(held_id)
+            on_the_way = len(self.begun) - self.sent()
+            self.most_begun_and_not_sent = max(self.most_begun_and_not_sent, on_the_way)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def test_few_pushes_are_begun_and_not_sent(tmp_path: Path) -> None:
+    """So few are lost when the process is killed."""
+    store = SlowStore()
+    server = Server(configuration(tmp_path), store)
+    store.sent = lambda: len(server.pushed.requests)
+    await server.register()
+    server.phone_leaves()
+    calls = 3 * BEGINNING
+    await asyncio.gather(*(server.send(server.caller, invite(n)) for n in range(calls)))
+    assert len(server.pushed.requests) == len(store.begun) == calls
+    assert store.most_begun_and_not_sent == BEGINNING
