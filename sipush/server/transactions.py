@@ -119,34 +119,33 @@ class ServerTransactionHandle:
         self._transaction.respond(response, max_repeats=2)
 
 
-class _Server:
+class _Server(ServerTransaction):
     """A server transaction. Small: non-INVITE ones live on for Timer J in great numbers."""
 
     __slots__ = (
         "_bytes",
-        "_handle",
         "_key",
         "_layer",
-        "_machine",
         "_max_repeats",
         "_repeats",
         "completed",
         "flow",
+        "handle",
     )
 
     def __init__(
         self, layer: TransactionLayer, key: TransactionKey, flow: Flow, request: Request
     ) -> None:
+        super().__init__(request.method, is_reliable(flow.transport))
         self.flow = flow
         self._layer = layer
         self._key = key
-        self._machine = ServerTransaction(request.method, is_reliable(flow.transport))
         self._repeats = 0
         self._max_repeats = 1 << 30
         self._bytes = b""
         "The last response, serialised."
-        self._handle: ServerTransactionHandle | None = ServerTransactionHandle(self, request)
-        "Until the final response: afterwards nobody needs the request."
+        self.handle: ServerTransactionHandle | None = None
+        "What the user holds, until the final response: afterwards nobody needs the request."
         self.completed = False
 
     @property
@@ -155,63 +154,46 @@ class _Server:
         return bool(self._bytes)
 
     @property
-    def handle(self) -> ServerTransactionHandle | None:
-        """What the user holds, or None once a final response was given."""
-        return self._handle
-
-    @property
     def method(self) -> str:
         """That of the request."""
         return self._key[0]
 
-    @property
-    def state(self) -> State:
-        """Of its machine."""
-        return self._machine.state
-
-    @property
-    def _is_invite(self) -> bool:
-        return self._key[0] == "INVITE"
-
     def respond(self, response: Response, max_repeats: int | None = None) -> None:
         if max_repeats is not None:
             self._max_repeats = max_repeats
-        event = response_event(response.status)
-        if not self._is_invite:
-            if event is Event.PROVISIONAL and response.status != Status.TRYING:
+        status = response.status
+        event = response_event(status)
+        if self._key[0] != "INVITE":
+            if event is Event.PROVISIONAL and status != Status.TRYING:
                 return
-            if response.status == Status.REQUEST_TIMEOUT:
+            if status == Status.REQUEST_TIMEOUT:
                 event = Event.GIVE_UP
-        actions = self._machine.advance(event)
+        actions = self.advance(event)
         if not actions:
             return
         self._bytes = response.to_bytes()
         if event is not Event.PROVISIONAL and not self.completed:
             self.completed = True
-            self._handle = None
+            self.handle = None
             self._layer.settled()
         self._perform(actions)
 
     def request_repeated(self) -> None:
-        self._perform(self._machine.advance(Event.REQUEST))
+        self._perform(self.advance(Event.REQUEST))
 
     def ack_received(self, ack: Request) -> None:
-        self._perform(self._machine.advance(Event.ACK), ack)
+        self._perform(self.advance(Event.ACK), ack)
 
     def timer_fired(self, timer: Timer) -> None:
-        self._perform(self._machine.advance(timer))
+        self._perform(self.advance(timer))
 
     def _perform(self, actions: tuple[Action, ...], ack: Request | None = None) -> None:
         for action in actions:
             match action:
                 case Send():
                     self._send()
-                case SetTimer(Timer.G):
-                    if self._repeats < self._max_repeats:
-                        self._layer.set_timer(Timer.G, self._repeats, self)
-                        self._repeats += 1
-                case SetTimer(timer):
-                    self._layer.set_timer(timer, self._repeats, self)
+                case SetTimer():
+                    self._set_timer(action.timer)
                 case Deliver():
                     assert ack is not None
                     self._layer.user.ack_received(self.flow, ack)
@@ -220,6 +202,13 @@ class _Server:
                 case _:
                     assert_never(action)
 
+    def _set_timer(self, timer: Timer) -> None:
+        if timer is not Timer.G:
+            self._layer.set_timer(timer, 0, self)
+        elif self._repeats < self._max_repeats:
+            self._layer.set_timer(timer, self._repeats, self)
+            self._repeats += 1
+
     def _send(self) -> None:
         if not self._bytes:
             return
@@ -227,10 +216,10 @@ class _Server:
             self.flow.send(self._bytes)
         except TransportError as error:
             log.debug("response_not_sent", flow=self.flow.name, error=str(error))
-            self._perform(self._machine.advance(Event.TRANSPORT_ERROR))
+            self._perform(self.advance(Event.TRANSPORT_ERROR))
 
 
-class ClientTransactionHandle:
+class ClientTransactionHandle(ClientTransaction):
     """A client transaction."""
 
     __slots__ = (
@@ -240,7 +229,6 @@ class ClientTransactionHandle:
         "_cancel_wanted",
         "_key",
         "_layer",
-        "_machine",
         "_on_failure",
         "_on_response",
         "_repeats",
@@ -259,9 +247,9 @@ class ClientTransactionHandle:
         on_response: Callable[[Response], None],
         on_failure: Callable[[Failure], None],
     ) -> None:
+        super().__init__(request.method, is_reliable(flow.transport))
         self._layer = layer
         self._key = key
-        self._machine = ClientTransaction(request.method, is_reliable(flow.transport))
         self._repeats = 0
         self._on_response = on_response
         self._on_failure = on_failure
@@ -291,31 +279,31 @@ class ClientTransactionHandle:
         From now on only a 2xx to an INVITE is delivered, and no failure is.
         """
         self._abandoned = True
-        self._perform(self._machine.advance(Event.ABANDON))
+        self._perform(self.advance(Event.ABANDON))
         self.cancel()
         self._settle()
 
     def retransmit(self) -> None:
         """Send the request once more, timers unchanged, unless any response has come."""
-        self._perform(self._machine.advance(Event.RETRANSMIT))
+        self._perform(self.advance(Event.RETRANSMIT))
 
     def start(self) -> None:
         """Send the request (the layer's business)."""
-        self._perform(self._machine.advance(Event.START))
+        self._perform(self.advance(Event.START))
 
     def response_received(self, response: Response) -> None:
         """Take a response, our Via still on it (the layer's business)."""
         event = response_event(response.status)
-        self._perform(self._machine.advance(event), response)
+        self._perform(self.advance(event), response)
         self._cancel_if_possible()
 
     def flow_failed(self, event: Event) -> None:
         """Take TRANSPORT_ERROR or UNREACHABLE (the layer's business)."""
-        self._perform(self._machine.advance(event))
+        self._perform(self.advance(event))
 
     def timer_fired(self, timer: Timer) -> None:
         """Take a timer that ran out (the layer's business)."""
-        self._perform(self._machine.advance(timer))
+        self._perform(self.advance(timer))
 
     def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
         for action in actions:
@@ -325,9 +313,10 @@ class ClientTransactionHandle:
                 case Send.ACK:
                     assert response is not None
                     self._send(make_ack(self.request, response))
-                case SetTimer(timer, at_t2):
-                    self._layer.set_timer(timer, self._repeats, self, at_t2)
-                    if timer in (Timer.A, Timer.E):
+                case SetTimer():
+                    timer = action.timer
+                    self._layer.set_timer(timer, self._repeats, self, action.at_t2)
+                    if timer is Timer.A or timer is Timer.E:
                         self._repeats += 1
                 case Deliver():
                     self._deliver(action, response)
@@ -364,14 +353,10 @@ class ClientTransactionHandle:
                 assert_never(what)
 
     def _cancel_if_possible(self) -> None:
-        if (
-            self._machine.state is State.PROCEEDING
-            and self._cancel_wanted
-            and not self._cancel_sent
-        ):
+        if self.state is State.PROCEEDING and self._cancel_wanted and not self._cancel_sent:
             self._cancel_sent = True
             self._layer.send_cancel(self, self._cancel_reason)
-            self._perform(self._machine.advance(Event.CANCEL))
+            self._perform(self.advance(Event.CANCEL))
 
     def _settle(self) -> None:
         if not self._settled:
@@ -414,8 +399,8 @@ class TransactionLayer:
         self._servers: dict[TransactionKey, _Server] = {}
         self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
         self._clients_by_flow: defaultdict[str, set[TransactionKey]] = defaultdict(set)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
+        "Somebody waits until none is pending."
 
     @property
     def server_transactions(self) -> int:
@@ -469,13 +454,12 @@ class TransactionLayer:
         """
         key = server_key(request, request.top_via, request.method)
         server = _Server(self, key, flow, request)
-        handle = server.handle
-        assert handle is not None
+        handle = server.handle = ServerTransactionHandle(server, request)
         if answered:
             server.completed = True
         else:
             self._servers[key] = server
-            self._started()
+            self.pending += 1
         return handle
 
     def send_stateless(self, message: Message, flow: Flow) -> None:
@@ -487,7 +471,9 @@ class TransactionLayer:
 
     async def drain(self) -> None:
         """Wait until every transaction has its final response, or has failed."""
-        await self._idle.wait()
+        if self.pending:
+            self._idle = self._idle or asyncio.Event()
+            await self._idle.wait()
 
     # What the transports call.
 
@@ -575,12 +561,9 @@ class TransactionLayer:
     def settled(self) -> None:
         """A transaction got its final response, or failed."""
         self.pending -= 1
-        if not self.pending:
+        if not self.pending and self._idle is not None:
             self._idle.set()
-
-    def _started(self) -> None:
-        self.pending += 1
-        self._idle.clear()
+            self._idle = None
 
     def _start_client(
         self,
@@ -596,7 +579,7 @@ class TransactionLayer:
         )
         self._clients[key] = client
         self._clients_by_flow[flow.name].add(key)
-        self._started()
+        self.pending += 1
         client.start()
         return client
 
@@ -626,9 +609,8 @@ class TransactionLayer:
         if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
             return
         server = self._servers[key] = _Server(self, key, flow, request)
-        self._started()
-        handle = server.handle
-        assert handle is not None
+        handle = server.handle = ServerTransactionHandle(server, request)
+        self.pending += 1
         if request.method == "CANCEL":
             self._cancel_received(handle, request, server_key(request, via, "INVITE"))
             return

@@ -116,8 +116,8 @@ class ClientTransaction(Machine):
     __slots__ = ()
 
     def __init__(self, method: str, reliable: bool) -> None:
-        table = _INVITE if method == "INVITE" else _NON_INVITE
-        super().__init__(table[reliable], State.INITIAL)
+        self._transitions = (_INVITE if method == "INVITE" else _NON_INVITE)[reliable]
+        self.state = State.INITIAL
 
 
 def make_ack(request: Request, response: Response) -> Request:

@@ -56,8 +56,9 @@ def number(text: str) -> int | None:
     """
     if not (text.isascii() and text.isdigit()):
         return None
-    digits = text.lstrip("0")
-    return int(digits or "0") if len(digits) <= 10 else HUGE
+    if len(text) > 10:
+        text = text.lstrip("0") or "0"
+    return int(text) if len(text) <= 10 else HUGE
 
 
 def split_outside(text: str, separator: str) -> list[str]:

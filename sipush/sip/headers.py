@@ -87,7 +87,9 @@ class Headers:
     def get(self, name: str) -> str | None:
         """The value of the first line with this name, or None."""
         line = self.first.get(name)
-        return None if line is None else field_value(line)
+        if line is None:
+            return None
+        return field_value(line) if "\n" in line else line.partition(":")[2].strip(" \t")
 
     def get_all(self, name: str) -> list[str]:
         """The values of all lines with this name, not split at commas."""

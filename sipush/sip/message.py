@@ -12,7 +12,7 @@ from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
 from sipush.sip.grammar import TOKEN, is_token, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
-from sipush.sip.status import Status
+from sipush.sip.status import PHRASES, Status
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
@@ -44,9 +44,8 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """The message as it goes on the wire; Content-Length is the headers' business."""
-        lines = [self.start_line]
-        lines += [line for _, line in self.headers.fields]
-        head = "\r\n".join(lines) + "\r\n\r\n"
+        lines = [line for _, line in self.headers.fields]
+        head = "\r\n".join([self.start_line, *lines, "\r\n"])
         return head.encode("utf-8", "surrogateescape") + self.body
 
     def set_body(self, body: bytes, content_type: str | None = None) -> None:
@@ -255,7 +254,7 @@ def make_response(
     ``to_tag`` is added to To unless the request has one; give it for every status but 100.
     """
     if reason is None:
-        reason = Status(status).phrase
+        reason = PHRASES[status]
     fields = [field for field in request.headers.fields if field[0] in _COPIED]
     if to_tag:
         for i, (name, line) in enumerate(fields):

@@ -114,6 +114,6 @@ class ServerTransaction(Machine):
 
     def __init__(self, method: str, reliable: bool) -> None:
         if method == "INVITE":
-            super().__init__(_INVITE[reliable], State.PROCEEDING)
+            self._transitions, self.state = _INVITE[reliable], State.PROCEEDING
         else:
-            super().__init__(_NON_INVITE[reliable], State.TRYING)
+            self._transitions, self.state = _NON_INVITE[reliable], State.TRYING

@@ -54,10 +54,10 @@ class Status(IntEnum):
     @property
     def phrase(self) -> str:
         """The reason phrase of the RFC that defines this code."""
-        return _PHRASES[self]
+        return PHRASES[self]
 
 
-_PHRASES = {
+PHRASES: dict[int, str] = {
     status: {
         Status.OK: "OK",
         Status.REQUEST_URI_TOO_LONG: "Request-URI Too Long",

@@ -39,6 +39,7 @@ class Timer(Enum):
     "Wait for the final response to an INVITE that was cancelled (§9.1)."
 
 
+_DOUBLED = frozenset({Timer.A, Timer.E, Timer.G})
 _WAIT_T4 = frozenset({Timer.I, Timer.K})
 
 
@@ -55,10 +56,7 @@ class Timers:
 
     def delay(self, timer: Timer, repeats: int = 0) -> float:
         """How long ``timer`` runs when it has already been set ``repeats`` times."""
-        match timer:
-            case Timer.A:
-                return self.t1 * float(2**repeats)
-            case Timer.E | Timer.G:
-                return min(self.t1 * float(2**repeats), self.t2)
-            case _:
-                return self.t4 if timer in _WAIT_T4 else 64 * self.t1
+        if timer not in _DOUBLED:
+            return self.t4 if timer in _WAIT_T4 else 64 * self.t1
+        interval = self.t1 * float(2**repeats)
+        return interval if timer is Timer.A else min(interval, self.t2)

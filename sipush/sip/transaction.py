@@ -132,9 +132,8 @@ class Machine:
 
     __slots__ = ("_transitions", "state")
 
-    def __init__(self, table: Transitions, state: State) -> None:
-        self._transitions = table
-        self.state = state
+    _transitions: Transitions
+    state: State
 
     def advance(self, event: Event | Timer) -> tuple[Action, ...]:
         """Take the transition for ``event``; returns what must be done, in order."""
@@ -167,7 +166,7 @@ def server_key(request: Request, via: Via, method: str) -> TransactionKey:
     ``method`` is INVITE for an ACK and for what a CANCEL cancels. Without an RFC 3261 branch the
     RFC 2543 rules hold, less the To tag: an INVITE has none where its ACK has the response's.
     """
-    branch = via.branch
+    branch = via.params.get("branch") or ""
     cseq = str(request.cseq.number)
     if branch.startswith(BRANCH_COOKIE):
         # Some phones answer a challenge in the branch of the challenged request. Without the CSeq
