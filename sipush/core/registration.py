@@ -119,7 +119,7 @@ def register(
     ``location`` is what is stored now, for a request that ``wants_location``: it does not say
     which device speaks. With None such a phone counts as a new device. ``key`` makes the PURRs.
     """
-    if "require" in request.headers and (missing := _missing(request)):
+    if "require" in request.headers.first and (missing := _missing(request)):
         headers = (("Unsupported", ", ".join(missing)),)
         return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
     try:
@@ -145,7 +145,7 @@ def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
     headers = request.headers
     for name in _SPEAKING:
-        for _, line in headers.lines(name):
+        for _, line in headers.lines(name) if name in headers.first else ():
             text = line.lower()
             for telltale in _TELLTALES:
                 if telltale in text:
@@ -212,8 +212,9 @@ class _Register:
         self.location = location or _NOTHING
         self.call_id = request.call_id
         self.cseq = request.cseq.number
-        self.path = tuple(request.headers.values("path")) if "path" in request.headers else ()
-        self.header_push = parse_push_headers(request.headers)
+        headers = request.headers
+        self.path = tuple(headers.values("path")) if "path" in headers.first else ()
+        self.header_push = parse_push_headers(headers)
         self.bind: dict[str, Binding] = {}
         # Most stay empty: tuples, as Registration wants them.
         self.unbind: tuple[tuple[str, str], ...] = ()
@@ -532,7 +533,6 @@ def ok_response(
 
     Contacts come back as registered, those of the user's other devices without their push tokens.
     """
-    response = make_response(request, Status.OK, to_tag=to_tag)
     fields = []
     devices = decision.devices if isinstance(decision, Update) else ()
     for binding in location.bindings:
@@ -544,8 +544,7 @@ def ok_response(
     for name, value in decision.headers:
         fields.append((canonical_name(name), f"{name}: {value}"))
     fields += (_SUPPORTED, _date(int(now_epoch)))
-    response.headers.extend(fields)
-    return response
+    return make_response(request, Status.OK, None, to_tag, fields)
 
 
 _SUPPORTED = ("supported", f"Supported: {', '.join(SUPPORTED)}")

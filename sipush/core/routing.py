@@ -87,9 +87,14 @@ class Realm:
         """The AOR a URI means here, or None when its domain is not ours."""
         if uri.host in self.domains:
             return uri.aor
-        if uri.host in self.aliases or self._is_our_address(uri):
+        if self.serves(uri):
             return f"{uri.aor.rpartition('@')[0]}@{self.domains[0]}"
         return None
+
+    def serves(self, uri: SipUri) -> bool:
+        """Whether a URI means a domain of ours, by its name, an alias or our address."""
+        host = uri.host
+        return host in self.domains or host in self.aliases or self._is_our_address(uri)
 
     def tel_aor(self, uri: TelUri, near: Aor | None = None) -> Aor:
         """The user of ours with that number: in the domain it names, else in that of ``near``."""

@@ -62,7 +62,7 @@ class Registrar:
         """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""
         tag = self.new_id()
         aor = self.realm.aor(parse_sip_uri(request.to.uri))
-        if aor is None or self.realm.aor(parse_sip_uri(request.uri)) is None:
+        if aor is None or not self.realm.serves(parse_sip_uri(request.uri)):
             rejection = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
             transaction.respond(rejection_response(request, rejection, tag))
             return

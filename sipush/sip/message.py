@@ -7,6 +7,7 @@ lines are kept whole and parsed only when somebody asks.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
@@ -247,11 +248,16 @@ def parse_datagram(data: bytes) -> Request | Response:
 
 
 def make_response(
-    request: Request, status: int, reason: str | None = None, to_tag: str | None = None
+    request: Request,
+    status: int,
+    reason: str | None = None,
+    to_tag: str | None = None,
+    more: Iterable[tuple[str, str]] = (),
 ) -> Response:
     """A response to ``request`` with the headers §8.2.6.2 asks for, copied line by line.
 
     ``to_tag`` is added to To unless the request has one; give it for every status but 100.
+    ``more`` are header fields, as ``Headers`` keeps them, for its end.
     """
     if reason is None:
         reason = PHRASES[status]
@@ -261,6 +267,7 @@ def make_response(
             if name == "to":
                 fields[i] = ("to", _tagged(line, to_tag))
     fields.append(("content-length", "Content-Length: 0"))
+    fields += more
     return Response(status, reason, Headers(fields))
 
 

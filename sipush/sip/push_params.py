@@ -75,13 +75,14 @@ def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
 
     Several at once are one device.
     """
-    fields = [field for field in headers.fields if field[0] in HEADERS]
-    if not fields:
+    named = [name for name in HEADERS if name in headers.first]
+    if not named:
         return None
-    line = fields[0][1]
-    if len(fields) > 1:
-        _, line = min(fields, key=lambda field: HEADERS.index(field[0]))
-    dialect = ",".join(dict.fromkeys([_written_name(line) for _, line in fields]))
+    line = headers.first[named[0]]
+    dialect = _written_name(line)
+    if len(named) > 1 or len(headers.first) < len(headers.fields):
+        written = [_written_name(line) for name, line in headers.fields if name in HEADERS]
+        dialect = ",".join(dict.fromkeys(written))
     try:
         return _parse_header(parse_params(field_value(line)), dialect)
     except _FaultError as fault:
@@ -108,27 +109,32 @@ def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | Push
 
 def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
     values = {n: unquote_string(v) if v and v[0] == '"' else v or "" for n, v in params.items()}
-    allow_call = _flag(values, "allow-call-push")
-    allow_message = _flag(values, "allow-message-push")
-    uid, app_id = values.pop("device-uid", ""), values.pop("app-id", "")
-    system = values.pop("device-os", "").lower()
-    provider = {"ios": "apns", "android": "fcm"}.get(system, system)
+    take = values.pop
+    allow_call = _flag(take("allow-call-push", "true"), "allow-call-push")
+    allow_message = _flag(take("allow-message-push", "true"), "allow-message-push")
+    uid, app_id, system = take("device-uid", ""), take("app-id", ""), take("device-os", "").lower()
+    provider = _SYSTEMS.get(system, system)
     call, message = _pair(uid) if provider == "apns" else (uid, uid)
     if allow_call or allow_message:  # switching push off needs no more than the flags
         _require(provider, "device-os is missing")
         _require(app_id or not (call or message), "app-id is missing")
         _check_token(call, "device-uid")
-        _check_token(message, "device-uid")
-    return PushParams(
-        provider, app_id, call, message, allow_call, allow_message, dialect, extra=values
-    )
+        if message and message is not call:
+            _check_token(message, "device-uid")
+    return PushParams(provider, app_id, call, message, allow_call, allow_message, dialect, values)
 
 
-def _flag(values: dict[str, str], name: str) -> bool:
-    text = values.pop(name, "true").lower()
-    if text not in ("true", "false"):
+_SYSTEMS = {"ios": "apns", "android": "fcm"}
+_FLAGS = {"true": True, "false": False}
+
+
+def _flag(text: str, name: str) -> bool:
+    flag = _FLAGS.get(text)
+    if flag is None:
+        flag = _FLAGS.get(text.lower())
+    if flag is None:
         raise _FaultError(f"{name} is neither true nor false")
-    return text == "true"
+    return flag
 
 
 def _pair(uid: str) -> tuple[str, str]:

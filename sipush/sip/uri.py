@@ -135,11 +135,13 @@ def contact_key(uri: str) -> str:
         parsed = parse_sip_uri(uri)
     except MessageError:
         return uri
-    params = sorted(
-        (name, unescape(value or "").lower())
-        for name, value in parsed.params.items()
-        if not name.startswith("pn-")
-    )
-    tail = "".join(f";{name}={value}" for name, value in params)
+    tail = ""
+    if parsed.params:
+        params = sorted(
+            (name, unescape(value or "").lower())
+            for name, value in parsed.params.items()
+            if not name.startswith("pn-")
+        )
+        tail = "".join(f";{name}={value}" for name, value in params)
     port = "" if parsed.port is None else f":{parsed.port}"
     return f"{parsed.scheme}:{unescape(parsed.user or '')}@{parsed.host}{port}{tail}"
