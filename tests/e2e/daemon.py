@@ -7,10 +7,15 @@ import hashlib
 import json
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sipush.config import load
+from sipush.location import make_store
+from sipush.location.store import LocationStore
 from tests.e2e.process import Lines, Program
 from tests.e2e.wire import PATIENCE, Account
 from tests.servers.ports import free_port
@@ -147,6 +152,14 @@ class Daemon:
         """kill -9, then the same daemon on the same ports and the same store."""
         await self.kill()
         await self.start()
+
+    @asynccontextmanager
+    async def opened_store(self) -> AsyncIterator[LocationStore]:
+        """Its store, while it does not run."""
+        store = make_store(load(self.config).store)
+        await store.open()
+        yield store
+        await store.close()
 
     def at(self, transport: str, ip: str = "127.0.0.1") -> tuple[str, int]:
         """Where a phone with that address finds it."""

@@ -1,129 +1,49 @@
-"""Schedules of races around one call, made from a seed, and what must be true at their end."""
+"""Races around one call, and what must be true at their end."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sipush.location.store import LocationStore
 from tests.e2e.daemon import OTHER_APP, Daemon, account, ha1
+from tests.e2e.process import Lines
 from tests.e2e.pushes import Push
-from tests.e2e.robots import Caller, CallerPlan, Device, Network, Stance, branch_of
+from tests.e2e.robots import Caller, Device, Network, Ring, branch_of
+from tests.e2e.schedules import REASON, DevicePlan, Schedule
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 HOLD = 6.0
 "Seconds; twice that while servers die: a busy machine starts one slowly."
 NO_ANSWER = 7.0
 "Seconds for which a phone may ring."
-KINDS = ("cancel-register", "answer-answer", "cancel-answer", "anything", "messages")
-REASON = 'Q.850;cause=16;text="Terminated"'
+DIED_WITH_IT = ("ACK of its 200", "has said 200", "still rings", "callee's BYE did not come")
+"What becomes of a call that the server forgot."
 
 
-@dataclass(frozen=True, slots=True)
-class DevicePlan:
-    """What becomes of one device. Times are seconds from the INVITE."""
-
-    service: str
-    transport: str
-    deaf: bool
-    "Its socket stays open while it sleeps: nothing says that it is dead."
-    awake: bool
-    "It does not sleep at all."
-    wakes_at: float | None
-    moves_at: float | None
-    dies_at: float | None
-    register_style: str
-    stance: Stance
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """One call and what happens around it."""
-
-    seed: int
-    kind: str
-    caller_transport: str
-    caller: CallerPlan
-    devices: tuple[DevicePlan, ...]
-    messages: tuple[float, ...]
-    network: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, seed: int) -> Schedule:
-        """The schedule of a seed: always the same."""
-        chance = random.Random(seed)
-        kind = KINDS[seed % len(KINDS)]
-        moment = chance.choice((0.05, 0.3, 0.8, chance.uniform(0.0, 2.5)))
-        number = chance.choice((1, 1, 2, 3)) if kind != "answer-answer" else chance.choice((2, 3))
-        ring, answer = chance.uniform(0, 0.1), chance.uniform(0, 0.4)
-        cancel_after = None
-        if kind == "cancel-register":
-            cancel_after = moment + chance.uniform(-0.004, 0.008)
-        elif kind == "cancel-answer":
-            cancel_after = moment + ring + answer + chance.uniform(-0.01, 0.02)
-        elif kind == "anything" and chance.random() < 0.3:
-            cancel_after = chance.uniform(0.0, 3.0)
-        devices: list[DevicePlan] = []
-        steady = chance.random() < 0.6
-        callee_hangs_up = steady and chance.random() < 0.5
-        for _ in range(number):
-            # A webhook names no device: two of one user look alike.
-            webhook = any(plan.service == "webhook" for plan in devices)
-            services = ("apns", "fcm") if webhook else ("apns", "fcm", "webhook")
-            meets = kind != "anything" and kind != "messages"
-            final = 200
-            if kind in ("anything", "messages"):
-                final = chance.choice((200, 200, 200, 486, 603, 480, 0))
-            apart = chance.uniform(-0.003, 0.003)
-            devices.append(
-                DevicePlan(
-                    service=chance.choice(services),
-                    transport=chance.choice(("UDP", "TCP")),
-                    deaf=chance.random() < 0.4,
-                    awake=chance.random() < 0.15,
-                    wakes_at=moment + apart
-                    if meets
-                    else (None if chance.random() < 0.15 else chance.uniform(0.0, 3.0)),
-                    moves_at=chance.uniform(0.0, 3.0)
-                    if not steady and chance.random() < 0.2
-                    else None,
-                    dies_at=chance.uniform(0.5, 3.0)
-                    if not meets and not steady and chance.random() < 0.2
-                    else None,
-                    register_style=chance.choice(("plain", "doubled", "forked", "re-ordered")),
-                    stance=Stance(
-                        final,
-                        ring if meets else chance.uniform(0, 0.2),
-                        answer if meets else chance.uniform(0, 1.0),
-                        chance.uniform(0, 0.3) if callee_hangs_up else None,
-                    ),
-                )
-            )
-        sometimes = chance.random() < 0.5
-        bad = chance.uniform(0, 0.06)
-        return cls(
-            seed,
-            kind,
-            chance.choice(("UDP", "TCP")),
-            CallerPlan(
-                cancel_after,
-                chance.choice(("", REASON)),
-                None if callee_hangs_up else chance.uniform(0, 0.3),
-            ),
-            tuple(devices),
-            tuple(sorted(chance.uniform(0, 3.0) for _ in range(chance.randrange(4))))
-            if kind == "messages" or chance.random() < 0.2
-            else (),
-            (bad, bad, 2 * bad) if sometimes else (0.0, 0.0, 0.0),
-        )
-
-
-def users(domain: str, count: int) -> dict[str, dict[str, str]]:
-    """Callers and callees for so many schedules at a time."""
-    names = [f"{side}-{n}" for n in range(count) for side in ("caller", "callee")]
+def users(domain: str, numbers: Iterable[int], *sides: str) -> dict[str, dict[str, str]]:
+    """Callers and callees, or who else, for so many schedules at a time."""
+    names = [f"{side}-{n}" for n in numbers for side in sides or ("caller", "callee")]
     return {f"{name}@{domain}": {"ha1_md5": ha1(name, domain)} for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Lives:
+    """The processes of one server, each killed but the last."""
+
+    logs: list[Lines]
+    is_up: asyncio.Event = field(default_factory=asyncio.Event)
+    "One of them runs, or is about to be killed."
+    is_safe: asyncio.Event = field(default_factory=asyncio.Event)
+    "The last one runs."
+    down: list[tuple[float, float]] = field(default_factory=list)
+    "From when to when there was none: loop time."
 
 
 @dataclass
@@ -134,13 +54,12 @@ class Race:
     daemon: Daemon
     number: int
     schedule: Schedule
+    lives: Lives
     restarts: bool = False
     "The server is killed meanwhile."
     devices: list[Device] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    down: list[tuple[float, float]] = field(default_factory=list)
-    "When the server was: loop time."
     endless: bool = False
     "The caller got tired of waiting."
     started_at: float = 0.0
@@ -156,14 +75,32 @@ class Race:
         """Who is called."""
         return f"callee-{self.number}"
 
+    @property
+    def patience(self) -> float:
+        """Seconds in which every call must have ended."""
+        return 2 * (self.hold + NO_ANSWER)
+
+    @property
+    def calls(self) -> str:
+        """Who calls."""
+        return f"caller-{self.number}"
+
+    def user_of(self, device: int) -> str:
+        """Whose device this one is."""
+        return self.callee
+
+    def token_for(self, plan: DevicePlan) -> str:
+        """The push token of the next device."""
+        return fcm_token() if plan.service == "fcm" else apns_token()
+
     async def prepare(self) -> None:
         """Register every device once; those that sleep are killed."""
         chance = random.Random(self.schedule.seed + 1)
         self.network = Network(chance, *self.schedule.network)
         perfect = Network(chance)
-        who = account(self.callee, self.world.domain)
         for plan in self.schedule.devices:
-            token = fcm_token() if plan.service == "fcm" else apns_token()
+            who = account(self.user_of(len(self.devices)), self.world.domain)
+            token = self.token_for(plan)
             push = {
                 "apns": x_push(token),
                 "fcm": x_push(token, "android"),
@@ -187,34 +124,30 @@ class Race:
             if plan.awake:
                 continue
             if plan.deaf and plan.transport == "UDP":
-                self._keep = getattr(self, "_keep", [])
-                self._keep.append(device.wire)
-                device.wire = None
-                device._register_id += "-2"
+                device.fall_silent()
             else:
                 device.kill()
-        who = account(f"caller-{self.number}", self.world.domain)
+        who = account(self.calls, self.world.domain)
         transport = self.schedule.caller_transport
         self.caller = Caller(who, self.daemon.at(transport), transport, self.network)
         self.sender = Caller(who, self.daemon.at("UDP"), "UDP", self.network)
+        for robot in (self.caller, self.sender, *self.devices):
+            robot.server_is_up = self.lives.is_up
 
     async def run(self) -> None:
         """From the INVITE to the end of everything."""
         loop = asyncio.get_running_loop()
         self.started_at = loop.time()
-        patience = 2 * (self.hold + NO_ANSWER)
         try:
             async with asyncio.TaskGroup() as group:
                 for plan, device in zip(self.schedule.devices, self.devices, strict=True):
                     group.create_task(self._live(plan, device))
                 if self.schedule.messages:
                     group.create_task(self._write())
-                try:
-                    async with asyncio.timeout(patience):
-                        await self.caller.call(self.callee, self.schedule.caller)
-                        await self.caller.ended.wait()
-                except TimeoutError:
-                    self.endless = True
+                calling = group.create_task(self._call())
+                await self.lives.is_safe.wait()
+                await asyncio.wait([calling], timeout=self.patience)
+                self.endless = calling.cancel()
                 self.took = loop.time() - self.started_at
             await self._wake_the_rest()
             await self._settle()
@@ -234,6 +167,10 @@ class Race:
             await self._until(plan.dies_at)
             device.kill()
 
+    async def _call(self) -> None:
+        await self.caller.call(self.callee, self.schedule.caller)
+        await self.caller.ended.wait()
+
     async def _write(self) -> None:
         await self.sender.open()
         for number, at in enumerate(self.schedule.messages):
@@ -246,27 +183,30 @@ class Race:
             await asyncio.sleep(left)
 
     async def _wake_the_rest(self) -> None:
-        """Whoever still sleeps learns now that there was a call, and gets its messages."""
+        """Whoever still sleeps learns now that there was a call, and gets its messages.
+
+        What was being delivered when the server died waits for the next REGISTER.
+        """
         for device in self.devices:
             device.network = Network(random.Random(0))
             if not device.awake:
                 await device.wake()
+            elif self.restarts:
+                await device.register()
 
     async def _settle(self) -> None:
         """Wait until nothing rings any more and all messages are there."""
         try:
             async with asyncio.timeout(20.0):
                 while True:
-                    rings = [ring for device in self.devices for ring in device.rings]
-                    if all(ring.settled for ring in rings) and self._all_delivered:
+                    if all(ring.settled for ring in self._rings) and self._all_delivered:
                         return
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            for device in self.devices:
-                for ring in device.rings:
-                    if not ring.settled and not (self.restarts and ring.status >= 300):
-                        state = "rings" if not ring.status else f"has said {ring.status}"
-                        self.faults.append(f"a device still {state}, cancel={ring.cancel}")
+            for ring in self._rings:
+                if not ring.settled and not (self.restarts and ring.status >= 300):
+                    state = "rings" if not ring.status else f"has said {ring.status}"
+                    self.faults.append(f"a device still {state}, cancel={ring.cancel}")
 
     @property
     def _all_delivered(self) -> bool:
@@ -275,42 +215,72 @@ class Race:
 
     # -- what must be true --
 
+    async def find_what_was_lost(self, store: LocationStore) -> None:
+        """Compare what the server has stored with what it acknowledged before it died."""
+        for device in self.devices:
+            if not device.accepted:
+                continue
+            location = await store.lookup(device.account.aor, time.time())
+            name = f"instance:{device.instance}"
+            stored = [(b.call_id, b.cseq) for b in location.bindings if b.device == name]
+            acceptable = device.registers[device.accepted - 1 :]
+            if len(stored) != 1 or stored[0] not in acceptable:
+                self.faults.append(f"a REGISTER that got its 200 was lost: {stored} {acceptable}")
+            if location.push_record(name) is None:
+                self.faults.append("a push record was lost")
+
     def _check(self) -> None:
         moved = any(
             plan.moves_at is not None or plan.dies_at is not None for plan in self.schedule.devices
         )
         for robot in (self.caller, self.sender, *self.devices):
             self.faults += [f for f in robot.faults if not (moved and "BYE" in f)]
-        # Else never held: its phones were awake, and rang while the server died.
-        held = bool(self._calls_pushed) or not self.restarts
-        if not held or not self._reached:
-            excused = ("ACK of its 200", "has said 200", "BYE", "nothing came back", "accepted")
-            self.faults = [f for f in self.faults if not any(each in f for each in excused)]
-        else:
-            self._check_finals()
+        if not self._survives:
+            self.faults = [f for f in self.faults if not any(each in f for each in DIED_WITH_IT)]
+        self._check_finals()
         self._check_pushes()
         self._check_reasons()
         self._check_messages()
 
     @property
-    def _reached(self) -> bool:
-        """Whether the INVITE ever came to a server that lived long enough to answer it."""
-        dead = [(start - 0.3, end) for start, end in self.down]
-        heard = self.caller.provisionals or self.caller.finals
-        return bool(heard) or any(
-            not any(start < at < end for start, end in dead) for at in self.caller.invited_at
+    def _survives(self) -> bool:
+        """Whether the server must end the call, though it dies.
+
+        A call that rings at phones which were awake dies with it (docs/faults.md). One that waits
+        for a phone is stored before the caller hears anything.
+        """
+        heard_at = self.caller.heard_at
+        over_at = max((r.acked_at for r in self._rings), default=0.0)
+        over_at = max(over_at, self.caller.final_at or math.inf)
+        if not heard_at or not any(
+            start < over_at and end > heard_at for start, end in self.lives.down
+        ):
+            return True
+        return not all(d.was_awake(heard_at) for d in self._called_first) or bool(
+            self._calls_pushed
         )
 
+    @property
+    def _called_first(self) -> list[Device]:
+        """Those that the call goes to at once."""
+        return self.devices
+
+    @property
+    def _rings(self) -> list[Ring]:
+        return [ring for device in self.devices for ring in device.rings]
+
     def _check_finals(self) -> None:
-        if self.endless:
+        if self.endless and self._survives:
             self.faults.append("the call had no end")
         finals = self.caller.finals
         failures = [msg for msg in finals if msg.status >= 300]
         answers = [msg for msg in finals if msg.status < 300]
+        if not finals and not self._survives:
+            return
         if len(failures) + bool(answers) != 1:
             self.faults.append(f"the caller's finals: {finals}")
             return
-        answered = [r for d in self.devices for r in d.rings if 200 <= r.status < 300]
+        answered = [r for r in self._rings if 200 <= r.status < 300]
         tags = {ring.tag for ring in answered}
         if not {msg.tag("to") for msg in answers} <= tags:
             self.faults.append("an answer from nobody")
@@ -319,7 +289,7 @@ class Race:
         if failures and failures[0].status == 487 and not self.caller.cancelled:
             self.faults.append("487 without a CANCEL")
         if self.caller.cancelled and not answers and failures[0].status != 487:
-            others = {r.status for d in self.devices for r in d.rings}
+            others = {r.status for r in self._rings}
             if failures[0].status not in others | {480, 408}:
                 self.faults.append(f"cancelled, and got {failures[0].status}")
         if failures and self._must_be_answered:
@@ -335,7 +305,7 @@ class Race:
     @property
     def _too_slow(self) -> bool:
         """Whether restarts took so long that too little is left of the hold, or of the ringing."""
-        return sum(end - start for start, end in self.down) > NO_ANSWER / 2
+        return sum(end - start for start, end in self.lives.down) > NO_ANSWER / 2
 
     @property
     def _must_be_answered(self) -> bool:
@@ -343,15 +313,20 @@ class Race:
         plans = self.schedule.devices
         if self.caller.cancelled or any(plan.stance.final >= 600 for plan in plans):
             return False
-        if self._too_slow:
-            return False
         return any(
             plan.stance.final == 200
             and plan.dies_at is None
             and plan.moves_at is None
-            and (plan.awake or (plan.wakes_at is not None and plan.wakes_at < self.hold - 2.5))
-            for plan in plans
+            and self._is_in_time(device)
+            for plan, device in zip(plans, self.devices, strict=True)
         )
+
+    def _is_in_time(self, device: Device) -> bool:
+        """Whether a device registered within the hold, and could ring long enough then."""
+        since = max(device.accepted_at, self.started_at)
+        away = sum(end - max(start, since) for start, end in self.lives.down if end > since)
+        in_time = 0.0 < device.accepted_at < self.started_at + self.hold - 1.0
+        return in_time and away < NO_ANSWER / 2
 
     @property
     def _calls_pushed(self) -> set[str]:
@@ -363,7 +338,7 @@ class Race:
         ours = []
         for push in self.world.pushes.all:
             who = str(push.data.get("user_id", ""))
-            mine = push.token in self.tokens or who.startswith(f"{self.callee}@")
+            mine = push.token in self.tokens or who in {d.account.aor for d in self.devices}
             if mine and not push.push_id.isdigit():  # else of a MESSAGE
                 ours.append(push)
         return ours
@@ -386,7 +361,7 @@ class Race:
 
     def _check_reasons(self) -> None:
         answered = any(msg.status < 300 for msg in self.caller.finals)
-        declined = any(r.status >= 600 for d in self.devices for r in d.rings)
+        declined = any(r.status >= 600 for r in self._rings)
         for device in self.devices:
             for ring in device.rings:
                 reason = ring.cancel["reason"] if ring.cancel else ""
@@ -416,15 +391,19 @@ class Race:
                 self.faults.append(f"MESSAGE {text} ({status}) was lost")
         for text, ids in taken.items():
             numbers = {number for _, number in ids if number}
-            if len(numbers) > 1 or len({call for call, _ in ids}) > 1:
+            again = len(numbers) > 1 and not self._died_twice_under(text)
+            if again or len({call for call, _ in ids}) > 1:
                 self.faults.append(f"MESSAGE {text} came as {ids}")
         if order != sorted(order):
             self.faults.append(f"MESSAGEs out of order: {order} {self.sender.message_answers}")
 
+    def _died_twice_under(self, text: str) -> bool:
+        """Then it may have been delivered, and be stored once more (docs/messages.md)."""
+        sent_at, answered_at = self.sender.message_times.get(text, (0.0, math.inf))
+        return sum(end > sent_at and start < answered_at for start, end in self.lives.down) > 1
+
     def end(self) -> None:
         """Close everything."""
-        for wire in getattr(self, "_keep", []):
-            wire.close()
         for robot in (self.caller, self.sender, *self.devices):
             robot.end()
 
@@ -440,14 +419,18 @@ class Race:
             f"{self.caller.cancel_status} took {self.took:.2f}"
         )
         sent = [round(at - self.started_at, 2) for at in self.caller.invited_at]
-        down = [tuple(round(at - self.started_at, 2) for at in times) for times in self.down]
-        lines.append(f"invited at {sent}, server down {down}")
+        down = [tuple(round(at - self.started_at, 2) for at in times) for times in self.lives.down]
+        lines.append(f"invited at {sent}, server down {down}, faults {self.caller.faults}")
         for device, token in zip(self.devices, self.tokens, strict=True):
             rings = [
                 (branch_of(r.invite), r.status, r.cancel and (r.cancel["reason"] or "-"), r.lost)
                 for r in device.rings
             ]
             lines.append(
-                f"device {device.transport} {token[:12]} registered {device.registered} {rings}"
+                f"device {device.transport} {token[:12]} registers {device.registers} "
+                f"accepted {device.accepted} {rings} faults {device.faults}"
             )
+        ours = (self.caller.call_id, *(device.account.aor for device in self.devices))
+        for log in self.lives.logs:
+            lines += ["server", *(line for line in log.all if any(name in line for name in ours))]
         return "\n  ".join(lines)

@@ -7,12 +7,13 @@ pace, so that many of them can meet at once and in any order, over a network tha
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Any
 
 from tests.e2e.wire import SDP, Account, Msg, Wire, _Stream, digest_answer, new_branch
@@ -86,6 +87,11 @@ class Robot:
         self._tasks: set[asyncio.Task[None]] = set()
         self.local = ("", 0)
         "Where it listens, if it does; else it is its socket."
+        self.ip, self.port = "127.0.0.1", 0
+        "Of its socket; port 0: any."
+        self.server_is_up = asyncio.Event()
+        "Its patience does not end while nobody could answer."
+        self.server_is_up.set()
 
     # -- life --
 
@@ -101,7 +107,9 @@ class Robot:
             while self.wire is None or self.wire.closed.is_set():
                 try:
                     port = next(_PORTS) if self.transport == "UDP" else 0
-                    wire = await RobotWire.open(self.transport, self.server, port=port)
+                    wire = await RobotWire.open(
+                        self.transport, self.server, self.ip, self.port or port
+                    )
                 except OSError:
                     await asyncio.sleep(0.05)
                     continue
@@ -147,6 +155,15 @@ class Robot:
         if wire._io is not None and not wire.closed.is_set():
             wire.send(text)
 
+    async def waits_for(self, event: asyncio.Event, seconds: float) -> float:
+        """Wait so long; how much of its patience that has cost, 0 when it happened."""
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return seconds if self.server_is_up.is_set() else 0.01
+        return 0.0
+
     # -- what it sends --
 
     def head(self, method: str, uri: str, branch: str, *lines: str, body: str = "") -> str:
@@ -187,12 +204,11 @@ class Robot:
     ) -> Msg | None:
         """``other``: the branch of the same request that went another way."""
         queue = self._waiting[branch, method] = self._waiting[other, method] = asyncio.Queue()
-        patience, refused = 12.0, 0
-        interval, ends = T1, asyncio.get_running_loop().time() + patience
+        interval, waited, refused = T1, 0.0, 0
         self.send(text, wire)
-        while (left := ends - asyncio.get_running_loop().time()) > 0:
+        while waited < 12.0:
             try:
-                async with asyncio.timeout(min(interval, left)):
+                async with asyncio.timeout(interval):
                     msg = await queue.get()
                 if msg.status >= 300 and other and not refused:
                     refused = msg.status  # best response: the other one may be better
@@ -201,6 +217,7 @@ class Robot:
             except TimeoutError:
                 if wire.closed.is_set() or self.wire is not wire:
                     return None
+                waited += interval if self.server_is_up.is_set() else 0.0
                 if self.transport == "UDP":
                     self.send(text, wire)
                     interval = min(2 * interval, T2)
@@ -270,10 +287,17 @@ class Ring:
     "The final response it gave."
     cancel: Msg | None = None
     acked: asyncio.Event = field(default_factory=asyncio.Event)
+    acked_at: float = math.inf
+    "Loop time."
     over: asyncio.Event = field(default_factory=asyncio.Event)
     "A BYE ended it."
     lost: bool = False
     "Its phone was killed."
+
+    def acknowledge(self) -> None:
+        """Its final response has arrived, or nobody waits for it."""
+        self.acked_at = min(self.acked_at, asyncio.get_running_loop().time())
+        self.acked.set()
 
     @property
     def settled(self) -> bool:
@@ -323,28 +347,62 @@ class Device(Robot):
         self._challenge = ""
         self._nonce_count = 0
         self._stale_register = ""
+        self.is_called_again = False
+        "Its user may get a call that he has ended: a ring group falls back to him."
         self.forgiving = False
         "Nobody need acknowledge its refusals: the server dies meanwhile."
-        self.registered = 0
-        "How often."
+        self.registers: list[tuple[str, int]] = []
+        "Call-ID and CSeq of every REGISTER that it sent, in order."
+        self.accepted = 0
+        "The newest of these that got its 200: the so many-th, or 0."
+        self.accepted_at = 0.0
+        "When the first one of this life was accepted: loop time; 0: not yet."
+        self._woke_at: list[float] = []
+        self._died_at: list[float] = []
+        self._silent_wires: list[RobotWire] = []
         self.asleep = False
 
     def kill(self) -> None:
         """The OS kills the app: it knows nothing any more."""
         super().kill()
+        self._forget()
+
+    def fall_silent(self) -> None:
+        """It is killed, and its socket stays open: nothing says that it is dead."""
+        assert self.wire is not None
+        self._silent_wires.append(self.wire)
+        self.wire = None
+        self._forget()
+
+    def _forget(self) -> None:
+        if len(self._died_at) < len(self._woke_at):
+            self._died_at.append(asyncio.get_running_loop().time())
         self.asleep = True
         for ring in self.rings:
             if not ring.settled:
                 ring.lost = True
-                ring.acked.set()
+                ring.acknowledge()
                 ring.over.set()
         self._answers.clear()
         self._register_id = f"reg-{secrets.token_hex(6)}"
         self._stale_register = ""
 
+    def end(self) -> None:
+        """Forget everything."""
+        super().end()
+        for wire in self._silent_wires:
+            wire.close()
+
+    def was_awake(self, at: float) -> bool:
+        """Whether it had begun to register, and not been killed since: loop time."""
+        lives = zip_longest(self._woke_at, self._died_at, fillvalue=math.inf)
+        return any(woke <= at < died for woke, died in lives)
+
     async def wake(self) -> None:
         """Start, register, and over a stream come back whenever the server was away."""
         self.asleep = False
+        self.accepted_at = 0.0
+        self._woke_at.append(asyncio.get_running_loop().time())
         await self.register()
         if self.transport != "UDP":
             self.spawn(self._stay())
@@ -362,14 +420,14 @@ class Device(Robot):
         for ring in self.rings:
             if ring.status and not ring.settled:
                 ring.lost = True  # what is on its way to the old socket may be lost
-                ring.acked.set()
+                ring.acknowledge()
                 ring.over.set()
         await self.register()
 
     async def register(self) -> None:
         """Until it is accepted."""
         life = self._register_id
-        for _ in range(6):
+        for _ in range(30):  # each connection that breaks meanwhile is one
             wire = await self.open()
             if self._register_id != life:  # killed meanwhile
                 if self.asleep:
@@ -383,7 +441,7 @@ class Device(Robot):
                 continue
             if final.status != 200:
                 self.faults.append(f"REGISTER got {final.status}")
-            self.registered += 1
+            self.accepted_at = self.accepted_at or asyncio.get_running_loop().time()
             return
         if self.wire is not None:
             self.faults.append("REGISTER was never accepted")
@@ -396,7 +454,10 @@ class Device(Robot):
         other = new_branch() if self.register_style == "forked" else ""
         if other:
             self.send(text.replace(branch, other), wire)
+        number = len(self.registers)
         final = await self._transact(wire, "REGISTER", branch, text, other)
+        if final is not None and final.status == 200:
+            self.accepted = max(self.accepted, number)
         if self.register_style == "re-ordered" and self._stale_register and final is not None:
             self.send(self._stale_register, wire)
         self._stale_register = text.replace(branch, new_branch())
@@ -404,6 +465,7 @@ class Device(Robot):
 
     def _register_text(self, branch: str) -> str:
         self._cseq += 1
+        self.registers.append((self._register_id, self._cseq))
         who, uri = self.account, f"sip:{self.account.domain}"
         credentials = []
         if self._challenge:
@@ -449,6 +511,11 @@ class Device(Robot):
             if ring.invite["call-id"] == msg["call-id"] and not ring.lost:
                 if branch_of(ring.invite) == branch_of(msg):
                     return  # repeated before it was answered
+                if self.is_called_again:
+                    if ring.settled and ring.status >= 300:
+                        continue
+                    self.answer(msg, 482)  # §8.2.2.2: it is still ending the first
+                    return
                 if not ring.settled or ring.status < 300:
                     # §8.2.2.2: the same request by another way
                     state = "ringing" if not ring.status else f"answered with {ring.status}"
@@ -478,16 +545,12 @@ class Device(Robot):
         body = SDP if status < 300 else ""
         text = self.answer(ring.invite, status, *content, tag=ring.tag, body=body)
         if self.transport != "UDP" and status >= 300 and self.wire is ring.wire:
-            ring.acked.set()  # over a stream nobody waits for it
+            ring.acknowledge()  # over a stream nobody waits for it
         interval, waited = T1, 0.0
-        while not ring.acked.is_set() and waited < GIVE_UP:
-            try:
-                async with asyncio.timeout(interval):
-                    await ring.acked.wait()
-            except TimeoutError:
-                waited += interval
-                interval = min(2 * interval, T2)
-                self.send(text)
+        while waited < GIVE_UP and (cost := await self.waits_for(ring.acked, interval)):
+            waited += cost
+            interval = min(2 * interval, T2)
+            self.send(text)
         if not ring.acked.is_set() and status >= 300 and self.forgiving:
             ring.lost = True  # who was to acknowledge it has died
         elif not ring.acked.is_set():
@@ -529,12 +592,12 @@ class Device(Robot):
     def _acknowledged(self, msg: Msg) -> None:
         for ring in self.rings:
             if ring.invite["call-id"] == msg["call-id"] and ring.tag == msg.tag("to"):
-                ring.acked.set()
+                ring.acknowledge()
 
     def _hung_up(self, msg: Msg) -> None:
         for ring in self.rings:
             if ring.invite["call-id"] == msg["call-id"] and ring.tag == msg.tag("to"):
-                ring.acked.set()
+                ring.acknowledge()
                 ring.over.set()
                 self.answer(msg, 200)
                 return
@@ -572,6 +635,8 @@ class Caller(Robot):
         self.finals: list[Msg] = []
         "Each different one."
         self.provisionals: list[int] = []
+        self.heard_at = 0.0
+        "When anything but a challenge came back to an INVITE: loop time."
         self.final_at = 0.0
         self.cancelled = False
         self.cancel_status = 0
@@ -588,6 +653,8 @@ class Caller(Robot):
         self._invite_queue: asyncio.Queue[Msg] = asyncio.Queue()
         self._ack_routes: dict[str, Msg] = {}
         self.message_answers: list[tuple[str, int]] = []
+        self.message_times: dict[str, tuple[float, float]] = {}
+        "When each was sent and when answered: loop time."
         self.invited_at: list[float] = []
         "When its last INVITE left, each time that it was not lost: loop time."
         self._dialog_cseq = 100
@@ -642,6 +709,8 @@ class Caller(Robot):
             self._ack_again(msg)
             return
         self._heard.set()
+        if msg.status != 407:
+            self.heard_at = self.heard_at or asyncio.get_running_loop().time()
         if msg.status < 200:
             self.provisionals.append(msg.status)
             return
@@ -703,10 +772,10 @@ class Caller(Robot):
         over = self._byes.setdefault(tag, asyncio.Event())
         await self._ack(answer)
         if first and self.plan.hangs_up_after is None:
-            try:
-                async with asyncio.timeout(GIVE_UP):
-                    await over.wait()
-            except TimeoutError:
+            waited = 0.0
+            while waited < GIVE_UP and (cost := await self.waits_for(over, T2)):
+                waited += cost
+            if not over.is_set():
                 self.faults.append("the callee's BYE did not come")
             self.ended.set()
             return
@@ -723,9 +792,13 @@ class Caller(Robot):
             self.ended.set()
 
     async def call(self, user: str, plan: CallerPlan) -> None:
-        """INVITE, until the call is over."""
+        """INVITE a user of its domain, until the call is over."""
+        await self.call_uri(f"sip:{user}@{self.account.domain}", plan)
+
+    async def call_uri(self, uri: str, plan: CallerPlan) -> None:
+        """The same to a URI."""
         self.plan = plan
-        self._uri = f"sip:{user}@{self.account.domain}"
+        self._uri = uri
         await self.listen()
         await self.open()
         started = asyncio.get_running_loop().time()
@@ -766,18 +839,14 @@ class Caller(Robot):
         )
         interval, waited = T1, 0.0
         self._send_invite(text, wire)
-        while not self._heard.is_set() and waited < GIVE_UP:
-            try:
-                async with asyncio.timeout(interval):
-                    await self._heard.wait()
-            except TimeoutError:
-                waited += interval
-                if self.transport == "UDP":
-                    interval *= 2
-                    self._send_invite(text, wire)
-                elif wire.closed.is_set():  # never heard of: again, over a new connection
-                    wire = await self.open()
-                    self._send_invite(text, wire)
+        while waited < GIVE_UP and (cost := await self.waits_for(self._heard, interval)):
+            waited += cost
+            if self.transport == "UDP":
+                interval = min(2 * interval, T2)
+                self._send_invite(text, wire)
+            elif wire.closed.is_set():  # never heard of: again, over a new connection
+                wire = await self.open()
+                self._send_invite(text, wire)
         if not self._heard.is_set():
             return None
         return await self._invite_queue.get()
@@ -810,11 +879,18 @@ class Caller(Robot):
                 self.cancel_status = final.status
                 return
 
+    @property
+    def challenged(self) -> bool:
+        """Whether any INVITE got 407."""
+        return any(status == 407 for status, _ in self._acks)
+
     async def send_message(self, user: str, text: str) -> None:
         """A MESSAGE, answering challenges."""
         who, uri = self.account, f"sip:{user}@{self.account.domain}"
         call_id, tag = f"message-{secrets.token_hex(8)}", secrets.token_hex(4)
         authorization: list[str] = []
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
         for number in range(1, 8):
             final = await self.request(
                 "MESSAGE",
@@ -829,6 +905,7 @@ class Caller(Robot):
             )
             if final is None or final.status != 407:
                 self.message_answers.append((text, final.status if final else 0))
+                self.message_times[text] = (sent_at, loop.time())
                 return
             answer = digest_answer(
                 final["proxy-authenticate"], who.user, who.password, "MESSAGE", uri

@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sipush.config import load
 from sipush.core.bindings import Location, Registration
-from sipush.location import make_store
-from sipush.location.store import LocationStore
-from tests.e2e.daemon import PBX, Daemon, in_time
+from tests.e2e.daemon import PBX, in_time
 from tests.e2e.robots import branch_of
 from tests.e2e.wire import Phone, _Stream
 from tests.e2e.world import World, apns_token, x_push
@@ -191,7 +188,7 @@ async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world
     await world.pushes.next()
     reborn = await world.phone(daemon, "bob")
     await daemon.kill()
-    async with opened(daemon) as store:
+    async with daemon.opened_store() as store:
         (old,) = (await store.lookup(world.aor("bob"), registered_epoch)).bindings
         flow = old.flow.replace(f":{asleep.wire.local[1]}", f":{reborn.wire.local[1]}")
         new = old._replace(flow=flow, cseq=old.cseq + 1, registered_epoch=registered_epoch)
@@ -202,15 +199,6 @@ async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world
     await daemon.start()
     answer, _ = await in_time(call.final(), reborn.rings_and_answers())
     assert answer.status == 200
-
-
-@asynccontextmanager
-async def opened(daemon: Daemon) -> AsyncIterator[LocationStore]:
-    """The daemon's store, while it does not run."""
-    store = make_store(load(daemon.config).store)
-    await store.open()
-    yield store
-    await store.close()
 
 
 async def test_a_ringing_phone_whose_connection_broke_gets_the_same_invite_again(

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.daemon import Daemon
-from tests.e2e.races import HOLD, NO_ANSWER, Race, Schedule, users
+from tests.e2e.daemon import PBX, Daemon
+from tests.e2e.group_races import GroupRace, group_settings, members
+from tests.e2e.races import HOLD, NO_ANSWER, Lives, Race, users
+from tests.e2e.schedules import GroupSchedule, Schedule
 from tests.e2e.world import World
+from tests.servers.ports import free_port
 
 AT_ONCE = 25
 "Schedules on one daemon."
@@ -27,36 +30,48 @@ DRAIN = 45.0
 
 
 @pytest.fixture
-def schedules() -> list[Schedule]:
-    """Those of this run."""
+def seeds() -> list[range]:
+    """Those of this run, by daemon."""
     count = int(os.environ.get("SIPUSH_RACES", "10"))
     first = int(os.environ.get("SIPUSH_SEED", "0"))
-    return [Schedule.of(seed) for seed in range(first, first + count)]
+    starts = range(first, first + count, AT_ONCE)
+    return [range(start, min(start + AT_ONCE, first + count)) for start in starts]
 
 
 # As long as the server lives, it makes no difference to a race where things are stored.
 @pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
-async def test_every_race_ends_as_it_must(world: World, schedules: list[Schedule]) -> None:
-    for first in range(0, len(schedules), AT_ONCE):
-        await run(world, schedules[first : first + AT_ONCE])
+async def test_every_race_ends_as_it_must(world: World, seeds: list[range]) -> None:
+    for some in seeds:
+        await run(world, some)
 
 
 async def test_every_race_ends_as_it_must_though_the_server_dies_meanwhile(
-    world: World, schedules: list[Schedule]
+    world: World, seeds: list[range]
 ) -> None:
-    for first in range(0, len(schedules), AT_ONCE):
-        await run(world, schedules[first : first + AT_ONCE], restarts=2)
+    for some in seeds:
+        await run(world, some, restarts=2)
 
 
-async def run(world: World, schedules: list[Schedule], restarts: int = 0) -> None:
-    daemon = await world.start(**settings(world, len(schedules), restarts))
-    races = [Race(world, daemon, n, each, restarts > 0) for n, each in enumerate(schedules)]
+async def run(world: World, seeds: range, restarts: int = 0) -> None:
+    """A call to a user for each seed, and one to a ring group for every other."""
+    schedules = [Schedule.of(seed) for seed in seeds]
+    groups = {
+        len(schedules) + n: (GroupSchedule.of(seed), free_port(PBX))
+        for n, seed in enumerate(seeds[::2])
+    }
+    daemon = await world.start(**settings(world.domain, len(schedules), groups, restarts))
+    lives = Lives([daemon.log])
+    lives.is_up.set()
+    races = [
+        *(Race(world, daemon, n, each, lives, restarts > 0) for n, each in enumerate(schedules)),
+        *(
+            GroupRace(world, daemon, n, each, lives, restarts > 0, box_port=port)
+            for n, (each, port) in groups.items()
+        ),
+    ]
     try:
         await asyncio.gather(*(race.prepare() for race in races))
-        down: list[tuple[float, float]] = []
-        for race in races:
-            race.down = down
-        dying = die(daemon, restarts, random.Random(schedules[0].seed), down)
+        dying = die(daemon, restarts, random.Random(seeds[0]), lives, races)
         await asyncio.gather(dying, *(race.run() for race in races))
         assert not [race.story for race in races if race.faults], "\n".join(
             race.story for race in races if race.faults
@@ -66,20 +81,30 @@ async def run(world: World, schedules: list[Schedule], restarts: int = 0) -> Non
     finally:
         for race in races:
             race.end()
+        for number, log in enumerate(lives.logs):
+            (world.directory / f"server-{number}.log").write_text("\n".join(log.all))
     daemon.terminate()
     assert await daemon.ended(DRAIN) == 0
 
 
 async def die(
-    daemon: Daemon, times: int, chance: random.Random, down: list[tuple[float, float]]
+    daemon: Daemon, times: int, chance: random.Random, lives: Lives, races: list[Race]
 ) -> None:
-    """Some kill -9; ``down`` is told when."""
+    """Some kill -9; ``races`` look at what is left each time."""
     loop = asyncio.get_running_loop()
     for _ in range(times):
         await asyncio.sleep(chance.uniform(0.2, 2.0))
         killed_at = loop.time()
-        await daemon.restart_after_kill()
-        down.append((killed_at, loop.time()))
+        lives.is_up.clear()
+        await daemon.kill()
+        async with daemon.opened_store() as store:
+            for race in races:
+                await race.find_what_was_lost(store)
+        await daemon.start()
+        lives.is_up.set()
+        lives.logs.append(daemon.log)
+        lives.down.append((killed_at, loop.time()))
+    lives.is_safe.set()
 
 
 async def nothing_is_left(daemon: Daemon) -> None:
@@ -109,11 +134,19 @@ async def every_device_is_known(daemon: Daemon, races: list[Race]) -> None:
     assert sum("push: " in line for line in lines) == devices, listed.decode()
 
 
-def settings(world: World, count: int, restarts: int) -> dict[str, Any]:
-    """Of a daemon for so many schedules, all from one address."""
-    hold = 2 * HOLD if restarts else HOLD
+def settings(
+    domain: str, count: int, groups: dict[int, tuple[GroupSchedule, int]], restarts: int
+) -> dict[str, Any]:
+    """Of a daemon for so many schedules, all from one address, and ``groups`` by number."""
+    people = users(domain, range(count)) | users(domain, groups, "caller")
+    for number, (schedule, port) in groups.items():
+        people |= members(number, schedule.group, domain, port)
     return {
-        "users": users(world.domain, count),
-        "wake": {"hold": hold, "probe": 0.4, "no_answer": NO_ANSWER},
+        "users": people,
+        "groups": {
+            f"callee-{number}@{domain}": group_settings(number, schedule.group, domain, port)
+            for number, (schedule, port) in groups.items()
+        },
+        "wake": {"hold": 2 * HOLD if restarts else HOLD, "probe": 0.4, "no_answer": NO_ANSWER},
         "limits": {"stranger_rate": 100_000, "stranger_burst": 100_000, "failed_sign_ins": 0},
     }
