@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
@@ -39,12 +40,26 @@ _END = (b"\xff" * 16, b"")
 _PURGE_EVERY = 25
 "REGISTERs; or a second, when they are few."
 
-_TWELVE = "(?,?,?,?,?,?,?,?,?,?,?,?)"
-_SELECT_BINDINGS = f"SELECT {rows.BINDING} FROM bindings WHERE aor = ?"
-_SELECT_RECORDS = f"SELECT {rows.PUSH_RECORD} FROM push_records WHERE aor = ?"
+_SELECT_LOCATION = (
+    f"SELECT {rows.BINDING}, 'binding' FROM bindings WHERE aor = ?1"
+    f" UNION ALL SELECT {rows.PUSH_RECORD}, 'push' FROM push_records WHERE aor = ?1"
+    f" UNION ALL SELECT {'NULL, ' * 12}'message' FROM messages"
+    " WHERE aor = ?1 AND expires_epoch > ?2"
+)
 _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
-_PUT_BINDING = f"INSERT OR REPLACE INTO bindings ({rows.BINDING}) VALUES {_TWELVE}"
-_PUT_RECORD = f"INSERT OR REPLACE INTO push_records ({rows.PUSH_RECORD}) VALUES {_TWELVE}"
+
+
+def _put(table: str, columns: str) -> str:
+    """Insert a row of an AOR and device, or write over the one there is, which costs less than
+    REPLACE: that would delete it first."""
+    _, _, *values = columns.split(", ")
+    changes = ", ".join(f"{value} = excluded.{value}" for value in values)
+    marks = ", ".join("?" * (len(values) + 2))
+    return f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changes}"
+
+
+_PUT_BINDING = _put("bindings", rows.BINDING)
+_PUT_RECORD = _put("push_records", rows.PUSH_RECORD)
 _PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
 _PUT_REFRESH = "INSERT OR REPLACE INTO refreshes (aor, device, due_epoch) VALUES (?,?,?)"
 _TAKE_REFRESHES = (
@@ -70,7 +85,6 @@ _PURGE = {
 _SELECT_MESSAGES = (
     f"SELECT {rows.MESSAGE} FROM messages WHERE aor = ? AND expires_epoch > ? ORDER BY id"
 )
-_HAS_MESSAGES = "SELECT 1 FROM messages WHERE aor = ? AND expires_epoch > ? LIMIT 1"
 _PUT_MESSAGE = f"INSERT INTO messages ({rows.MESSAGE}) VALUES (?,?,?,?,?,?)"
 _PURGE_MESSAGES = (
     "DELETE FROM messages WHERE expires_epoch <= ?1 AND (aor = ?2 OR id IN"
@@ -118,7 +132,7 @@ class SqliteStore:
         self._reader = SqliteReader(opener, partial(explain, path))
         try:
             await self._write(lambda _: None)
-            await self._read(lambda _: None)
+            self._read(lambda _: None)
         except LocationError:
             await self.close()
             raise
@@ -134,29 +148,27 @@ class SqliteStore:
         """The live bindings and push records of ``aor``."""
 
         def job(connection: sqlite3.Connection) -> Location:
-            location = _load(connection, aor)
-            found = live(location.bindings, location.push_records, now_epoch)
-            return found._replace(messages=_has_messages(connection, aor, now_epoch))
+            stored = _load(connection, aor, now_epoch)
+            return live(stored.bindings, stored.push_records, now_epoch, stored.messages)
 
-        return await self._read(job)
+        return self._read(job)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER; a Location returned is on disk."""
 
         def job(connection: sqlite3.Connection) -> Location | Refusal:
-            before = _load(connection, registration.aor)
-            after = apply(before, registration)
+            now = registration.now_epoch
+            before = _load(connection, registration.aor, now)
+            after = apply(before, registration, before.messages)
             if isinstance(after, Refusal):
                 return after
-            now = registration.now_epoch
             _save(connection, before, after)
             for device, due in registration.refreshes:
-                row = rows.storable((registration.aor, device, due))
-                connection.execute(_PUT_REFRESH, row)
+                rows.execute(connection, _PUT_REFRESH, (registration.aor, device, due))
             if self._is_purge_due(now):
                 for table in _EXPIRING:
                     self._purge(connection, table, now)
-            return after._replace(messages=_has_messages(connection, registration.aor, now))
+            return after
 
         return await self._write(job)
 
@@ -179,7 +191,7 @@ class SqliteStore:
         """Compare-and-delete."""
 
         def job(connection: sqlite3.Connection) -> bool:
-            before = _load(connection, record.aor)
+            before = _load(connection, record.aor, 0.0)
             after = without_push_record(before, record)
             _save(connection, before, after)
             return after != before
@@ -199,7 +211,7 @@ class SqliteStore:
 
         def job(connection: sqlite3.Connection) -> Receipt | None:
             now = message.stored_epoch
-            connection.execute(_PURGE_MESSAGES, (now, *rows.storable((message.aor,))))
+            rows.execute(connection, _PURGE_MESSAGES, (now, message.aor))
             waiting = _messages(connection, message.aor, now)
             for other in waiting:
                 if other.key == message.key:
@@ -207,14 +219,14 @@ class SqliteStore:
             if len(waiting) >= max_stored:
                 return None
             number = connection.execute(_NEXT_ID, (str(int(now)),)).fetchone()[0]
-            connection.execute(_PUT_MESSAGE, rows.message_row(replace(message, id=number)))
+            rows.execute(connection, _PUT_MESSAGE, rows.message_row(replace(message, id=number)))
             return Receipt(number)
 
         return await self._write(job)
 
     async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
         """Those that have not expired, by rising id."""
-        return await self._read(lambda connection: _messages(connection, aor, now_epoch))
+        return self._read(lambda connection: _messages(connection, aor, now_epoch))
 
     async def remove_message(self, message: StoredMessage) -> bool:
         """Whether it was there."""
@@ -259,23 +271,23 @@ class SqliteStore:
         """The subscriber, or None."""
 
         def job(connection: sqlite3.Connection) -> Subscriber | None:
-            row = connection.execute(_SELECT_SUBSCRIBER, rows.storable((aor,))).fetchone()
+            row = rows.execute(connection, _SELECT_SUBSCRIBER, (aor,)).fetchone()
             return rows.subscriber_of(row) if row else None
 
-        return await self._read(job)
+        return self._read(job)
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""
 
         def job(connection: sqlite3.Connection) -> None:
-            connection.execute(_PUT_SUBSCRIBER, rows.subscriber_row(subscriber))
+            rows.execute(connection, _PUT_SUBSCRIBER, rows.subscriber_row(subscriber))
 
         await self._write(job)
 
     async def remove_subscriber(self, aor: Aor) -> bool:
         """Whether there was one."""
-        sql, key = "DELETE FROM subscribers WHERE aor = ?", rows.storable((aor,))
-        return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
+        sql, key = "DELETE FROM subscribers WHERE aor = ?", (aor,)
+        return await self._write(lambda connection: rows.execute(connection, sql, key).rowcount > 0)
 
     async def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber."""
@@ -294,7 +306,7 @@ class SqliteStore:
     async def bans(self, now_epoch: float) -> dict[str, float]:
         """Those whose time is not over; the others are deleted."""
         query = "SELECT source, until_epoch FROM bans"
-        stored = await self._read(lambda connection: connection.execute(query).fetchall())
+        stored = self._read(lambda connection: connection.execute(query).fetchall())
         if any(until <= now_epoch for _, until in stored):
             purge = "DELETE FROM bans WHERE until_epoch <= ?"
             await self._write(lambda connection: connection.execute(purge, (now_epoch,)).rowcount)
@@ -323,15 +335,15 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> list[rows.Row]:
             return connection.execute(query, after).fetchall()
 
-        while page := await self._read(job):
+        while page := self._read(job):
             for row in page:
                 yield row
             after = page[-1][:1]
 
-    async def _write(self, job: Job[T]) -> T:
-        return await _running(self._writer).run(job)
+    def _write(self, job: Job[T]) -> asyncio.Future[T]:
+        return _running(self._writer).run(job)
 
-    async def _read(self, job: Job[T]) -> T:
+    def _read(self, job: Job[T]) -> T:
         return _running(self._reader).run(job)
 
 
@@ -345,25 +357,24 @@ def _running(worker: Worker | None) -> Worker:
     return worker
 
 
-def _load(connection: sqlite3.Connection, aor: Aor) -> Location:
+def _load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location:
     """All rows of ``aor``, expired ones too."""
-    key = rows.storable((aor,))
-    return Location(
-        tuple(map(rows.binding_of, connection.execute(_SELECT_BINDINGS, key))),
-        tuple(map(rows.push_record_of, connection.execute(_SELECT_RECORDS, key))),
-    )
-
-
-def _has_messages(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> bool:
-    key = (*rows.storable((aor,)), now_epoch)
-    return connection.execute(_HAS_MESSAGES, key).fetchone() is not None
+    bindings, records, messages = [], [], False
+    for row in rows.execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
+        if row[12] == "binding":
+            bindings.append(rows.binding_of(row))
+        elif row[12] == "push":
+            records.append(rows.push_record_of(row))
+        else:
+            messages = True
+    return Location(tuple(bindings), tuple(records), messages)
 
 
 def _messages(
     connection: sqlite3.Connection, aor: Aor, now_epoch: float
 ) -> tuple[StoredMessage, ...]:
-    key = (*rows.storable((aor,)), now_epoch)
-    return tuple(map(rows.message_of, connection.execute(_SELECT_MESSAGES, key)))
+    found = rows.execute(connection, _SELECT_MESSAGES, (aor, now_epoch))
+    return tuple(map(rows.message_of, found))
 
 
 def _save(connection: sqlite3.Connection, before: Location, after: Location) -> None:
@@ -371,14 +382,14 @@ def _save(connection: sqlite3.Connection, before: Location, after: Location) -> 
     kept = {b.device for b in after.bindings}
     for binding in before.bindings:
         if binding.device not in kept:
-            connection.execute(_DELETE_BINDING, rows.storable((binding.aor, binding.device)))
+            rows.execute(connection, _DELETE_BINDING, (binding.aor, binding.device))
     for binding in after.bindings:
         if binding not in before.bindings:
-            connection.execute(_PUT_BINDING, rows.binding_row(binding))
+            rows.execute(connection, _PUT_BINDING, rows.binding_row(binding))
     kept = {r.device for r in after.push_records}
     for record in before.push_records:
         if record.device not in kept:
-            connection.execute(_DELETE_RECORD, rows.storable((record.aor, record.device)))
+            rows.execute(connection, _DELETE_RECORD, (record.aor, record.device))
     for record in after.push_records:
         if record not in before.push_records:
-            connection.execute(_PUT_RECORD, rows.push_record_row(record))
+            rows.execute(connection, _PUT_RECORD, rows.push_record_row(record))

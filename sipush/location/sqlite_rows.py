@@ -7,7 +7,7 @@ SQLite refuses. Such a text, and only such a one, is stored as a BLOB of the byt
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sqlite3
 from typing import Any
 
 from sipush.core.bindings import Binding, Platform, PushRecord, Subscriber
@@ -27,13 +27,16 @@ MESSAGE = "aor, key, content, stored_epoch, expires_epoch, id"
 SUBSCRIBER = "aor, ha1_md5, ha1_sha256, hold, hold_seconds, fallback"
 
 
-def storable(values: Iterable[Any]) -> Row:
-    """``values`` with text that is not UTF-8 as bytes."""
-    return tuple(map(_storable, values))
+def execute(connection: sqlite3.Connection, sql: str, values: Row) -> sqlite3.Cursor:
+    """Run a statement whose values may be text that is not UTF-8."""
+    try:
+        return connection.execute(sql, values)
+    except UnicodeEncodeError:
+        return connection.execute(sql, tuple(map(_storable, values)))
 
 
 def _storable(value: Any) -> Any:
-    if isinstance(value, str) and not value.isascii():
+    if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -42,7 +45,7 @@ def _storable(value: Any) -> Any:
 
 
 def texts(row: Row) -> Row:
-    """The inverse of ``storable``."""
+    """``row`` with all text as it was given to ``execute``."""
     if bytes in map(type, row):
         return tuple(
             v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in row
@@ -51,74 +54,38 @@ def texts(row: Row) -> Row:
 
 
 def binding_row(b: Binding) -> Row:
-    """In the order of BINDING."""
-    return storable(
-        (
-            b.aor,
-            b.device,
-            b.contact,
-            b.contact_key,
-            b.expires_epoch,
-            b.call_id,
-            b.cseq,
-            b.flow,
-            b.params,
-            json.dumps(b.path, ensure_ascii=False) if b.path else "",
-            b.user_agent,
-            b.registered_epoch,
-        )
-    )
+    """In the order of BINDING, which is that of the fields."""
+    path = json.dumps(b.path, ensure_ascii=False) if b.path else ""
+    return *b[:9], path, *b[10:]
 
 
 def binding_of(row: Row) -> Binding:
     """The Binding of a BINDING row."""
     row = texts(row)
-    return Binding(*(*row[:9], tuple(json.loads(row[9] or "[]")), *row[10:]))
+    path = tuple(json.loads(row[9])) if row[9] else ()
+    return Binding(*(*row[:9], path, *row[10:12]))
 
 
 def push_record_row(r: PushRecord) -> Row:
-    """In the order of PUSH_RECORD."""
-    return storable(
-        (
-            r.aor,
-            r.device,
-            r.platform.value,
-            r.app_id,
-            r.call_token,
-            r.message_token,
-            r.allow_call,
-            r.allow_message,
-            r.dialect,
-            json.dumps(r.extra, ensure_ascii=False) if r.extra else "",
-            r.updated_epoch,
-            r.expires_epoch,
-        )
-    )
+    """In the order of PUSH_RECORD, which is that of the fields."""
+    extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
+    return r.aor, r.device, r.platform.value, *r[3:9], extra, *r[10:]
 
 
 def push_record_of(row: Row) -> PushRecord:
     """The PushRecord of a PUSH_RECORD row."""
     row = texts(row)
+    extra = json.loads(row[9]) if row[9] else {}
+    allow_call, allow_message = bool(row[6]), bool(row[7])
+    platform = Platform(row[2])
     return PushRecord(
-        row[0],
-        row[1],
-        Platform(row[2]),
-        row[3],
-        row[4],
-        row[5],
-        bool(row[6]),
-        bool(row[7]),
-        row[8],
-        json.loads(row[9] or "{}"),
-        row[10],
-        row[11],
+        *(*row[:2], platform, *row[3:6], allow_call, allow_message, row[8], extra, *row[10:12])
     )
 
 
 def message_row(m: StoredMessage) -> Row:
     """In the order of MESSAGE."""
-    aor, key = storable((m.aor, m.key))
-    return aor, key, m.content, m.stored_epoch, m.expires_epoch, m.id
+    return m.aor, m.key, m.content, m.stored_epoch, m.expires_epoch, m.id
 
 
 def message_of(row: Row) -> StoredMessage:
@@ -128,7 +95,7 @@ def message_of(row: Row) -> StoredMessage:
 
 def subscriber_row(s: Subscriber) -> Row:
     """In the order of SUBSCRIBER."""
-    return storable((s.aor, s.ha1_md5, s.ha1_sha256, s.hold, s.hold_seconds, s.fallback))
+    return s.aor, s.ha1_md5, s.ha1_sha256, s.hold, s.hold_seconds, s.fallback
 
 
 def subscriber_of(row: Row) -> Subscriber:

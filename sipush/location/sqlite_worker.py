@@ -75,8 +75,8 @@ class SqliteWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = _Thread(self._loop)
 
-    async def run(self, job: Job[T], *, awaits_sync: bool = True) -> T:
-        """What ``job`` returns, once that is stored. Raises LocationError.
+    def run(self, job: Job[T], *, awaits_sync: bool = True) -> asyncio.Future[T]:
+        """What ``job`` returns, once that is stored. Raises LocationError, as the future does.
 
         Without ``awaits_sync`` it is committed, which kill -9 cannot undo, but a power cut could.
         """
@@ -87,7 +87,7 @@ class SqliteWorker:
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.append(_Queued(job, future, awaits_sync and self._wal is not None))
         self._schedule()
-        return await future
+        return future
 
     async def close(self) -> None:
         """Finish what is queued, close the connection and end the thread."""
@@ -286,22 +286,19 @@ class SqliteReader:
         self._closed = False
 
     def run(self, job: Job[T]) -> T:
-        """What ``job`` returns: all that it reads is of one moment. Raises LocationError."""
+        """What ``job`` returns, which is one query: what it finds is of one moment.
+
+        Raises LocationError.
+        """
         if self._closed:
             raise LocationError("the store is closed")
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            self._connection.execute("BEGIN")
-            result = job(self._connection)
-            self._connection.execute("COMMIT")
+            return job(self._connection)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
             raise LocationError(self._explain(error)) from error
-        except BaseException:
-            self._disconnect()
-            raise
-        return result
 
     def close(self) -> None:
         """Let go of the file."""
