@@ -39,6 +39,8 @@ class Binding(NamedTuple):
 
 def without_reg_id(device: str) -> str:
     """What the flows of one instance have in common (RFC 5626 §4.2): its key without reg-id."""
+    if ";" not in device:
+        return device
     name, _, reg_id = device.rpartition(";")
     return name if name.startswith("instance:") and reg_id.isdigit() else device
 
@@ -104,7 +106,10 @@ class Location(NamedTuple):
     def push_record(self, device: str) -> PushRecord | None:
         """The push record of one device, whichever of its flows brought it, or None."""
         name = without_reg_id(device)
-        return next((r for r in self.push_records if without_reg_id(r.device) == name), None)
+        for record in self.push_records:
+            if without_reg_id(record.device) == name:
+                return record
+        return None
 
 
 class Registration(NamedTuple):

@@ -160,10 +160,9 @@ def loop_digest(request: Request) -> str:
 
 def _has_looped(request: Request, realm: Realm) -> bool:
     """Whether a Via says that this very request has been here before (RFC 5393 §4.2)."""
-    lines = request.headers.lines("via")
-    if len(lines) == 1 and "," not in lines[0][1]:
-        return False
     earlier = request.headers.values("via")[1:]
+    if not earlier:
+        return False
     mark = "-" + loop_digest(request)
     return any(
         via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
@@ -291,20 +290,20 @@ class TargetPolicy:
 
     def target_set(self, location: Location, subscriber: Subscriber) -> list[Target]:
         """The devices of a user: those with a contact, and those that can only be woken."""
-        bound = [binding.device for binding in location.bindings]
-        pushed = [record.device for record in location.push_records]
-        devices = dict.fromkeys(map(without_reg_id, bound + pushed))
-        return [self.target(device, location, subscriber) for device in devices]
+        devices = [without_reg_id(binding.device) for binding in location.bindings]
+        devices += [without_reg_id(record.device) for record in location.push_records]
+        return [self.target(device, location, subscriber) for device in dict.fromkeys(devices)]
 
     def target(self, device: str, location: Location, subscriber: Subscriber) -> Target:
         """The target that one device makes; of its flows the newest counts (RFC 5626 §7)."""
         device = without_reg_id(device)
         record = location.push_record(device)
-        flows = [b for b in location.bindings if without_reg_id(b.device) == device]
-        flows = [b for b in flows if self.is_live(b)] or flows[:1]
-        if not flows:
-            return self._target(device, None, record, subscriber)
-        first, *others = [self._target(device, flow, record, subscriber) for flow in flows]
+        bound = [b for b in location.bindings if without_reg_id(b.device) == device]
+        live = [b for b in bound if self.is_live(b)]
+        if not live:
+            flow = bound[0] if bound else None
+            return self._target(device, flow, record, subscriber, live=False)
+        first, *others = [self._target(device, b, record, subscriber, live=True) for b in live]
         return first._replace(others=tuple(others)) if others else first
 
     def _target(
@@ -313,6 +312,8 @@ class TargetPolicy:
         binding: Binding | None,
         record: PushRecord | None,
         subscriber: Subscriber,
+        *,
+        live: bool,
     ) -> Target:
         app = self.apps.get(record.app_id) if record and self.consents(record) else None
         hold = 0.0
@@ -324,7 +325,7 @@ class TargetPolicy:
             flow=binding.flow if binding and not binding.path else "",
             route=binding.path if binding else (),
             edge=binding.flow if binding and binding.path else "",
-            live=binding is not None and self.is_live(binding),
+            live=live,
             push=record if hold > 0 else None,
             hold=hold,
             push_always=app is not None and app.push_always,

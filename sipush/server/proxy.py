@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -226,8 +227,8 @@ class Proxy:
         Whoever died in between had perhaps sent it on. Over a stream it comes from another port.
         """
         lines = [line for name, line in request.headers.fields if name in _IDENTITY]
-        via = request.top_via
-        text = "\n".join((via.branch, via.host, *lines)).encode("utf-8", "surrogateescape")
+        branch = _BRANCH(request.headers.first["via"])
+        text = "\n".join((branch[0] if branch else "", *lines)).encode("utf-8", "surrogateescape")
         id_ = blake2b(b"push-id" + text, key=self.key, digest_size=16).hexdigest()
         variant = "89ab"[int(id_[16], 16) & 3]  # RFC 9562 §5.4
         return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
@@ -682,4 +683,5 @@ async def _until_started(forwarding: Forwarding, work: Awaitable[None]) -> None:
 
 
 _IDENTITY = frozenset({"from", "to", "call-id", "cseq", "proxy-authorization"})
-"""What a repeated request has in common with the first."""
+"""What a repeated request has in common with the first, with the branch of its top Via."""
+_BRANCH = re.compile(r";\s*branch\s*=[^;,]*", re.IGNORECASE).search

@@ -168,8 +168,10 @@ class Listeners:
         """The flow of that name, or None: its connection is gone, or its socket is not ours."""
         if not name.startswith("udp/"):
             return self._table.flow(name)
-        flows = (listener.flow_named(name) for listener in self._udp.values())
-        return next((flow for flow in flows if flow is not None), None)
+        for listener in self._udp.values():
+            if (flow := listener.flow_named(name)) is not None:
+                return flow
+        return None
 
     def sent_by(self, transport: str, remote: Address) -> str:
         """See ``Transports``."""
