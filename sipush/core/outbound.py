@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import a2b_base64, b2a_base64
+from functools import lru_cache
 from hashlib import blake2b, sha256, shake_256
 from hmac import compare_digest
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class RouteToken(NamedTuple):
     "``device_digest`` of its device key, or empty."
 
 
+@lru_cache(maxsize=4096)
 def device_digest(device: str) -> str:
     """A short name for a device, on whichever flow, that tells nobody its token or instance.
 

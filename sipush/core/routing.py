@@ -227,9 +227,11 @@ def _own_routes(
     routes: Sequence[str], call_id: str, realm: Realm, key: bytes
 ) -> tuple[RouteToken | None, int]:
     """How many Routes lead to us. Of the one or two we recorded, the last names the side."""
-    token = None
-    for count, route in enumerate(routes):
-        user, at, _ = route.partition("@")
+    token, own = None, 0
+    for count, route in enumerate(routes, 1):
+        user, at, place = route.partition("@")
+        if at and count < len(routes) and routes[count].endswith(at + place):
+            continue  # the next one leads to the same listener, and counts for both
         if user.startswith("<sip"):  # as we write it
             user = user[user.find(":") + 1 :]
         elif at:
@@ -237,9 +239,9 @@ def _own_routes(
         ours = decode_route_token(user, call_id, key) if at else None
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
         if ours is None and not realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri)):
-            return token, count
-        token = ours or token
-    return token, len(routes)
+            break
+        token, own = ours or token, count
+    return token, own
 
 
 def _take_off(headers: Headers, own: int, total: int) -> None:
