@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 from hmac import compare_digest
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from sipush.sip.uri import parse_sip_uri
 
 class Algorithm(Enum):
     """The hash algorithms of RFC 8760 that are offered, strongest first."""
+
+    __hash__ = object.__hash__  # as in Timer
 
     SHA256 = "SHA-256"
     MD5 = "MD5"
@@ -83,18 +86,21 @@ def parse_credentials(value: str) -> Credentials | None:
     # The first of two equal names wins.
     found: list[tuple[str, str, str]] = _PARAM.findall(rest)
     params = {name.lower(): quoted or plain for name, quoted, plain in reversed(found)}
-    username, realm, nonce, uri, response = map(params.get, _REQUIRED)
+    get = params.get
+    username, realm, nonce, uri, response = map(get, _REQUIRED)
     if not (username and realm and nonce and uri and response):
         return None
-    algorithm = _ALGORITHMS.get(params.get("algorithm", "MD5").upper())
-    qop, nc, cnonce = params.get("qop", ""), params.get("nc", ""), params.get("cnonce", "")
+    algorithm = _ALGORITHMS.get(get("algorithm", "MD5").upper())
+    qop, nc, cnonce = get("qop", ""), get("nc", ""), get("cnonce", "")
     if algorithm is None:
         return None
     if qop and not (qop.lower() == "auth" and cnonce and _NONCE_COUNT.fullmatch(nc)):
         return None
+    if "\\" in rest:
+        username, realm = unquote_string(f'"{username}"'), unquote_string(f'"{realm}"')
     return Credentials(
-        _unescaped(username),
-        _unescaped(realm),
+        username,
+        realm,
         nonce,
         uri,
         response.lower(),
@@ -105,16 +111,16 @@ def parse_credentials(value: str) -> Credentials | None:
     )
 
 
-def _unescaped(text: str) -> str:
-    return unquote_string(f'"{text}"') if "\\" in text else text
-
-
 def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
     """The credentials for ``realm`` among all Authorization values, the strongest if several."""
-    found = [c for value in values if (c := parse_credentials(value)) and c.realm == realm]
-    if len(found) < 2:
-        return found[0] if found else None
-    return min(found, key=lambda credentials: credentials.algorithm is Algorithm.MD5)
+    found: Credentials | None = None
+    for value in values:
+        each = parse_credentials(value)
+        if each is None or each.realm != realm:
+            continue
+        if found is None or (found.algorithm is Algorithm.MD5 is not each.algorithm):
+            found = each
+    return found
 
 
 def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:
@@ -131,9 +137,15 @@ def compute_ha1(algorithm: Algorithm, username: str, realm: str, password: str) 
 def compute_response(credentials: Credentials, ha1: str, method: str) -> str:
     """The request-digest that ``credentials`` should carry (RFC 7616 §3.4.1)."""
     c = credentials
-    ha2 = c.algorithm.hexdigest(f"{method}:{c.uri}")
+    ha2 = _compute_ha2(c.algorithm, method, c.uri)
     middle = f"{c.nonce}:{c.nc}:{c.cnonce}:{c.qop}" if c.qop else c.nonce
     return c.algorithm.hexdigest(f"{ha1}:{middle}:{ha2}")
+
+
+@lru_cache(maxsize=128)
+def _compute_ha2(algorithm: Algorithm, method: str, uri: str) -> str:
+    """H(A2) of RFC 7616 §3.4.3: all phones of a domain register with the same."""
+    return algorithm.hexdigest(f"{method}:{uri}")
 
 
 def response_matches(credentials: Credentials, ha1: str, method: str) -> bool:

@@ -32,11 +32,17 @@ COMPACT = {
 
 # fmt: off
 _USUAL = [
-    "Accept", "Allow", "Authorization", "Call-ID", "Contact", "Content-Length", "Content-Type",
-    "CSeq", "Date", "Event", "Expires", "From", "Max-Breadth", "Max-Forwards", "Min-SE", "Path",
-    "Proxy-Authorization", "Proxy-Require", "Reason", "Record-Route", "Require", "Route", "RSeq",
-    "Server", "Session-Expires", "Subject", "Supported", "Timestamp", "To", "User-Agent", "Via",
-    "Warning", "WWW-Authenticate", "X-Push", "X-Push-Id", "P-Asserted-Identity",
+    "Accept", "Accept-Encoding", "Accept-Language", "Alert-Info", "Allow", "Allow-Events",
+    "Authorization", "Call-ID", "Call-Info", "Contact", "Content-Disposition", "Content-Encoding",
+    "Content-Length", "Content-Type", "CSeq", "Date", "Diversion", "Event", "Expires",
+    "Feature-Caps", "From", "History-Info", "Max-Breadth", "Max-Forwards", "MIME-Version",
+    "Min-Expires", "Min-SE", "Organization", "P-Access-Network-Info", "P-Asserted-Identity",
+    "P-Preferred-Identity", "Path", "PortSIP-Push", "Priority", "Privacy", "Proxy-Authenticate",
+    "Proxy-Authorization", "Proxy-Require", "RAck", "Reason", "Record-Route", "Refer-To",
+    "Referred-By", "Replaces", "Require", "Retry-After", "Route", "RSeq", "Server",
+    "Service-Route", "Session-Expires", "Subject", "Subscription-State", "Supported", "Timestamp",
+    "To", "Unsupported", "User-Agent", "Via", "Warning", "WWW-Authenticate", "X-P-Push", "X-Push",
+    "X-Push-Id",
 ]
 # fmt: on
 
@@ -66,13 +72,24 @@ class Headers:
     Names given to the methods are lower-case long forms (``call-id``, never ``i``).
     """
 
-    __slots__ = ("fields", "first")
+    __slots__ = ("_first", "fields")
 
     def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
         self.fields: list[tuple[str, str]] = list(fields)
-        "(canonical name, line as it came without its last CRLF; folds inside)"
-        self.first: dict[str, str] = dict(reversed(self.fields))
-        "The first line of each name. Both are to be read: the methods keep them in step."
+        """(canonical name, line as it came without its last CRLF; folds inside)
+
+        To be read: the methods edit it, and keep ``first`` in step."""
+        self._first: dict[str, str] = {}
+        "Empty until somebody asks: nobody does of a response that we make."
+
+    @property
+    def first(self) -> dict[str, str]:
+        """The first line of each name, to be read."""
+        return self._first or self._find_first()
+
+    def _find_first(self) -> dict[str, str]:
+        self._first = dict(reversed(self.fields))
+        return self._first
 
     def copy(self) -> Headers:
         """A shallow copy: its own list of the same lines."""
@@ -82,11 +99,11 @@ class Headers:
         return iter(self.fields)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.first
+        return name in (self._first or self._find_first())
 
     def get(self, name: str) -> str | None:
         """The value of the first line with this name, or None."""
-        line = self.first.get(name)
+        line = (self._first or self._find_first()).get(name)
         if line is None:
             return None
         return field_value(line) if "\n" in line else line.partition(":")[2].strip(" \t")
@@ -104,40 +121,44 @@ class Headers:
 
     def lines(self, name: str) -> list[tuple[str, str]]:
         """The fields with this name, to be carried into another message unchanged."""
-        if name not in self.first:
+        first = self._first or self._find_first()
+        if name not in first:
             return []
-        if len(self.first) == len(self.fields):
-            return [(name, self.first[name])]
+        if len(first) == len(self.fields):
+            return [(name, first[name])]
         return [field for field in self.fields if field[0] == name]
 
     def append(self, name: str, value: str) -> None:
         """Add a line at the end. ``name`` may be written in any case, as it should appear."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
         self.fields.append((canonical, line))
-        self.first.setdefault(canonical, line)
+        if self._first:
+            self._first.setdefault(canonical, line)
 
     def extend(self, fields: Iterable[tuple[str, str]]) -> None:
         """Add the ``lines`` of another message at the end."""
         self.fields += fields
-        self.first = dict(reversed(self.fields))
+        self._first = {}
 
     def prepend(self, name: str, value: str) -> None:
         """Add a line before the first with the same name, else at the top."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
-        index = self._index(canonical) if canonical in self.first else 0
+        first = self._first or self._find_first()
+        index = self._index(canonical) if canonical in first else 0
         self.fields.insert(index, (canonical, line))
-        self.first[canonical] = line
+        first[canonical] = line
 
     def remove(self, name: str) -> None:
         """Remove every line with this name."""
-        if name in self.first:
+        first = self._first or self._find_first()
+        if name in first:
             self.fields = [field for field in self.fields if field[0] != name]
-            del self.first[name]
+            del first[name]
 
     def set(self, name: str, value: str) -> None:
         """Replace every line with this name by one, where the first stood (or at the end)."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
-        fields, first = self.fields, self.first
+        fields, first = self.fields, self._first or self._find_first()
         if canonical not in first:
             fields.append((canonical, line))
         else:
@@ -175,7 +196,7 @@ class Headers:
         index = self._index(name)
         if line is None:
             del self.fields[index]
-            self.first = dict(reversed(self.fields))
+            self._first = {}
         else:
             self.fields[index] = (name, line)
-            self.first[name] = line
+            self._first[name] = line

@@ -158,17 +158,18 @@ def parse_head(head: bytes) -> Request | Response:
     read of a request, so that it can be answered.
     """
     lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
-    message, fault = _parse_start_line(lines[0])
+    start_line = lines.pop(0)
     fields: list[tuple[str, str]] = []
-    if len(lines) > MAX_HEADER_LINES + 1:
-        fault = fault or MessageError("Too Many Header Fields")
+    fault: MessageError | None = None
+    if len(lines) > MAX_HEADER_LINES:
+        fault = MessageError("Too Many Header Fields")
         del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
-    stray = head.count(b"\r") + head.count(b"\n") != 2 * (len(lines) - 1)
-    canonical_names = CANONICAL
-    for line in lines[1:]:
+    stray = head.count(b"\r") + head.count(b"\n") != 2 * len(lines)
+    usual = CANONICAL
+    for line in lines:
         name, colon, _ = line.partition(":")
-        canonical = canonical_names.get(name)
+        canonical = usual.get(name)
         if stray and ("\r" in line or "\n" in line):
             fault = fault or MessageError("Malformed Header")
         elif canonical is not None and colon:
@@ -180,27 +181,30 @@ def parse_head(head: bytes) -> Request | Response:
             fields.append((canonical_name(name), line))
         else:
             fault = fault or MessageError("Malformed Header")
-    message.headers.extend(fields)
+    message, start_fault = _parse_start_line(start_line, Headers(fields))
+    fault = start_fault or fault
     if fault:
         raise MessageError(fault.reason, fault.status, message)
     return message
 
 
-def _parse_start_line(line: str) -> tuple[Request | Response, MessageError | None]:
+def _parse_start_line(
+    line: str, headers: Headers
+) -> tuple[Request | Response, MessageError | None]:
     """The message it starts, and what is wrong with it if its request can still be answered."""
+    usual = _REQUEST_LINE(line)
+    if usual is not None:
+        return Request(usual[1], usual[2], headers), None
     if line.startswith("SIP/2.0 "):
         status, _, reason = line[8:].partition(" ")
         if not _STATUS_CODE(status) or "\r" in reason or "\n" in reason:
             raise MessageError("Malformed Status Line")
-        return Response(int(status), reason, Headers()), None
-    usual = _REQUEST_LINE(line)
-    if usual is not None:
-        return Request(usual[1], usual[2], Headers()), None
+        return Response(int(status), reason, headers), None
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):
         raise MessageError("Malformed Request Line")
-    message = Request(method, uri, Headers())
+    message = Request(method, uri, headers)
     if version.upper() != VERSION:
         return message, MessageError("Version Not Supported", Status.VERSION_NOT_SUPPORTED)
     if not uri or _SPACE(uri) or rest != f"{uri} {version}":
