@@ -119,6 +119,7 @@ class Daemon:
             self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
             self._tasks.spawn(push_refreshes(self._store, self._dispatcher))
+            await self._proxy.messages.recall()
             await self._held_calls.recovered.wait()
             keeper.let_in()
             await self._tell()

@@ -18,6 +18,9 @@ from sipush.sip.message import Request, parse_datagram
 COMPOSING = "application/im-iscomposing+xml"
 "RFC 3994: worth nothing a moment later."
 
+REPEATED = 32.0
+"64*T1: seconds in which a sender repeats a MESSAGE that it has no answer to."
+
 _CPIM = "message/cpim"
 _SILENT = frozenset({COMPOSING, "message/imdn+xml"})
 "Nobody is called to the phone for these."

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
-from sipush.core.stored_message import Receipt, StoredMessage
+from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
 from sipush.location.store import MissedListener, WakeListener
 
 
@@ -20,6 +20,7 @@ class MemoryStore:
         self._subscribers: dict[Aor, Subscriber] = {}
         self._messages: dict[Aor, list[StoredMessage]] = {}
         self._message_id = 0
+        self._gone_messages: dict[tuple[Aor, str], float] = {}
         self._refreshes: dict[tuple[Aor, str], float] = {}
         self._held_calls: dict[tuple[str, str], bytes] = {}
         self._bans: dict[str, float] = {}
@@ -80,13 +81,21 @@ class MemoryStore:
         """Those that have not expired, by rising id."""
         return tuple(self._live_messages(aor, now_epoch))
 
-    async def remove_message(self, message: StoredMessage) -> bool:
+    async def remove_message(self, message: StoredMessage, now_epoch: float) -> bool:
         """Whether it was there."""
+        gone = self._gone_messages.items()
+        self._gone_messages = {which: until for which, until in gone if until > now_epoch}
+        self._gone_messages[message.aor, message.key] = now_epoch + REPEATED
         before = self._messages.pop(message.aor, [])
         after = [other for other in before if other.id != message.id]
         if after:
             self._messages[message.aor] = after
         return after != before
+
+    async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:
+        """Those removed a moment ago."""
+        gone = self._gone_messages.items()
+        return [(aor, key, until) for (aor, key), until in gone if until > now_epoch]
 
     def _live_messages(self, aor: Aor, now_epoch: float) -> list[StoredMessage]:
         return [m for m in self._messages.get(aor, ()) if m.expires_epoch > now_epoch]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sipush.config import RedisConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import live
-from sipush.core.stored_message import Receipt, StoredMessage
+from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import redis_rows as rows
 from sipush.location.redis_connection import RedisPipeline
@@ -45,6 +45,7 @@ class RedisStore:
         self._channel = self._prefix + b":wakes"
         self._refreshes = self._prefix + b":refreshes"
         self._bans = self._prefix + b":bans"
+        self._gone_messages = self._prefix + b":gone-messages"
         self._listeners: list[WakeListener] = []
         self._missed: list[MissedListener] = []
         self._hearing: asyncio.Task[None] | None = None
@@ -157,10 +158,25 @@ class RedisStore:
         stored = rows.messages_of(aor, flat)
         return tuple(message for message in stored if message.expires_epoch > now_epoch)
 
-    async def remove_message(self, message: StoredMessage) -> bool:
+    async def remove_message(self, message: StoredMessage, now_epoch: float) -> bool:
         """Whether it was there."""
-        key = self._key(message.aor, b"messages")
-        return bool(await self._redis.call(b"HDEL", key, rows.message_field(message)))
+        now, until = repr(now_epoch).encode(), repr(now_epoch + REPEATED).encode()
+        key, field = self._key(message.aor, b"messages"), rows.message_field(message)
+        _, _, removed = await asyncio.gather(
+            self._redis.call(b"ZREMRANGEBYSCORE", self._gone_messages, b"-inf", now),
+            self._redis.call(b"ZADD", self._gone_messages, until, rows.gone_message(message)),
+            self._redis.call(b"HDEL", key, field),
+        )
+        return bool(removed)
+
+    async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:
+        """Those removed a moment ago."""
+        after = b"(" + repr(now_epoch).encode()
+        flat = await self._redis.call(
+            b"ZRANGEBYSCORE", self._gone_messages, after, b"+inf", b"WITHSCORES"
+        )
+        members = zip(flat[::2], flat[1::2], strict=True)
+        return [(*rows.gone_message_of(member), float(until)) for member, until in members]
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their sorted set."""

@@ -95,6 +95,17 @@ def message_field(m: StoredMessage) -> bytes:
     return f"{m.id} {m.stored_epoch!r} {m.expires_epoch!r} {m.key}".encode()
 
 
+def gone_message(m: StoredMessage) -> bytes:
+    """``<key> <AOR>``"""
+    return f"{m.key} ".encode() + encode(m.aor)
+
+
+def gone_message_of(member: bytes) -> tuple[Aor, str]:
+    """AOR and key."""
+    key, _, aor = member.partition(b" ")
+    return decode(aor), key.decode()
+
+
 def messages_of(aor: Aor, flat: Sequence[bytes]) -> list[StoredMessage]:
     """The messages in such a hash (field, value, field, value …), by rising id."""
     messages = []

@@ -13,7 +13,7 @@ from typing import TypeVar
 from sipush.config import SqliteConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
-from sipush.core.stored_message import Receipt, StoredMessage
+from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
@@ -90,6 +90,9 @@ _PURGE_MESSAGES = (
     "DELETE FROM messages WHERE expires_epoch <= ?1 AND (aor = ?2 OR id IN"
     f" (SELECT id FROM messages WHERE expires_epoch <= ?1 LIMIT {_PURGED_AT_ONCE}))"
 )
+_PUT_GONE_MESSAGE = "INSERT OR REPLACE INTO gone_messages (aor, key, until_epoch) VALUES (?,?,?)"
+_SELECT_GONE_MESSAGES = "SELECT aor, key, until_epoch FROM gone_messages WHERE until_epoch > ?"
+_PURGE_GONE_MESSAGES = "DELETE FROM gone_messages WHERE until_epoch <= ?"
 _NEXT_ID = (
     "INSERT INTO meta VALUES ('message_id', ?1) ON CONFLICT (key)"
     " DO UPDATE SET value = max(CAST(value AS INTEGER) + 1, CAST(?1 AS INTEGER))"
@@ -228,10 +231,25 @@ class SqliteStore:
         """Those that have not expired, by rising id."""
         return self._read(lambda connection: _messages(connection, aor, now_epoch))
 
-    async def remove_message(self, message: StoredMessage) -> bool:
+    async def remove_message(self, message: StoredMessage, now_epoch: float) -> bool:
         """Whether it was there."""
-        sql, key = "DELETE FROM messages WHERE id = ?", (message.id,)
-        return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
+
+        def job(connection: sqlite3.Connection) -> bool:
+            gone = (*rows.storable((message.aor, message.key)), now_epoch + REPEATED)
+            connection.execute(_PUT_GONE_MESSAGE, gone)
+            connection.execute(_PURGE_GONE_MESSAGES, (now_epoch,))
+            sql = "DELETE FROM messages WHERE id = ?"
+            return connection.execute(sql, (message.id,)).rowcount > 0
+
+        return await self._write(job)
+
+    async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:
+        """Those removed a moment ago."""
+
+        def job(connection: sqlite3.Connection) -> list[rows.Row]:
+            return connection.execute(_SELECT_GONE_MESSAGES, (now_epoch,)).fetchall()
+
+        return [(*rows.texts(row[:2]), row[2]) for row in await self._read(job)]
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their table."""

@@ -99,6 +99,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "DROP INDEX bindings_expires",
         "DROP INDEX push_records_expires",
     ),
+    (
+        """CREATE TABLE gone_messages (
+            aor TEXT NOT NULL,
+            key TEXT NOT NULL,
+            until_epoch REAL NOT NULL,
+            PRIMARY KEY (aor, key)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX gone_messages_until ON gone_messages (until_epoch)",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

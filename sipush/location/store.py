@@ -53,8 +53,11 @@ class LocationStore(Protocol):
     async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
         """Those that have not expired, by rising id."""
 
-    async def remove_message(self, message: StoredMessage) -> bool:
-        """Whether it was there."""
+    async def remove_message(self, message: StoredMessage, now_epoch: float) -> bool:
+        """Whether it was there. For REPEATED seconds it is one of ``gone_messages``."""
+
+    async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:
+        """(AOR, key, until when) of the messages that were removed a moment ago."""
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """(AOR, device) that a Registration had due by now, some hundred at most.

@@ -13,6 +13,7 @@ import structlog
 from sipush.core.bindings import Aor, Binding, Location
 from sipush.core.messages import Arrival, Delivery, Remembered
 from sipush.core.stored_message import (
+    REPEATED,
     StoredMessage,
     from_sender,
     is_composing,
@@ -20,7 +21,7 @@ from sipush.core.stored_message import (
     message_key,
 )
 from sipush.core.target_set import Target
-from sipush.errors import MessageError, TransportError
+from sipush.errors import LocationError, MessageError, TransportError
 from sipush.server.answers import respond
 from sipush.server.message_arrival import Arriving
 from sipush.server.message_delivery import Delivering
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from sipush.server.proxy import Proxy
 
 log = structlog.get_logger()
-
-REPEATED = 32.0
-"64*T1: seconds in which a sender repeats a MESSAGE that it has no answer to."
 
 Answered = Callable[[int, Response | None], None]
 """(final status, the response itself unless the status is ours: 408 or 430)."""
@@ -133,10 +131,26 @@ class Messages:
 
     async def remove(self, message: StoredMessage) -> None:
         """Remove a message for good. Raises LocationError."""
-        done = (message.aor, message.key)
-        self._done.add(done)
-        asyncio.get_running_loop().call_later(REPEATED, self._done.discard, done)
-        await self.proxy.store.remove_message(message)
+        self._remember(message.aor, message.key, REPEATED)
+        await self.proxy.store.remove_message(message, time.time())
+
+    async def recall(self) -> None:
+        """Know again what left the store a moment before we were started.
+
+        Its sender may still repeat it, when its 202 was lost with the process before last.
+        """
+        now = time.time()
+        try:
+            gone = await self.proxy.store.gone_messages(now)
+        except LocationError as error:
+            log.warning("messages_not_recalled", reason=str(error))
+            return
+        for aor, key, until in gone:
+            self._remember(aor, key, min(until - now, REPEATED))
+
+    def _remember(self, aor: Aor, key: str, seconds: float) -> None:
+        self._done.add((aor, key))
+        asyncio.get_running_loop().call_later(seconds, self._done.discard, (aor, key))
 
     def target(self, binding: Binding) -> Target:
         """Where a device is, and whether it seems to be awake."""

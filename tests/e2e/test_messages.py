@@ -231,6 +231,28 @@ async def test_a_message_repeated_for_want_of_an_answer_is_not_delivered_twice(
     assert len(world.pushes.all) == 1
 
 
+async def test_a_message_repeated_after_a_second_crash_is_not_delivered_twice(
+    world: World,
+) -> None:
+    daemon = await world.start()
+    push = pair()[0]
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice", ip=PBX)
+    mine = message(alice, "bob", "once")
+    assert (await mine.sent()).status == 202
+    await world.pushes.next()
+    await daemon.restart_after_kill()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    assert (await take(reborn)).body == "once"
+    await daemon.log_event("message_delivered")
+    await world.registered(daemon, "bob", "TCP", push)  # stored behind the removal
+    await daemon.restart_after_kill()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    assert (await mine.sent()).status == 202  # as if the first crash had lost its 202
+    await assert_nothing_waits(reborn, alice)
+    assert len(world.pushes.all) == 1
+
+
 async def test_an_expired_message_is_not_delivered(world: World) -> None:
     daemon = await world.daemon(wake={"hold": 1.2})
     push = pair()[0]

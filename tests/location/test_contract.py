@@ -466,8 +466,8 @@ async def test_a_full_mailbox_takes_no_more_until_one_is_removed(store: Location
     await store.put_message(message("k2"), 2)
     assert await store.put_message(message("k3"), 2) is None
     first, second = await store.messages(AOR, NOW)
-    assert await store.remove_message(first) is True
-    assert await store.remove_message(first) is False
+    assert await store.remove_message(first, NOW) is True
+    assert await store.remove_message(first, NOW) is False
     third = await store.put_message(message("k3"), 2)
     assert third is not None
     assert third.id > second.id
@@ -476,11 +476,26 @@ async def test_a_full_mailbox_takes_no_more_until_one_is_removed(store: Location
 async def test_ids_rise_even_when_nothing_is_left(store: LocationStore):
     first = await store.put_message(message("k1"), 2)
     for stored in await store.messages(AOR, NOW):
-        await store.remove_message(stored)
+        await store.remove_message(stored, NOW)
     second = await store.put_message(message("k2", stored_epoch=NOW - 1000), 2)
     assert first is not None
     assert second is not None
     assert second.id > first.id >= int(NOW)
+
+
+async def test_a_message_that_was_removed_is_told_for_as_long_as_it_may_be_repeated(
+    store: LocationStore,
+):
+    odd = '\xdcn\xef "q" {b} latin-1:\udce9@example.com'
+    for key, aor in (("k1", odd), ("k2", AOR)):
+        await store.put_message(message(key, aor=aor), 1)
+    (first,), (second,) = await store.messages(odd, NOW), await store.messages(AOR, NOW)
+    assert await store.gone_messages(NOW) == []
+    await store.remove_message(first, NOW)
+    assert await store.gone_messages(NOW + 31.5) == [(odd, "k1", NOW + 32)]
+    assert await store.gone_messages(NOW + 32) == []
+    await store.remove_message(second, NOW + 40)
+    assert await store.gone_messages(NOW) == [(AOR, "k2", NOW + 72)]
 
 
 async def test_an_expired_message_is_absent_and_makes_room(store: LocationStore):
@@ -505,7 +520,7 @@ async def test_a_registration_tells_whether_messages_wait(store: LocationStore):
     assert await store.bind(registration(binding())) == waiting
     assert await store.lookup(AOR, NOW) == waiting
     for stored in await store.messages(AOR, NOW):
-        await store.remove_message(stored)
+        await store.remove_message(stored, NOW)
     assert await store.bind(registration(binding())) == Location((binding(),))
     assert await store.lookup(AOR, NOW) == Location((binding(),))
 

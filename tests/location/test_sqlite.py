@@ -186,7 +186,7 @@ async def test_an_old_file_is_migrated(
 async def test_numbers_of_messages_rise_across_a_restart(store: SqliteStore, path: Path):
     first = await store.put_message(message("k1"), 10)
     (stored,) = await store.messages(AOR, NOW)
-    await store.remove_message(stored)
+    await store.remove_message(stored, NOW)
     await store.close()
     again = await reopened(path)
     second = await again.put_message(message("k2", stored_epoch=NOW - 1000), 10)
