@@ -235,8 +235,8 @@ class SqliteStore:
         """Whether it was there."""
 
         def job(connection: sqlite3.Connection) -> bool:
-            gone = (*rows.storable((message.aor, message.key)), now_epoch + REPEATED)
-            connection.execute(_PUT_GONE_MESSAGE, gone)
+            gone = (message.aor, message.key, now_epoch + REPEATED)
+            rows.execute(connection, _PUT_GONE_MESSAGE, gone)
             connection.execute(_PURGE_GONE_MESSAGES, (now_epoch,))
             sql = "DELETE FROM messages WHERE id = ?"
             return connection.execute(sql, (message.id,)).rowcount > 0
@@ -249,7 +249,7 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> list[rows.Row]:
             return connection.execute(_SELECT_GONE_MESSAGES, (now_epoch,)).fetchall()
 
-        return [(*rows.texts(row[:2]), row[2]) for row in await self._read(job)]
+        return [(*rows.texts(row[:2]), row[2]) for row in self._read(job)]
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their table."""
