@@ -14,6 +14,7 @@ from sipush.sip.digest import (
     response_matches,
     uri_matches,
 )
+from sipush.sip.headers import canonical_name
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 
@@ -110,12 +111,13 @@ class Authenticator:
         status: Status = Status.UNAUTHORIZED,
     ) -> Response:
         """401 of a registrar, or 407 of a proxy, with one challenge per algorithm (RFC 8760)."""
-        response = make_response(request, status, to_tag=to_tag)
         name = "WWW-Authenticate" if status is Status.UNAUTHORIZED else "Proxy-Authenticate"
-        nonce = self.mint(now, client)
-        for algorithm in self._algorithms:
-            response.headers.append(name, format_challenge(realm, nonce, algorithm, stale))
-        return response
+        canonical, nonce = canonical_name(name), self.mint(now, client)
+        challenges = [
+            (canonical, f"{name}: {format_challenge(realm, nonce, algorithm, stale)}")
+            for algorithm in self._algorithms
+        ]
+        return make_response(request, status, None, to_tag, challenges)
 
     def mint(self, now: float, client: str = "") -> str:
         """A new nonce: life, time in it, serial number and a keyed hash of them and the client."""

@@ -102,10 +102,12 @@ class Gate:
         client = self.guard.signed_in(flow.remote[0], now)
         self.guesses.signed_in(user, client, now)
 
+    def suspects(self, user: Aor) -> bool:
+        """Whether somebody guesses at this user's password: else nothing slows it."""
+        return self.guesses.is_guessed(user)
+
     async def slows(self, flow: Flow, user: Aor, request: Request) -> float:
         """Seconds until this user's password may be looked at; nothing is awaited for 0."""
-        if not self.guesses.is_guessed(user):
-            return 0.0
         client = self.client(flow)
         wait = self.guesses.wait(user, client, self.clock()) if client else 0.0
         if wait:

@@ -74,7 +74,7 @@ class Registrar:
         if credentials:
             user = subscriber_aor(credentials.username, domain)
             subscriber = await self.subscribers.get(user)
-            if wait := await gate.slows(flow, user, request):
+            if gate.suspects(user) and (wait := await gate.slows(flow, user, request)):
                 transaction.respond(wait_to_sign_in(request, wait, tag))
                 return
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
