@@ -245,6 +245,17 @@ class ResponseContext:
         if self.ringback is not None and any(self._in(BranchState.WAKING, BranchState.PROBING)):
             self._ringback_at = now
 
+    def perhaps_forwarded(self, device: str) -> None:
+        """A device has registered, and a process that has died since may have forwarded to it.
+
+        As where a flow breaks under the request: the phone may ring, and must hear of the end.
+        """
+        branch = self._latest(device)
+        if branch is not None and branch.state is BranchState.WAKING:
+            if not branch.broken:
+                branch.number, branch.broken = self._next_number(device), True
+            branch.awaited = True
+
     def timer_fired(self, now: float) -> list[Action]:
         """Do what has become due: probe, Bucket Timer, Timer C, the caller's ringback."""
         actions: list[Action] = []

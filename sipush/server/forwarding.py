@@ -238,10 +238,12 @@ class Forwarding:
                 target = target._replace(uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
+                branches = len(self.context.branches)
                 actions = self.context.binding_refreshed(target, self._now)
                 # The next process would see in the store that it has registered, and do the same.
                 is_derived = len(actions) == 1 and isinstance(actions[0], Forward)
-                self._perform(actions, is_news=not is_derived)
+                is_new = len(self.context.branches) > branches
+                self._perform(actions, is_news=is_new or not is_derived)
                 # Told last: the INVITE has left by now.
                 self.tell("device_registered", device=fingerprint(target.device))
 
@@ -255,6 +257,13 @@ class Forwarding:
             self.transaction.respond(make_response(self.request, held.final, to_tag=self.tag))
         elif not held.final:
             self.transaction.trying()
+        came = {
+            aor: dict(registrations(location).items() - held.seen.get(aor, {}).items())
+            for aor, location in locations.items()
+        }
+        for aor, devices in came.items():
+            for device in devices:
+                self.context.perhaps_forwarded(f"{aor} {without_reg_id(device)}")
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
                 self._forward(branch.id)
@@ -265,8 +274,7 @@ class Forwarding:
                 self._cancel(branch.id, branch.cancelling)
             self._expect_answer(branch)
         for aor, location in locations.items():
-            seen = held.seen.get(aor, {}).items()
-            self.registered(aor, location, dict(registrations(location).items() - seen))
+            self.registered(aor, location, came[aor])
         self._perform(pushes)
         self._perform(self.context.timer_fired(self._now))
 

@@ -178,28 +178,32 @@ class Server:
         """INVITE, push, REGISTER, INVITE 180 200 ACK BYE 200: the last."""
         self.phone_leaves()
         await self.send(self.caller, invite(next(_numbers)))
-        self._wires.flows[self.phone.name] = self.phone
-        await self.refresh()
+        await self.phone_returns()
         return await self._answered()
 
     def phone_leaves(self) -> None:
         """Its flow is gone."""
         self._wires.flows.pop(self.phone.name, None)
 
+    async def phone_returns(self) -> None:
+        """Its flow is there again, and it registers."""
+        self._wires.flows[self.phone.name] = self.phone
+        await self.refresh()
+
     async def _answered(self) -> bytes:
         invite = self.phone.sent[-1]
-        await self.send(self.phone, _response(invite, "180 Ringing"))
-        await self.send(self.phone, _response(invite, "200 OK"))
+        await self.send(self.phone, response(invite, "180 Ringing"))
+        await self.send(self.phone, response(invite, "200 OK"))
         answer = self.caller.sent[-1]
         await self.send(self.caller, _in_dialog(answer, "ACK", 1))
         await self.send(self.caller, _in_dialog(answer, "BYE", 2))
-        await self.send(self.phone, _response(self.phone.sent[-1], "200 OK"))
+        await self.send(self.phone, response(self.phone.sent[-1], "200 OK"))
         return self.caller.sent[-1]
 
     async def message(self) -> bytes:
         """MESSAGE 200 through the proxy: the 200."""
         await self.send(self.caller, _message(next(_numbers)))
-        await self.send(self.phone, _response(self.phone.sent[-1], "200 OK"))
+        await self.send(self.phone, response(self.phone.sent[-1], "200 OK"))
         return self.caller.sent[-1]
 
 
@@ -255,7 +259,8 @@ def _message(number: int) -> bytes:
     ).encode()
 
 
-def _response(request: bytes, status: str) -> bytes:
+def response(request: bytes, status: str) -> bytes:
+    """What the phone answers to a request that it got."""
     lines = [match[0] for match in _LINES.finditer(request)]
     lines = [
         line + b";tag=callee" if line.startswith(b"To:") and b";tag=" not in line else line

@@ -445,6 +445,17 @@ def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_cr
     assert context.pushes_to_begin() == []
 
 
+def test_a_device_that_a_dead_process_may_have_forwarded_to_hears_of_the_end() -> None:
+    context = make()
+    context.start([target("sleeping")], 0.0)
+    context.perhaps_forwarded("d")
+    context.cancelled(1.0)
+    context.push_finished(0, PushResult.WITHDRAWN, 1.0)
+    actions = context.binding_refreshed(target("mobile"), 2.0)
+    assert actions == [Forward(1), Cancel(1, CancelCause.CALLER)]
+    assert context.branches[1].number == 1  # a retransmission, to a phone that rings
+
+
 def test_a_device_that_is_being_woken_does_not_ring_yet() -> None:
     context = ResponseContext(probe=PROBE, timer_c=HOLD / 2)
     context.start([target("always")], NOW)

@@ -13,7 +13,7 @@ from sipush.core.held_call import HeldCall
 from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 from sipush.server.held_calls import BEGINNING, KEPT
-from tests.bench.in_process import Server, configuration, invite
+from tests.bench.in_process import Server, configuration, invite, response
 from tests.server.stores import FallibleStore
 
 
@@ -54,6 +54,21 @@ async def test_a_call_whose_users_cannot_be_looked_up_just_now_goes_on(tmp_path:
     store.down = False
     await server.register()
     assert server.phone.sent[-1].startswith(b"INVITE ")
+
+
+async def test_a_phone_that_was_called_just_before_a_crash_may_answer_after_it(
+    tmp_path: Path,
+) -> None:
+    """Over a stream it has another flow by then, and may answer before it registers there."""
+    dead = Server(configuration(tmp_path))
+    held = await held_by(dead)
+    await dead.phone_returns()
+    answer = response(dead.phone.sent[-1], "200 OK")
+    server = Server(configuration(tmp_path), dead.proxy.store)
+    server.phone_leaves()
+    await take_over(server, held)
+    await server.send(server.wire(3), answer)
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 200 ")
 
 
 class CountingStore(MemoryStore):
