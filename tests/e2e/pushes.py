@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sipush.demo.http_server import Act
 from sipush.demo.push_service import Misbehaviour, PushService, ReceivedPush
 from tests.e2e.wire import PATIENCE
 
@@ -119,6 +120,10 @@ class Pushes:
             return await self.next(), await start()
 
         return asyncio.create_task(started())
+
+    def ignore(self, token: str) -> None:
+        """Never answer a push to a token."""
+        self._log.service.misbehave(token, Misbehaviour(act=Act.SILENCE))
 
     def put_off(self, token: str) -> None:
         """Answer the next push to a token *again in a second*, and accept the one after."""

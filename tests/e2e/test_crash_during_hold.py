@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -112,6 +112,23 @@ async def test_the_hold_ends_at_the_time_it_would_have(world: World) -> None:
     await world.pushes.next()
     await daemon.restart_after_kill()
     assert (await call.final()).status == 480
+
+
+async def test_a_caller_hears_of_the_end_of_the_hold_though_the_push_service_is_silent(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start(wake={"hold": 3.0, "probe": 0.25})
+    token = apns_token()
+    world.pushes.ignore(token)
+    await world.sleeping(daemon, "bob", "TCP", x_push(token))
+    alice = await world.phone(daemon, "alice", transport)
+    async with AsyncExitStack() as stack:
+        if transport == "TCP":  # its connection is gone; else nobody could tell it
+            await stack.enter_async_context(listening(alice))
+        call = await alice.call("bob")
+        await world.pushes.next()
+        await daemon.restart_after_kill()
+        assert (await call.expect(480)).status == 480
 
 
 async def test_a_tcp_caller_gets_the_answer_where_it_listens(world: World) -> None:
