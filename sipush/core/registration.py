@@ -144,8 +144,9 @@ _TELLTALES = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
 def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
     headers = request.headers
+    first = headers.first
     for name in _SPEAKING:
-        for _, line in headers.lines(name) if name in headers.first else ():
+        for _, line in headers.lines(name) if name in first else ():
             text = line.lower()
             for telltale in _TELLTALES:
                 if telltale in text:

@@ -75,12 +75,13 @@ def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
 
     Several at once are one device.
     """
-    named = [name for name in HEADERS if name in headers.first]
+    first = headers.first
+    named = [name for name in HEADERS if name in first]
     if not named:
         return None
-    line = headers.first[named[0]]
+    line = first[named[0]]
     dialect = _written_name(line)
-    if len(named) > 1 or len(headers.first) < len(headers.fields):
+    if len(named) > 1 or len(first) < len(headers.fields):
         written = [_written_name(line) for name, line in headers.fields if name in HEADERS]
         dialect = ",".join(dict.fromkeys(written))
     try:
