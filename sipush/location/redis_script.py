@@ -74,14 +74,14 @@ BIND = Script(
 -- there are messages.
 
 local call, argv, match = redis.call, ARGV, string.match
-local bound, pushed = call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])
+local bound, pushed = call('HGETALL', KEYS[1]), call('HKEYS', KEYS[2])
 
 -- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block would
 -- come to the same, with everything decoded and compared.
 local device = argv[9]
 if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
   and (bound[1] == device or not bound[1]) and not bound[3]
-  and (pushed[1] == argv[13] or not pushed[1]) and not pushed[3]
+  and (pushed[1] == argv[13] or not pushed[1]) and not pushed[2]
   and (argv[12] == '1' and argv[13] == device and not argv[16]
     or argv[12] == '0' and not argv[13])
 then
@@ -119,7 +119,7 @@ local now, call_id, cseq = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local bind, push, unbind, unpushed, push_off = list(3), list(3), list(2), list(1), list(2)
 local unbind_all = #list(1) > 0
 local bindings, gone_bindings = rows(bound, now)
-local records, gone_records = rows(pushed, now)
+local records, gone_records = rows(call('HGETALL', KEYS[2]), now)
 local function new_row(number, item)
   local row = cjson.decode(item[3])
   row.json, row.number = item[3], number
