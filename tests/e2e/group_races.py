@@ -15,7 +15,7 @@ from tests.e2e.wire import Msg
 BOX = "box"
 "The user part of the group's fallback at another server."
 OWN_BOX = "own-box"
-"That of a member, where no call of a group may end."
+"That of a member, where a call of the group may end only if it falls back to him."
 
 
 @dataclass
@@ -95,7 +95,9 @@ class GroupRace(Race):
             self.faults.append("the voicemail got the call twice")
         for ring in rings:
             came = ring.invite
-            if f"sip:{BOX}@" not in came.uri or f"<sip:{self.callee}@" not in came["diversion"]:
+            box = OWN_BOX if self.group.fallback == "member" else BOX
+            diverted = came.all("diversion")[-1:]
+            if f"sip:{box}@" not in came.uri or f"<sip:{self.callee}@" not in "".join(diverted):
                 self.faults.append(f"the group did not fall through as one: {came.text}")
             self.faults += [
                 f"a member rings beside the voicemail: {other.invite}"
@@ -114,10 +116,10 @@ class GroupRace(Race):
 
     @property
     def _must_be_answered(self) -> bool:
-        """There is a voicemail, or a member's device came in time whom nobody spoke for."""
+        """There is a voicemail, or a device came in time for whose member no other spoke."""
         if self.caller.cancelled:
             return False
-        if self.group.fallback == "server":
+        if self.group.fallback:
             return True
         return any(
             plan.stance.final == 200
@@ -146,22 +148,22 @@ class GroupRace(Race):
         return 0.0 < device.accepted_at < turn_ends - needs and not died
 
     def _check_reasons(self) -> None:
-        """Whoever loses to another hears so; whose turn is over hears no reason."""
+        """Whoever loses to another hears so; whose time is over hears no reason."""
         answered = any(msg.status < 300 for msg in self.caller.finals)
         for _, device, whose in self._everybody:
             for ring in device.rings:
                 if ring.cancel is not None:
-                    self._check_reason(ring.cancel, answered, self._declines(whose))
+                    self._check_reason(ring.invite, ring.cancel, answered, self._declines(whose))
 
-    def _check_reason(self, cancel: Msg, answered: bool, declined: bool) -> None:
+    def _check_reason(self, invite: Msg, cancel: Msg, answered: bool, declined: bool) -> None:
         reason = cancel["reason"]
-        gave_up = any(msg.status == 487 for msg in self.caller.finals)
-        allowed = {""} if self.group.time or not answered else set()
+        rang_for_long = cancel.at - invite.at > NO_ANSWER - 0.5
+        allowed = {""} if self.group.time or rang_for_long or not answered else set()
         if answered:
             allowed.add('SIP;cause=200;text="Call completed elsewhere"')
         if declined:
             allowed.add('SIP;cause=603;text="Declined elsewhere"')
-        if gave_up:
+        if self.caller.cancelled:
             allowed.add(self.schedule.caller.reason)
         if reason not in allowed:
             self.faults.append(f"a Reason that is not true: {reason!r}, allowed {allowed}")

@@ -235,12 +235,19 @@ class Race:
         )
         for robot in (self.caller, self.sender, *self.devices):
             self.faults += [f for f in robot.faults if not (moved and "BYE" in f)]
+        if any(ring.status == 480 and self._died_after(ring) for ring in self._rings):
+            # Its 180 may be lost, and without one a 480 is what a dead contact looks like.
+            self.faults = [f for f in self.faults if not f.endswith("ended with 480")]
         if not self._survives:
             self.faults = [f for f in self.faults if not any(each in f for each in DIED_WITH_IT)]
         self._check_finals()
         self._check_pushes()
         self._check_reasons()
         self._check_messages()
+
+    def _died_after(self, ring: Ring) -> bool:
+        """Whether the server did so after a device had got the INVITE."""
+        return any(end > ring.invite.at for _, end in self.lives.down)
 
     @property
     def _survives(self) -> bool:

@@ -194,3 +194,51 @@ class GroupSchedule(Schedule):
             (bad, bad, 2 * bad),
             group,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class EmergencySchedule(Schedule):
+    """One emergency call, and the callback: a call like any other, but of a peer."""
+
+    calls_at: float
+    "Seconds from the beginning."
+    uri: str
+    "What is called; ``{domain}`` stands for the domain."
+    stranger: bool
+    "It comes from where strangers send more than anybody hears."
+    plan: CallerPlan
+    "Of the emergency call."
+
+    @classmethod
+    def of(cls, seed: int) -> EmergencySchedule:
+        """The schedule of a seed: always the same."""
+        chance = random.Random(f"emergency {seed}")
+        bad = chance.choice((0.0, chance.uniform(0, 0.06)))
+        phone = DevicePlan(
+            service=chance.choice(("apns", "fcm", "webhook")),
+            transport=chance.choice(("UDP", "TCP")),
+            deaf=chance.random() < 0.4,
+            awake=chance.random() < 0.2,
+            wakes_at=chance.uniform(0.0, 1.5),
+            moves_at=None,
+            dies_at=None,
+            register_style=chance.choice(("plain", "doubled", "forked", "re-ordered")),
+            stance=Stance(200, chance.uniform(0, 0.1), chance.uniform(0, 0.4)),
+        )
+        return cls(
+            seed,
+            "emergency",
+            chance.choice(("UDP", "TCP")),
+            CallerPlan(None, "", chance.uniform(0, 0.3)),
+            (phone,),
+            (),
+            (bad, bad, 2 * bad),
+            calls_at=chance.uniform(0.0, 2.0),
+            uri=chance.choice(("sip:112@{domain}", "sip:9-1-1@{domain}", "urn:service:sos")),
+            stranger=chance.random() < 0.5,
+            plan=CallerPlan(
+                chance.choice((None, None, chance.uniform(0.0, 0.4))),
+                REASON,
+                chance.uniform(0, 0.3),
+            ),
+        )

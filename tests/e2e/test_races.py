@@ -12,14 +12,16 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import pytest
 
 from tests.e2e.daemon import PBX, Daemon
+from tests.e2e.emergency_races import EmergencyRace, centre_at, make_noise
 from tests.e2e.group_races import GroupRace, group_settings, members
 from tests.e2e.races import HOLD, NO_ANSWER, Lives, Race, users
-from tests.e2e.schedules import GroupSchedule, Schedule
+from tests.e2e.schedules import EmergencySchedule, GroupSchedule, Schedule
 from tests.e2e.world import World
 from tests.servers.ports import free_port
 
@@ -53,7 +55,7 @@ async def test_every_race_ends_as_it_must_though_the_server_dies_meanwhile(
 
 
 async def run(world: World, seeds: range, restarts: int = 0) -> None:
-    """A call to a user for each seed, and one to a ring group for every other."""
+    """Race a call to a user for each seed, and one to a ring group for every other."""
     schedules = [Schedule.of(seed) for seed in seeds]
     groups = {
         len(schedules) + n: (GroupSchedule.of(seed), free_port(PBX))
@@ -61,7 +63,6 @@ async def run(world: World, seeds: range, restarts: int = 0) -> None:
     }
     daemon = await world.start(**settings(world.domain, len(schedules), groups, restarts))
     lives = Lives([daemon.log])
-    lives.is_up.set()
     races = [
         *(Race(world, daemon, n, each, lives, restarts > 0) for n, each in enumerate(schedules)),
         *(
@@ -69,9 +70,20 @@ async def run(world: World, seeds: range, restarts: int = 0) -> None:
             for n, (each, port) in groups.items()
         ),
     ]
+    await run_all(world, daemon, races, lives, die(daemon, restarts, seeds[0], lives, races))
+
+
+async def run_all(
+    world: World,
+    daemon: Daemon,
+    races: Sequence[Race],
+    lives: Lives,
+    dying: Coroutine[Any, Any, None],
+) -> None:
+    """All at once, while the server lives or dies."""
+    lives.is_up.set()
     try:
         await asyncio.gather(*(race.prepare() for race in races))
-        dying = die(daemon, restarts, random.Random(seeds[0]), lives, races)
         await asyncio.gather(dying, *(race.run() for race in races))
         assert not [race.story for race in races if race.faults], "\n".join(
             race.story for race in races if race.faults
@@ -87,11 +99,41 @@ async def run(world: World, seeds: range, restarts: int = 0) -> None:
     assert await daemon.ended(DRAIN) == 0
 
 
-async def die(
-    daemon: Daemon, times: int, chance: random.Random, lives: Lives, races: list[Race]
+@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+async def test_whoever_calls_for_help_is_heard_above_the_crowd_though_the_server_dies_meanwhile(
+    world: World, seeds: list[range]
 ) -> None:
+    for some in seeds:
+        await call_for_help(world, some)
+
+
+async def call_for_help(world: World, seeds: range) -> None:
+    """An emergency call and a callback for each seed, while strangers flood the server."""
+    port = free_port(PBX)
+    crowded = {
+        "limits": {"stranger_rate": 20, "stranger_burst": 200, "failed_sign_ins": 0},
+        "emergency": {"numbers": ["112", "911"], "route": [f"sip:psap@{PBX}:{port}"]},
+    }
+    daemon = await world.start(**settings(world.domain, len(seeds), {}, 2) | crowded)
+    lives, centre = Lives([daemon.log]), centre_at(port, daemon)
+    centre.server_is_up = lives.is_up
+    await centre.open()
+    races = [
+        EmergencyRace(world, daemon, n, EmergencySchedule.of(seed), lives, True, centre=centre)
+        for n, seed in enumerate(seeds)
+    ]
+    noise = asyncio.create_task(make_noise(daemon))
+    try:
+        await run_all(world, daemon, races, lives, die(daemon, 2, seeds[0], lives, races))
+        assert not [fault for fault in centre.faults if "ACK of its 200" not in fault]
+    finally:
+        noise.cancel()
+        centre.end()
+
+
+async def die(daemon: Daemon, times: int, seed: int, lives: Lives, races: Sequence[Race]) -> None:
     """Some kill -9; ``races`` look at what is left each time."""
-    loop = asyncio.get_running_loop()
+    loop, chance = asyncio.get_running_loop(), random.Random(seed)
     for _ in range(times):
         await asyncio.sleep(chance.uniform(0.2, 2.0))
         killed_at = loop.time()
@@ -121,7 +163,7 @@ async def nothing_is_left(daemon: Daemon) -> None:
     assert state["requests"] == 0, state
 
 
-async def every_device_is_known(daemon: Daemon, races: list[Race]) -> None:
+async def every_device_is_known(daemon: Daemon, races: Sequence[Race]) -> None:
     """Its binding and its push record are listed, once."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sipush.cli", "bindings", "--config", str(daemon.config)),
