@@ -215,7 +215,11 @@ class GateKeeper:
                 self._held_back.append((flow, message))
             return
         verdict = self._gate.judge(flow)
-        if not isinstance(message, Request) or self._is_heard_at_once(message, verdict):
+        if (
+            not isinstance(message, Request)
+            or (verdict is Verdict.ADMIT and message.method not in _IN_TURN)
+            or self._is_vital(message)
+        ):
             self._receiver.message_received(flow, message)
         elif verdict is Verdict.ADMIT:
             self._take_turn(flow, message)
@@ -223,10 +227,6 @@ class GateKeeper:
             if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
                 self._refuse(flow, message)
             self._gate.turn_away(flow, verdict)
-
-    def _is_heard_at_once(self, request: Request, verdict: Verdict) -> bool:
-        costs_little = request.method not in _IN_TURN
-        return (costs_little and verdict is Verdict.ADMIT) or self._is_vital(request)
 
     def _take_turn(self, flow: Flow, request: Request) -> None:
         if self._turns.waiting < MAX_HELD_BACK:

@@ -86,12 +86,11 @@ def parse_credentials(value: str) -> Credentials | None:
     # The first of two equal names wins.
     found: list[tuple[str, str, str]] = _PARAM.findall(rest)
     params = {name.lower(): quoted or plain for name, quoted, plain in reversed(found)}
-    get = params.get
-    username, realm, nonce, uri, response = map(get, _REQUIRED)
+    username, realm, nonce, uri, response = map(params.get, _REQUIRED)
     if not (username and realm and nonce and uri and response):
         return None
-    algorithm = _ALGORITHMS.get(get("algorithm", "MD5").upper())
-    qop, nc, cnonce = get("qop", ""), get("nc", ""), get("cnonce", "")
+    algorithm = _ALGORITHMS.get(params.get("algorithm", "MD5").upper())
+    qop, nc, cnonce = params.get("qop", ""), params.get("nc", ""), params.get("cnonce", "")
     if algorithm is None:
         return None
     if qop and not (qop.lower() == "auth" and cnonce and _NONCE_COUNT.fullmatch(nc)):
@@ -113,14 +112,10 @@ def parse_credentials(value: str) -> Credentials | None:
 
 def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
     """The credentials for ``realm`` among all Authorization values, the strongest if several."""
-    found: Credentials | None = None
-    for value in values:
-        each = parse_credentials(value)
-        if each is None or each.realm != realm:
-            continue
-        if found is None or (found.algorithm is Algorithm.MD5 is not each.algorithm):
-            found = each
-    return found
+    found = [c for value in values if (c := parse_credentials(value)) and c.realm == realm]
+    if len(found) < 2:
+        return found[0] if found else None
+    return min(found, key=lambda credentials: credentials.algorithm is Algorithm.MD5)
 
 
 def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:

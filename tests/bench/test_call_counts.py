@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-LIMITS = {"register": 970, "refresh": 620, "call": 3430, "message": 1040, "wake": 6660}
+LIMITS = {"register": 970, "refresh": 620, "call": 3040, "message": 840, "wake": 5100}
 
 
 @pytest.fixture(scope="module")
