@@ -15,11 +15,14 @@ from tests.e2e.robots import branch_of
 from tests.e2e.wire import Phone, _Stream
 from tests.e2e.world import World, apns_token, x_push
 
+LONG = {"hold": 60.0, "probe": 0.25}
+"It goes on while the server starts, which may take a busy machine longer than the usual 8 s."
+
 
 async def test_a_phone_that_wakes_after_the_crash_gets_the_call(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice")
@@ -37,7 +40,7 @@ async def test_a_phone_that_wakes_after_the_crash_gets_the_call(
 
 
 async def test_two_crashes_are_survived_like_one(world: World) -> None:
-    daemon = await world.start(wake={"hold": 60.0, "probe": 0.25})
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -52,7 +55,7 @@ async def test_two_crashes_are_survived_like_one(world: World) -> None:
 
 
 async def test_a_ringing_phone_answers_after_the_crash(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice")
@@ -71,7 +74,7 @@ async def test_a_ringing_phone_answers_after_the_crash(world: World) -> None:
 
 
 async def test_a_caller_can_give_up_after_the_crash(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice")
@@ -88,7 +91,7 @@ async def test_a_caller_can_give_up_after_the_crash(world: World) -> None:
 
 
 async def test_a_tombstone_outlives_the_crash(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice")
@@ -132,7 +135,7 @@ async def test_a_caller_hears_of_the_end_of_the_hold_though_the_push_service_is_
 
 
 async def test_a_tcp_caller_gets_the_answer_where_it_listens(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice", "TCP")
@@ -162,7 +165,7 @@ async def listening(phone: Phone) -> AsyncIterator[None]:
 
 
 async def test_a_call_to_a_dead_flow_is_safe_from_the_100_on(world: World) -> None:
-    daemon = await world.start(wake={"hold": 30.0, "probe": 0.25})
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -195,7 +198,7 @@ async def test_a_call_to_a_silent_contact_is_safe_from_the_100_on(
 
 async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world: World) -> None:
     """It was stored before the call was, for the last time; then the server died."""
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     asleep = await world.registered(daemon, "bob", "UDP", push)
     asleep.kill()
@@ -221,7 +224,7 @@ async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world
 async def test_a_ringing_phone_whose_connection_broke_gets_the_same_invite_again(
     world: World,
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -241,7 +244,7 @@ async def test_a_ringing_phone_whose_connection_broke_gets_the_same_invite_again
 async def test_a_ringing_phone_whose_connection_broke_hears_that_the_caller_gave_up(
     world: World,
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "TCP", push)
     alice = await world.phone(daemon, "alice")
@@ -260,7 +263,7 @@ async def test_a_ringing_phone_whose_connection_broke_hears_that_the_caller_gave
 
 
 async def test_the_reason_of_a_caller_who_gave_up_outlives_the_crash(world: World) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice")
@@ -276,7 +279,7 @@ async def test_the_reason_of_a_caller_who_gave_up_outlives_the_crash(world: Worl
 async def test_an_answer_that_was_lost_in_the_crash_arrives_when_the_phone_repeats_it(
     world: World, transport: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", transport, push)
     alice = await world.phone(daemon, "alice")
@@ -309,7 +312,7 @@ async def test_a_refusal_that_was_lost_in_the_crash_is_sent_again(world: World) 
 async def test_an_invite_that_is_repeated_to_the_next_process_rings_its_phone_once(
     world: World, caller: str
 ) -> None:
-    daemon = await world.start()
+    daemon = await world.start(wake=LONG)
     push = x_push(apns_token())
     bob = await world.registered(daemon, "bob", "UDP", push)
     phone = await world.phone(daemon, "alice", ip=PBX if caller == "peer" else "127.0.0.1")

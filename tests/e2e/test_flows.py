@@ -149,7 +149,7 @@ async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> N
 @pytest.mark.parametrize("said", [100, 477])
 async def test_a_phone_that_died_behind_an_sbc_is_pushed_and_woken(world: World, said: int) -> None:
     """The 100 is the SBC's own; 477 is what Kamailio says of a connection that is gone."""
-    daemon = await world.daemon()
+    daemon = await world.daemon(wake={"hold": 60.0})
     sbc = await world.phone(daemon, "bob")
     phone = await world.phone(daemon, "bob", instance=f"urn:uuid:{uuid.uuid4()}")
     push, path = x_push(apns_token()), f"Path: <sip:{sbc.wire.host_port};lr>"
