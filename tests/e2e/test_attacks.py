@@ -443,6 +443,7 @@ async def test_one_caller_holds_so_many_calls_and_one_callee_is_held_for_so_many
     held = [await caller.call("bob") for caller in callers[:2]]
     for call in held:
         await call.expect(180)
+        await world.pushes.next()
     refused = await (await callers[2].call("bob")).final()
     assert (refused.status, refused.start) == (486, "SIP/2.0 486 Too Many Held Calls")
     assert refused["retry-after"]
