@@ -1,3 +1,8 @@
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from sipush.sip.headers import Headers, canonical_name, field_value
 from sipush.sip.message import parse_datagram
 from tests.sip.messages import request_bytes
@@ -54,3 +59,30 @@ def test_a_copy_has_lines_of_its_own() -> None:
     copied = original.copy()
     copied.append("B", "2")
     assert "b" not in original
+
+
+EDITS: list[Callable[[Headers, str], object]] = [
+    lambda fields, name: fields.append(name, "1"),
+    lambda fields, name: fields.prepend(name, "2, 3"),
+    lambda fields, name: fields.set(name, "4"),
+    lambda fields, name: fields.remove(name),
+    lambda fields, name: fields.extend([(name, f"{name}: 5"), (name, f"{name}: 6")]),
+    lambda fields, name: fields.pop_first_value(name, name),
+    lambda fields, name: fields.replace_first_value(name, name, "7"),
+]
+NAMES = ["via", "route", "x-a"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(EDITS), st.sampled_from(NAMES), st.booleans())))
+def test_whatever_is_edited_a_name_leads_to_its_first_line(
+    edits: list[tuple[Callable[[Headers, str], object], str, bool]],
+) -> None:
+    fields = Headers()
+    for edit, edited, is_asked in edits:
+        edit(fields, edited)
+        if is_asked:  # what is asked for is remembered, and must not outlive the next edit
+            for name in NAMES:
+                lines = [line for canonical, line in fields.fields if canonical == name]
+                assert [line for _, line in fields.lines(name)] == lines
+                assert fields.get(name) == (field_value(lines[0]) if lines else None)
+                assert (name in fields) == bool(lines)
