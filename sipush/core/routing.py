@@ -160,9 +160,10 @@ def loop_digest(request: Request) -> str:
 
 def _has_looped(request: Request, realm: Realm) -> bool:
     """Whether a Via says that this very request has been here before (RFC 5393 §4.2)."""
-    earlier = request.headers.values("via")[1:]
-    if not earlier:
+    lines = request.headers.lines("via")
+    if len(lines) == 1 and "," not in lines[0][1]:
         return False
+    earlier = request.headers.values("via")[1:]
     mark = "-" + loop_digest(request)
     return any(
         via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
@@ -180,6 +181,8 @@ def validate(request: Request, realm: Realm) -> Rejection | None:
         return Rejection(Status.TOO_MANY_HOPS)
     if _has_looped(request, realm):
         return Rejection(Status.LOOP_DETECTED)
+    if "proxy-require" not in request.headers.first:
+        return None
     unsupported = request.headers.values("proxy-require")
     if unsupported:
         return Rejection(Status.BAD_EXTENSION, headers=(("Unsupported", ", ".join(unsupported)),))
@@ -193,7 +196,7 @@ def destination(
 
     Raises MessageError for a URI that cannot be read.
     """
-    routes = request.headers.values("route")
+    routes = request.headers.values("route") if "route" in request.headers.first else []
     own = 0
     if routes:
         token, own = _own_routes(routes, request.call_id, realm, key)
