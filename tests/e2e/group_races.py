@@ -119,7 +119,7 @@ class GroupRace(Race):
         """There is a voicemail, or a device came in time for whose member no other spoke."""
         if self.caller.cancelled:
             return False
-        if self.group.fallback:
+        if self.group.fallback == "server":
             return True
         return any(
             plan.stance.final == 200

@@ -541,6 +541,8 @@ class Device(Robot):
     async def _finish(self, ring: Ring, status: int) -> None:
         """The final response, repeated until its ACK comes."""
         ring.status = status
+        if self.wire is None and not ring.lost:  # between two networks it has no Contact
+            await self.open()
         content = ["Content-Type: application/sdp"] if status < 300 else []
         body = SDP if status < 300 else ""
         text = self.answer(ring.invite, status, *content, tag=ring.tag, body=body)
