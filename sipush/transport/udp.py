@@ -182,23 +182,28 @@ class UdpListener:
             self._hear_calls()
 
     def _read(self) -> None:
-        end = self._loop.time() + SLICE
+        """Hear what has come; of errors only then: whoever is gone may have answered before."""
+        if self._read_datagrams():
+            self._read_errors()
+
+    def _read_datagrams(self) -> bool:
+        """Whether there are errors to be read too."""
+        end, failed = self._loop.time() + SLICE, False
         for count in range(BATCH):
             if len(self._calls) >= MAX_CALLS or (count and self._loop.time() > end):
-                return
+                break
             try:
                 data, flow = self._receive()
             except BlockingIOError:
-                if count == 0:  # woken by the error queue alone
-                    self._read_errors()
-                return
+                return failed or count == 0  # woken by the error queue alone
             except OSError:
-                self._read_errors()
+                failed = True
                 continue
             if data.startswith(CALLS):
                 self._calls.append((data, flow))
             else:
                 self._hear(data, flow)
+        return failed
 
     def _hear_calls(self) -> None:
         self._will_hear = False

@@ -253,3 +253,21 @@ async def test_flows_beyond_the_limit_are_made_anew(
             flow.send(b"still here")
             assert (await soon(phone.received.get()))[0] == b"still here"
         phone.transport.close()
+
+
+async def test_what_a_peer_sent_before_it_was_gone_is_heard_before_that(
+    listen: Open, recorder: Recorder
+) -> None:
+    """A phone that answers and then changes networks has answered."""
+    listeners = await listen("udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.bind(("127.0.0.1", 0))
+        flow = await listeners.connect("udp", phone.getsockname())
+        phone.sendto(register(), listeners.addresses[0].bound)
+    was_gone: list[bool] = []
+    recorder.on_message = lambda flow, message: was_gone.append(not recorder.unreachable.empty())
+    flow.send(register())  # ICMP has answered on loopback before this returns
+
+    assert (await soon(recorder.unreachable.get())).name == flow.name
+    assert (await recorder.request())[0].name == flow.name
+    assert was_gone == [False]
