@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, assert_never
 
@@ -105,67 +105,111 @@ class _Attempt:
     response: Response | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Forwarding:
     """Drives one ResponseContext with real time, flows, the store and the push services."""
 
-    proxy: Proxy
-    transaction: ServerTransactionHandle
-    request: Request
-    context: ResponseContext
-    push_id: str
-    tag: str
-    "To tag of the responses that we make ourselves."
-    caller_aor: Aor = ""
-    "The authenticated caller, or empty for a peer."
-    destinations: list[str] = field(default_factory=list)
-    "Where it has been sent, in order: AORs, and URIs of others."
-    fallbacks: Fallbacks = field(default_factory=dict)
-    "Where it goes when the last destination does not take it."
-    diversions: list[Diversion] = field(default_factory=list)
-    watched: dict[Aor, Subscriber] = field(default_factory=dict)
-    seen: dict[Aor, Location] = field(default_factory=dict)
-    "What was last heard of the watched users: another process needs it to see what is new."
-    watched_flows: set[str] = field(default_factory=set)
-    "Names of the flows whose devices may have to be woken."
-    policy: TargetPolicy | None = None
-    dialog_side: str | None = None
-    "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
-    side: RouteToken | None = None
-    "The device at the other end of the dialog, when it is not waited for with a push."
-    wake_ups: dict[str, WakeUp] = field(default_factory=dict)
-    "By device: those that were pushed."
-    attempts: dict[int, _Attempt] = field(default_factory=dict)
-    created_epoch: float = field(default_factory=time.time)
-    _queue: list[Action] = field(default_factory=list)
-    "A deque would take half a kilobyte of every held call."
-    _performing: bool = False
-    _is_news: bool = False
-    _timer: asyncio.TimerHandle | None = None
-    cancel_reason: str | None = None
-    "Reason of the caller's CANCEL."
-    final: int = 0
-    "Status of the final response that went upstream, or is about to."
-    ended_epoch: float = 0.0
-    "When that was."
-    _unstored: list[Response] | None = None
-    "Provisional responses that wait until a call that is about to be held is stored."
-    _finals: list[Response] = field(default_factory=list)
-    "Final responses that wait until what they mean for a held call is stored."
-    started: bool = False
-    "The target set was opened."
-    not_held: Rejection | None = None
-    "Why devices that sleep are left alone."
-    _expected: list[str] = field(default_factory=list)
-    "Via branches under which ``proxy.expected_answers`` has us."
-    _held: set[str] = field(default_factory=set)
-    "The names under which it counts as held."
-    call_id: str = field(init=False)
-    "On every line of the log."
-    _early: list[tuple[Aor, Location, Collection[str]]] = field(default_factory=list)
+    __slots__ = (
+        "_early",
+        "_expected",
+        "_finals",
+        "_held",
+        "_is_news",
+        "_performing",
+        "_queue",
+        "_timer",
+        "_unstored",
+        "attempts",
+        "call_id",
+        "caller_aor",
+        "cancel_reason",
+        "context",
+        "created_epoch",
+        "destinations",
+        "dialog_side",
+        "diversions",
+        "ended_epoch",
+        "fallbacks",
+        "final",
+        "not_held",
+        "policy",
+        "proxy",
+        "push_id",
+        "request",
+        "seen",
+        "side",
+        "started",
+        "tag",
+        "transaction",
+        "wake_ups",
+        "watched",
+        "watched_flows",
+    )
 
-    def __post_init__(self) -> None:
-        self.call_id = self.request.call_id
+    # Not a dataclass: mypyc would look its types up in the proxy's module, which comes later.
+    def __init__(  # noqa: PLR0915
+        self,
+        proxy: Proxy,
+        transaction: ServerTransactionHandle,
+        request: Request,
+        context: ResponseContext,
+        *,
+        push_id: str,
+        tag: str,
+    ) -> None:
+        """``tag``: To tag of the responses that we make ourselves."""
+        self.proxy = proxy
+        self.transaction = transaction
+        self.request = request
+        self.context = context
+        self.push_id = push_id
+        self.tag = tag
+        self.caller_aor = ""
+        "The authenticated caller, or empty for a peer."
+        self.destinations: list[str] = []
+        "Where it has been sent, in order: AORs, and URIs of others."
+        self.fallbacks: Fallbacks = {}
+        "Where it goes when the last destination does not take it."
+        self.diversions: list[Diversion] = []
+        self.watched: dict[Aor, Subscriber] = {}
+        self.seen: dict[Aor, Location] = {}
+        "What was last heard of the watched users: another process needs it to see what is new."
+        self.watched_flows: set[str] = set()
+        "Names of the flows whose devices may have to be woken."
+        self.policy: TargetPolicy | None = None
+        self.dialog_side: str | None = None
+        "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
+        self.side: RouteToken | None = None
+        "The device at the other end of the dialog, when it is not waited for with a push."
+        self.wake_ups: dict[str, WakeUp] = {}
+        "By device: those that were pushed."
+        self.attempts: dict[int, _Attempt] = {}
+        self.created_epoch = time.time()
+        self._queue: list[Action] = []
+        "A deque would take half a kilobyte of every held call."
+        self._performing = False
+        self._is_news = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.cancel_reason: str | None = None
+        "Reason of the caller's CANCEL."
+        self.final = 0
+        "Status of the final response that went upstream, or is about to."
+        self.ended_epoch = 0.0
+        "When that was."
+        self._unstored: list[Response] | None = None
+        "Provisional responses that wait until a call that is about to be held is stored."
+        self._finals: list[Response] = []
+        "Final responses that wait until what they mean for a held call is stored."
+        self.started = False
+        "The target set was opened."
+        self.not_held: Rejection | None = None
+        "Why devices that sleep are left alone."
+        self._expected: list[str] = []
+        "Via branches under which ``proxy.expected_answers`` has us."
+        self._held: set[str] = set()
+        "The names under which it counts as held."
+        self.call_id = request.call_id
+        "On every line of the log."
+        self._early: list[tuple[Aor, Location, Collection[str]]] = []
 
     # -- inputs --
 

@@ -216,7 +216,12 @@ class Proxy:
             push_while_ringing=policy.push_while_ringing,
         )
         forwarding = Forwarding(
-            self, transaction, request, context, self._push_id(request), self.new_id()
+            self,
+            transaction,
+            request,
+            context,
+            push_id=self._push_id(request),
+            tag=self.new_id(),
         )
         self._forwardings[transaction] = forwarding
         return forwarding
@@ -241,24 +246,20 @@ class Proxy:
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)
         forwarding = Forwarding(
-            self,
-            transaction,
-            request,
-            context,
-            held.push_id,
-            held.tag,
-            caller_aor=held.caller_aor,
-            destinations=list(held.destinations),
-            fallbacks={Cause(cause): uri for cause, uri in held.fallbacks.items()},
-            diversions=[
-                Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
-            ],
-            policy=TargetPolicy(self.policy.apps, self._is_live_for(request), _consents_to_calls),
-            created_epoch=held.created_epoch,
-            cancel_reason=held.cancel_reason or None,
-            final=held.final,
-            ended_epoch=held.ended_epoch,
+            self, transaction, request, context, push_id=held.push_id, tag=held.tag
         )
+        forwarding.caller_aor = held.caller_aor
+        forwarding.destinations = list(held.destinations)
+        forwarding.fallbacks = {Cause(cause): uri for cause, uri in held.fallbacks.items()}
+        forwarding.diversions = [
+            Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
+        ]
+        is_live = self._is_live_for(request)
+        forwarding.policy = TargetPolicy(self.policy.apps, is_live, _consents_to_calls)
+        forwarding.created_epoch = held.created_epoch
+        forwarding.cancel_reason = held.cancel_reason or None
+        forwarding.final = held.final
+        forwarding.ended_epoch = held.ended_epoch
         self._forwardings[transaction] = forwarding
         locations = {}
         for aor in () if context.done else held.aors:
