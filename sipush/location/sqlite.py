@@ -11,7 +11,15 @@ from functools import partial
 from typing import TypeVar
 
 from sipush.config import SqliteConfig
-from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
+from sipush.core.bindings import (
+    Aor,
+    Binding,
+    Location,
+    PushRecord,
+    Refusal,
+    Registration,
+    Subscriber,
+)
 from sipush.core.location_update import apply, live, without_push_record
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
 from sipush.errors import LocationError
@@ -41,25 +49,25 @@ _PURGE_EVERY = 25
 "REGISTERs; or a second, when they are few."
 
 _SELECT_LOCATION = (
-    f"SELECT {rows.BINDING}, 'binding' FROM bindings WHERE aor = ?1"
-    f" UNION ALL SELECT {rows.PUSH_RECORD}, 'push' FROM push_records WHERE aor = ?1"
-    f" UNION ALL SELECT {'NULL, ' * 12}'message' FROM messages"
+    f"SELECT {rows.DEVICE} FROM devices WHERE aor = ?1"
+    f" UNION ALL SELECT NULL{', NULL' * rows.DEVICE.count(',')} FROM messages"
     " WHERE aor = ?1 AND expires_epoch > ?2"
 )
+"A row without an AOR means a message."
 _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
 
 
-def _put(table: str, columns: str) -> str:
-    """Insert a row of an AOR and device, or write over the one there is, which costs less than
-    REPLACE: that would delete it first."""
-    _, _, *values = columns.split(", ")
-    changes = ", ".join(f"{value} = excluded.{value}" for value in values)
-    marks = ", ".join("?" * (len(values) + 2))
-    return f"INSERT INTO {table} ({columns}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changes}"
+def _put_device() -> str:
+    """Write over the row there is, which costs less than REPLACE: that would delete it first."""
+    columns = rows.DEVICE.split(", ")
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns[2:])
+    marks = ", ".join("?" * len(columns))
+    return (
+        f"INSERT INTO devices ({rows.DEVICE}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changes}"
+    )
 
 
-_PUT_BINDING = _put("bindings", rows.BINDING)
-_PUT_RECORD = _put("push_records", rows.PUSH_RECORD)
+_PUT_DEVICE = _put_device()
 _PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
 _PUT_REFRESH = "INSERT OR REPLACE INTO refreshes (aor, device, due_epoch) VALUES (?,?,?)"
 _TAKE_REFRESHES = (
@@ -69,19 +77,15 @@ _TAKE_REFRESHES = (
 )
 _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,?,?)"
 _PUT_BAN = "INSERT OR REPLACE INTO bans (source, until_epoch) VALUES (?,?)"
-_DELETE_BINDING = "DELETE FROM bindings WHERE aor = ? AND device = ?"
-_DELETE_RECORD = "DELETE FROM push_records WHERE aor = ? AND device = ?"
-_EXPIRING = ("bindings", "push_records")
-_STRETCH_END = {
-    table: f"SELECT aor, device FROM {table} WHERE (aor, device) > (?,?)"
+_DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
+_STRETCH_END = (
+    "SELECT aor, device FROM devices WHERE (aor, device) > (?,?)"
     f" ORDER BY aor, device LIMIT 1 OFFSET {_LOOKED_AT_AT_ONCE - 1}"
-    for table in _EXPIRING
-}
-_PURGE = {
-    table: f"DELETE FROM {table} WHERE (aor, device) > (?,?) AND (aor, device) <= (?,?)"
-    " AND expires_epoch <= ?"
-    for table in _EXPIRING
-}
+)
+_PURGE = (
+    "DELETE FROM devices WHERE (aor, device) > (?,?) AND (aor, device) <= (?,?)"
+    " AND max(ifnull(expires_epoch, 0), ifnull(push_expires_epoch, 0)) <= ?"
+)
 _SELECT_MESSAGES = (
     f"SELECT {rows.MESSAGE} FROM messages WHERE aor = ? AND expires_epoch > ? ORDER BY id"
 )
@@ -98,10 +102,7 @@ _NEXT_ID = (
     " DO UPDATE SET value = max(CAST(value AS INTEGER) + 1, CAST(?1 AS INTEGER))"
     " RETURNING CAST(value AS INTEGER)"
 )
-_AORS_AFTER = (
-    "SELECT aor FROM bindings WHERE aor > ?1 UNION SELECT aor FROM push_records WHERE aor > ?1"
-    f" ORDER BY aor LIMIT {_PAGE}"
-)
+_AORS_AFTER = f"SELECT DISTINCT aor FROM devices WHERE aor > ? ORDER BY aor LIMIT {_PAGE}"
 _SUBSCRIBERS_AFTER = (
     f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor > ? ORDER BY aor LIMIT {_PAGE}"
 )
@@ -122,8 +123,8 @@ class SqliteStore:
         self._unpurged = 0
         "REGISTERs since expired rows were last removed."
         self._purged_epoch = 0.0
-        self._purged_to: dict[str, rows.Row] = {}
-        "By table: the last AOR and device that were looked at."
+        self._purged_to: rows.Row = _START
+        "The last AOR and device that were looked at."
 
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
@@ -165,12 +166,11 @@ class SqliteStore:
             after = apply(before, registration, before.messages)
             if isinstance(after, Refusal):
                 return after
-            _save(connection, before, after)
+            _save(connection, registration.aor, before, after)
             for device, due in registration.refreshes:
                 rows.execute(connection, _PUT_REFRESH, (registration.aor, device, due))
             if self._is_purge_due(now):
-                for table in _EXPIRING:
-                    self._purge(connection, table, now)
+                self._purge(connection, now)
             return after
 
         return await self._write(job)
@@ -183,12 +183,11 @@ class SqliteStore:
         self._unpurged, self._purged_epoch = 0, now_epoch
         return True
 
-    def _purge(self, connection: sqlite3.Connection, table: str, now_epoch: float) -> None:
-        """Go on through ``table`` where the last one stopped, and begin again at its end."""
-        start = self._purged_to.get(table, _START)
-        end = connection.execute(_STRETCH_END[table], start).fetchone()
-        connection.execute(_PURGE[table], (*start, *(end or _END), now_epoch))
-        self._purged_to[table] = end or _START
+    def _purge(self, connection: sqlite3.Connection, now_epoch: float) -> None:
+        """Go on through the devices where the last one stopped, and begin again at their end."""
+        end = connection.execute(_STRETCH_END, self._purged_to).fetchone()
+        connection.execute(_PURGE, (*self._purged_to, *(end or _END), now_epoch))
+        self._purged_to = end or _START
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -196,7 +195,7 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> bool:
             before = _load(connection, record.aor, 0.0)
             after = without_push_record(before, record)
-            _save(connection, before, after)
+            _save(connection, record.aor, before, after)
             return after != before
 
         return await self._write(job)
@@ -379,12 +378,14 @@ def _load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Locatio
     """All rows of ``aor``, expired ones too."""
     bindings, records, messages = [], [], False
     for row in rows.execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
-        if row[12] == "binding":
-            bindings.append(rows.binding_of(row))
-        elif row[12] == "push":
-            records.append(rows.push_record_of(row))
-        else:
+        if row[0] is None:
             messages = True
+            continue
+        binding, record = rows.device_of(row)
+        if binding is not None:
+            bindings.append(binding)
+        if record is not None:
+            records.append(record)
     return Location(tuple(bindings), tuple(records), messages)
 
 
@@ -395,19 +396,20 @@ def _messages(
     return tuple(map(rows.message_of, found))
 
 
-def _save(connection: sqlite3.Connection, before: Location, after: Location) -> None:
+def _save(connection: sqlite3.Connection, aor: Aor, before: Location, after: Location) -> None:
     """Write the difference."""
-    kept = {b.device for b in after.bindings}
-    for binding in before.bindings:
-        if binding.device not in kept:
-            rows.execute(connection, _DELETE_BINDING, (binding.aor, binding.device))
-    for binding in after.bindings:
-        if binding not in before.bindings:
-            rows.execute(connection, _PUT_BINDING, rows.binding_row(binding))
-    kept = {r.device for r in after.push_records}
-    for record in before.push_records:
-        if record.device not in kept:
-            rows.execute(connection, _DELETE_RECORD, (record.aor, record.device))
-    for record in after.push_records:
-        if record not in before.push_records:
-            rows.execute(connection, _PUT_RECORD, rows.push_record_row(record))
+    old, new = _by_device(before), _by_device(after)
+    for device in old.keys() - new.keys():
+        rows.execute(connection, _DELETE_DEVICE, (aor, device))
+    for device, held in new.items():
+        if held != old.get(device):
+            rows.execute(connection, _PUT_DEVICE, rows.device_row(aor, device, *held))
+
+
+def _by_device(location: Location) -> dict[str, tuple[Binding | None, PushRecord | None]]:
+    records = {record.device: record for record in location.push_records}
+    held: dict[str, tuple[Binding | None, PushRecord | None]] = {
+        binding.device: (binding, records.pop(binding.device, None))
+        for binding in location.bindings
+    }
+    return held | {device: (None, record) for device, record in records.items()}

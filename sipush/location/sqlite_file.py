@@ -108,6 +108,51 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX gone_messages_until ON gone_messages (until_epoch)",
     ),
+    (
+        """CREATE TABLE devices (         -- one row, as a REGISTER changes both halves of it
+            aor TEXT NOT NULL,
+            device TEXT NOT NULL,
+            contact TEXT,              -- NULL, and so to registered_epoch: no binding
+            contact_key TEXT,
+            expires_epoch REAL,
+            call_id TEXT,
+            cseq INTEGER,
+            flow TEXT,
+            params TEXT,
+            path TEXT,                 -- JSON array, or empty
+            user_agent TEXT,
+            registered_epoch REAL,
+            platform TEXT,             -- apns, fcm or webhook; NULL, and so on: no push record
+            app_id TEXT,
+            call_token TEXT,
+            message_token TEXT,
+            allow_call INTEGER,
+            allow_message INTEGER,
+            dialect TEXT,
+            extra TEXT,                -- JSON object, or empty
+            push_updated_epoch REAL,
+            push_expires_epoch REAL,
+            PRIMARY KEY (aor, device)
+        ) WITHOUT ROWID""",
+        """INSERT INTO devices SELECT aor, device,
+            contact, contact_key, bindings.expires_epoch, call_id, cseq, flow, params, path,
+            user_agent, registered_epoch, platform, app_id, call_token, message_token, allow_call,
+            allow_message, dialect, extra, updated_epoch, push_records.expires_epoch
+            FROM bindings LEFT JOIN push_records USING (aor, device)""",
+        """INSERT OR IGNORE INTO devices (aor, device, platform, app_id, call_token, message_token,
+            allow_call, allow_message, dialect, extra, push_updated_epoch, push_expires_epoch)
+            SELECT aor, device, platform, app_id, call_token, message_token, allow_call,
+            allow_message, dialect, extra, updated_epoch, expires_epoch FROM push_records""",
+        "DROP TABLE bindings",
+        "DROP TABLE push_records",
+        """CREATE VIEW bindings AS SELECT aor, device, contact, contact_key, params, path, flow,
+            user_agent, call_id, cseq, registered_epoch, expires_epoch
+            FROM devices WHERE contact IS NOT NULL""",
+        """CREATE VIEW push_records AS SELECT aor, device, platform, app_id, call_token,
+            message_token, allow_call, allow_message, dialect, extra,
+            push_updated_epoch AS updated_epoch, push_expires_epoch AS expires_epoch
+            FROM devices WHERE platform IS NOT NULL""",
+    ),
 )
 """Entry N holds the statements that lead from ``PRAGMA user_version`` N to N + 1. Released entries
 are never edited."""

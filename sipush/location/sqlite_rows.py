@@ -10,21 +10,20 @@ import json
 import sqlite3
 from typing import Any
 
-from sipush.core.bindings import Binding, Platform, PushRecord, Subscriber
+from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
 
 Row = tuple[Any, ...]
 
-BINDING = (
+DEVICE = (
     "aor, device, contact, contact_key, expires_epoch, call_id, cseq, flow, params, path,"
-    " user_agent, registered_epoch"
-)
-PUSH_RECORD = (
-    "aor, device, platform, app_id, call_token, message_token, allow_call, allow_message,"
-    " dialect, extra, updated_epoch, expires_epoch"
+    " user_agent, registered_epoch, platform, app_id, call_token, message_token, allow_call,"
+    " allow_message, dialect, extra, push_updated_epoch, push_expires_epoch"
 )
 MESSAGE = "aor, key, content, stored_epoch, expires_epoch, id"
 SUBSCRIBER = "aor, ha1_md5, ha1_sha256, hold, hold_seconds, fallback"
+
+_NO_HALF = (None,) * 10
 
 
 def execute(connection: sqlite3.Connection, sql: str, values: Row) -> sqlite3.Cursor:
@@ -53,34 +52,39 @@ def texts(row: Row) -> Row:
     return row
 
 
-def binding_row(b: Binding) -> Row:
-    """In the order of BINDING, which is that of the fields."""
+def device_row(aor: Aor, device: str, binding: Binding | None, record: PushRecord | None) -> Row:
+    """In the order of DEVICE, which is that of the fields of both."""
+    return aor, device, *_half_of_binding(binding), *_half_of_record(record)
+
+
+def _half_of_binding(b: Binding | None) -> Row:
+    if b is None:
+        return _NO_HALF
     path = json.dumps(b.path, ensure_ascii=False) if b.path else ""
-    return *b[:9], path, *b[10:]
+    return *b[2:9], path, *b[10:]
 
 
-def binding_of(row: Row) -> Binding:
-    """The Binding of a BINDING row."""
-    row = texts(row)
-    path = tuple(json.loads(row[9])) if row[9] else ()
-    return Binding(*(*row[:9], path, *row[10:12]))
-
-
-def push_record_row(r: PushRecord) -> Row:
-    """In the order of PUSH_RECORD, which is that of the fields."""
+def _half_of_record(r: PushRecord | None) -> Row:
+    if r is None:
+        return _NO_HALF
     extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
-    return r.aor, r.device, r.platform.value, *r[3:9], extra, *r[10:]
+    return r.platform.value, *r[3:9], extra, *r[10:]
 
 
-def push_record_of(row: Row) -> PushRecord:
-    """The PushRecord of a PUSH_RECORD row."""
+def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
+    """What a DEVICE row holds."""
     row = texts(row)
-    extra = json.loads(row[9]) if row[9] else {}
-    allow_call, allow_message = bool(row[6]), bool(row[7])
-    platform = Platform(row[2])
-    return PushRecord(
-        *(*row[:2], platform, *row[3:6], allow_call, allow_message, row[8], extra, *row[10:12])
-    )
+    binding = record = None
+    if row[2] is not None:
+        path = tuple(json.loads(row[9])) if row[9] else ()
+        binding = Binding(*(*row[:9], path, *row[10:12]))
+    if row[12] is not None:
+        extra = json.loads(row[19]) if row[19] else {}
+        allowed = bool(row[16]), bool(row[17])
+        record = PushRecord(
+            *(*row[:2], Platform(row[12]), *row[13:16], *allowed, row[18], extra, *row[20:22])
+        )
+    return binding, record
 
 
 def message_row(m: StoredMessage) -> Row:

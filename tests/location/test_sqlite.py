@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
+import json
 import os
 import re
 import resource
@@ -25,7 +27,9 @@ from sipush.errors import LocationError
 from sipush.location import sqlite, sqlite_file
 from sipush.location.sqlite import SqliteStore
 from sipush.location.sqlite_worker import CHECKPOINT_EVERY
-from tests.location.rows import AOR, NOW, binding, message, record, registration
+from tests.location.rows import AOR, NOW, TABLET, binding, message, record, registration
+
+MARKS = ", ".join("?" * 12)
 
 
 @pytest.fixture
@@ -176,11 +180,34 @@ async def test_an_old_file_is_migrated(
 ):
     bound = await store.bind(registration(binding()))
     await store.close()
-    more = (*sqlite_file.MIGRATIONS, ("ALTER TABLE bindings ADD COLUMN note TEXT DEFAULT ''",))
+    more = (*sqlite_file.MIGRATIONS, ("ALTER TABLE devices ADD COLUMN note TEXT DEFAULT ''",))
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", more)
     again = await reopened(path)
     assert await again.lookup(AOR, NOW) == bound
     await again.close()
+
+
+async def test_bindings_and_push_records_move_into_one_table(path: Path):
+    both, gone = binding(cseq=7, path=("<sip:edge;lr>",)), record(TABLET, extra={"bundle": "x"})
+    alone, sleeping = binding(aor="alone@example.com"), record(aor="asleep@example.com")
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        for statement in itertools.chain.from_iterable(sqlite_file.MIGRATIONS[:7]):
+            old.execute(statement)
+        old.execute("PRAGMA user_version = 7")
+        for row in (both, alone):
+            values = (*row[:9], json.dumps(row.path), *row[10:])
+            columns = ", ".join(row._fields)
+            old.execute(f"INSERT INTO bindings ({columns}) VALUES ({MARKS})", values)
+        for kept in (record(), gone, sleeping):
+            values = (*kept[:2], "apns", *kept[3:9], json.dumps(kept.extra), *kept[10:])
+            columns = ", ".join(kept._fields)
+            old.execute(f"INSERT INTO push_records ({columns}) VALUES ({MARKS})", values)
+    store = await reopened(path)
+    assert await store.lookup(AOR, NOW) == Location((both,), (record(), gone))
+    assert await store.lookup(alone.aor, NOW) == Location((alone,))
+    assert await store.lookup(sleeping.aor, NOW) == Location((), (sleeping,))
+    await store.close()
 
 
 async def test_numbers_of_messages_rise_across_a_restart(store: SqliteStore, path: Path):
@@ -259,10 +286,9 @@ async def test_a_closed_store_says_so(store: SqliteStore):
     [
         sqlite._SELECT_LOCATION,
         sqlite._SELECT_SUBSCRIBER,
-        sqlite._DELETE_BINDING,
-        sqlite._DELETE_RECORD,
-        *sqlite._PURGE.values(),
-        *sqlite._STRETCH_END.values(),
+        sqlite._DELETE_DEVICE,
+        sqlite._PURGE,
+        sqlite._STRETCH_END,
         sqlite._SELECT_MESSAGES,
         sqlite._PURGE_MESSAGES,
         sqlite._AORS_AFTER,
