@@ -99,7 +99,6 @@ async def run_all(
     assert await daemon.ended(DRAIN) == 0
 
 
-@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
 async def test_whoever_calls_for_help_is_heard_above_the_crowd_though_the_server_dies_meanwhile(
     world: World, seeds: list[range]
 ) -> None:
