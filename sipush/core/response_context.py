@@ -148,7 +148,8 @@ class ResponseContext:
             self._push_withdrawn(branch)
             return []
         if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
-            over = [b for b in self.branches if b.tombstone_at is not None and _same_app(b, branch)]
+            buried = (b for b in self.branches if b.tombstone_at is not None and not b.late)
+            over = [each for each in buried if _same_app(each, branch)]
             return [CancelPush(each.id) for each in over[:1]]
         actions: list[Action] = []
         for waiting in self.branches:
@@ -161,7 +162,7 @@ class ResponseContext:
         for branch in self.branches:
             if branch is pushed or _same_app(branch, pushed):
                 branch.pushed = branch.push_begun = False
-                if not branch.broken:
+                if not (branch.broken or branch.late):
                     branch.tombstone_at = None
 
     def _push_failed(self, branch: Branch, result: PushResult, now: float) -> list[Action]:
@@ -195,6 +196,8 @@ class ResponseContext:
         if status < 200:
             return self._provisional(branch, status, now)
         branch.cancelling = None
+        if status not in UNREACHABLE:  # it has seen the call, and this is its end
+            branch.tombstone_at = None
         if status < 300:  # forwarded at once, however many there are (step 5)
             branch.finish(status)
             branch.heard, branch.awaited = True, False
@@ -505,16 +508,25 @@ class ResponseContext:
         return actions
 
     def _ring_late(self, dead: Branch, target: Target) -> list[Action]:
-        dead.tombstone_at = None
+        """Have the device see the call begin and end; again on another flow if this one breaks."""
+        if dead.late and _same_flow(dead.target, target):
+            return []
         perhaps_there = dead.broken or dead.cancelling is not None
-        number = dead.number if perhaps_there else self._next_number(target.device)
         late = Branch(
-            len(self.branches), target, BranchState.COMPLETED, number=number, heard=True, late=True
+            len(self.branches),
+            target,
+            BranchState.COMPLETED,
+            number=dead.number if perhaps_there else self._next_number(target.device),
+            cancelling=dead.cause,
+            heard=True,
+            tombstone_at=dead.tombstone_at,
+            cause=dead.cause,
+            late=True,
         )
         self.branches.append(late)
         silenced = [Abandon(dead.id)] if dead.cancelling else []
-        dead.cancelling = None
-        return [*silenced, Forward(late.id), Cancel(late.id, dead.cause)]
+        dead.cancelling = dead.tombstone_at = None
+        return [*silenced, Forward(late.id), Cancel(late.id, late.cause)]
 
     def _close(self, cause: CancelCause, now: float) -> list[Action]:
         """Admit no more branches: CANCEL what is out, forget what sleeps."""

@@ -260,7 +260,45 @@ def test_a_device_that_wakes_after_the_hold_sees_the_call_begin_and_end() -> Non
         Forward(1),
         Cancel(1, CancelCause.NO_ANSWER),
     ]
+    assert not context.done
+    context.response_received(1, 487, NOW + HOLD + 1)
     assert context.done
+
+
+def test_a_device_that_wakes_too_late_and_moves_sees_the_end_in_the_same_request() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.cancelled(NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/1"), NOW)
+    context.response_received(1, 180, NOW)
+    assert context.flow_failed(1, NOW) == []
+    again = context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    assert again == [Abandon(1), Forward(2), Cancel(2, CancelCause.CALLER)]
+    assert [branch.number for branch in context.branches] == [0, 1, 1]
+    context.response_received(2, 487, NOW)
+    assert context.binding_refreshed(target("mobile", flow="tcp/3"), NOW) == []
+
+
+@pytest.mark.parametrize("result", [PushResult.ACCEPTED, PushResult.WITHDRAWN])
+def test_what_becomes_of_its_push_is_nothing_to_a_device_that_woke_too_late(
+    result: PushResult,
+) -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.cancelled(NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/1"), NOW)
+    assert context.push_finished(0, result, NOW) == []
+    assert not context.done
+
+
+def test_a_silent_device_that_answers_when_the_call_is_over_is_not_called_again() -> None:
+    context = make()
+    context.start([target("desk"), target("always", "silent", "udp/2")], NOW)
+    context.response_received(0, 200, NOW)
+    context.response_received(1, 180, NOW)
+    context.response_received(1, 487, NOW)
+    assert context.done
+    assert context.binding_refreshed(target("always", "silent", "udp/3"), NOW) == []
 
 
 def test_an_answer_under_a_tombstone_is_hung_up() -> None:

@@ -107,6 +107,28 @@ async def test_a_tombstone_outlives_the_crash(world: World) -> None:
     assert await daemon.stop() == 0
 
 
+async def test_a_phone_that_woke_too_late_sees_the_end_though_the_server_dies(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start(wake=LONG)
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    await in_time(call.cancel("Reason: Q.850;cause=16"), call.final())
+    bob = await world.registered(daemon, "bob", transport, push)
+    first = await bob.incoming()
+    await alice.register()  # what has become of the call is stored before that
+    await daemon.restart_after_kill()
+    if transport == "TCP":
+        bob = await world.registered(daemon, "bob", "TCP", push)
+    again = await bob.incoming()
+    assert branch_of(again.invite) == branch_of(first.invite)  # a retransmission, to the phone
+    again.reply(180)
+    assert (await again.cancelled())["reason"] == "Q.850;cause=16"
+
+
 async def test_the_hold_ends_at_the_time_it_would_have(world: World) -> None:
     daemon = await world.start(wake={"hold": 3.0, "probe": 0.25})
     await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
