@@ -40,6 +40,7 @@ test: .venv/dev.stamp $(COMPILED) packages $(BROWSER)/node_modules/.stamp ## Run
 # BENCH="server --servers sqlite,kamailio-fm --operations register" measures only that.
 BENCH ?= server
 bench: .venv/dev.stamp $(COMPILED) ## Measure what operations cost, beside Kamailio if it is there
+	@.ci/install-packages gcc libssl-dev redis-server
 	@$(BIN)/python -m tests.bench $(BENCH)
 
 compile: .venv/compiled.stamp ## Compile the busiest modules: a quarter less CPU

@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("what", choices=("server", "micro", "growth", "memory"))
     parser.add_argument("--servers", type=words, default=[])
     parser.add_argument("--operations", type=words, default=list(server_bench.OPERATIONS))
-    parser.add_argument("--transport", choices=("udp", "tcp"), default="udp")
+    parser.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
         "--sizes",

@@ -52,9 +52,9 @@ def _idle(server: Sipush, transport: str) -> float:
 
 @contextmanager
 def _phones(server: Sipush, transport: str, base: int, count: int) -> Iterator[None]:
-    target = f"127.0.0.1:{server.tls_port}" if transport == "tls" else server.target
-    command = [sys.executable, RIG / "idle.py", target, "--domain", DOMAIN]
-    command += ["--phones", count, "--base", base, "--transport", transport]
+    command = [sys.executable, RIG / "idle.py", server.target, "--domain", DOMAIN]
+    command += ["--phones", count, "--base", base]
+    command += ["--transport", transport, "--tls-port", server.tls_port]
     with subprocess.Popen(
         [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

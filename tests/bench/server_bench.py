@@ -34,44 +34,45 @@ def blaster() -> Path:
     source = RIG / "sipblast.c"
     binary = Path(tempfile.gettempdir()) / f"sipush-bench-sipblast-{os.getuid()}"
     if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["gcc", "-O2", "-o", binary, source, "-lm"], check=True)
+        subprocess.run(["gcc", "-O2", "-o", binary, source, "-lm", "-lssl"], check=True)
     return binary
 
 
-def _blast(server: Server, mode: str, users: int, tcp: bool, *more: str) -> Result:
-    load = [blaster(), mode, server.target, "--domain", DOMAIN, "--users", str(users)]
-    load += ["--window", "64", *(["--tcp"] if tcp else []), *more]
+def _blast(server: Server, mode: str, users: int, transport: str, *more: str) -> Result:
+    target = f"127.0.0.1:{server.tls_port}" if transport == "tls" else server.target
+    load = [blaster(), mode, target, "--domain", DOMAIN, "--users", str(users)]
+    load += ["--window", "64", *([] if transport == "udp" else [f"--{transport}"]), *more]
     return drive(server.pids, load)
 
 
-def register(server: Server, tcp: bool) -> Result:
+def register(server: Server, transport: str) -> Result:
     """REGISTER 401 REGISTER 200 of users that are registered already."""
-    _blast(server, "register", USERS, tcp, "--count", str(USERS), "--seconds", "30")
-    return _blast(server, "register", USERS, tcp, "--seconds", SECONDS)
+    _blast(server, "register", USERS, transport, "--count", str(USERS), "--seconds", "30")
+    return _blast(server, "register", USERS, transport, "--seconds", SECONDS)
 
 
-def refresh(server: Server, tcp: bool) -> Result:
+def refresh(server: Server, transport: str) -> Result:
     """REGISTER with a nonce that is known, 200."""
-    return _blast(server, "refresh", USERS, tcp, "--seconds", SECONDS)
+    return _blast(server, "refresh", USERS, transport, "--seconds", SECONDS)
 
 
-def call(server: Server, tcp: bool) -> Result:
+def call(server: Server, transport: str) -> Result:
     """INVITE 180 200 ACK BYE 200 through the proxy."""
-    return _blast(server, "call", PHONES, tcp, "--seconds", SECONDS)
+    return _blast(server, "call", PHONES, transport, "--seconds", SECONDS)
 
 
-def message(server: Server, tcp: bool) -> Result:
+def message(server: Server, transport: str) -> Result:
     """MESSAGE 200 through the proxy."""
-    return _blast(server, "message", PHONES, tcp, "--seconds", SECONDS)
+    return _blast(server, "message", PHONES, transport, "--seconds", SECONDS)
 
 
-def options(server: Server, tcp: bool) -> Result:
+def options(server: Server, transport: str) -> Result:
     """OPTIONS 200: the floor."""
-    return _blast(server, "options", 1, tcp, "--seconds", SECONDS)
+    return _blast(server, "options", 1, transport, "--seconds", SECONDS)
 
 
 def _hold(
-    server: Server, tcp: bool, *more: str, at: Callable[[str], None] = lambda word: None
+    server: Server, transport: str, *more: str, at: Callable[[str], None] = lambda word: None
 ) -> Result:
     seen: dict[str, int] = {}
 
@@ -84,7 +85,8 @@ def _hold(
         push += ["--push-port", str(free_port())]
     command: list[str | Path] = [sys.executable, RIG / "hold.py", server.target]
     command += ["--domain", DOMAIN, "--calls", str(HELD), *push, *more]
-    result = drive(server.pids, [*command, "--transport", "tcp" if tcp else "udp"], weigh)
+    command += ["--tls-port", str(server.tls_port)]
+    result = drive(server.pids, [*command, "--transport", transport], weigh)
     result["kb_per_held"] = (seen["HELD"] - seen["PRIMED"]) / max(1, result["held"])
     if "completed" in result:
         result["wake_p50_ms"] = result["wake_ms"]["p50"]
@@ -94,17 +96,17 @@ def _hold(
     return result
 
 
-def wake(server: Server, tcp: bool) -> Result:
+def wake(server: Server, transport: str) -> Result:
     """Held calls whose phones come back one by one."""
-    return _hold(server, tcp, "--wake-rate", WAKE_RATE)
+    return _hold(server, transport, "--wake-rate", WAKE_RATE)
 
 
-def burst(server: Server, tcp: bool) -> Result:
+def burst(server: Server, transport: str) -> Result:
     """Held calls whose phones come back all at once."""
-    return _hold(server, tcp)
+    return _hold(server, transport)
 
 
-def _push(server: Server, tcp: bool, device_os: str) -> Result:
+def _push(server: Server, transport: str, device_os: str) -> Result:
     """A thousand calls at once to phones that sleep, and how long others wait meanwhile."""
     assert isinstance(server, Sipush)
     began, received = 0.0, dict[str, Any]()
@@ -119,7 +121,7 @@ def _push(server: Server, tcp: bool, device_os: str) -> Result:
     with _probe(server) as waits:
         result = _hold(
             server,
-            tcp,
+            transport,
             *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "12"),
             at=note,
         )
@@ -159,17 +161,17 @@ def _probe(server: Server) -> Iterator[list[tuple[float, float | None]]]:
         waits += json.loads(process.communicate("\n")[0])
 
 
-def push_apns(server: Server, tcp: bool) -> Result:
+def push_apns(server: Server, transport: str) -> Result:
     """A thousand pushes at once over APNs, and how long a REGISTER waits meanwhile."""
-    return _push(server, tcp, "ios")
+    return _push(server, transport, "ios")
 
 
-def push_fcm(server: Server, tcp: bool) -> Result:
+def push_fcm(server: Server, transport: str) -> Result:
     """The same over FCM."""
-    return _push(server, tcp, "android")
+    return _push(server, transport, "android")
 
 
-OPERATIONS: dict[str, Callable[[Server, bool], Result]] = {
+OPERATIONS: dict[str, Callable[[Server, str], Result]] = {
     each.__name__: each for each in (register, refresh, call, message, options)
 }
 OPERATIONS |= {each.__name__: each for each in (wake, burst, push_apns, push_fcm)}
@@ -182,10 +184,10 @@ TIMES = (
 
 
 @contextmanager
-def running(kind: str, hold: bool) -> Iterator[Server]:
+def running(kind: str, hold: bool, *, tls: bool = False) -> Iterator[Server]:
     """A server by name: ``memory``, ``sqlite``, ``redis``, ``kamailio-fm``, ``kamailio-redis-qm``…
 
-    ``hold``: with something to push phones with.
+    ``hold``: with something to push phones with; ``tls``: so that Kamailio listens for it too.
     """
     with tempfile.TemporaryDirectory(prefix="sipush-bench-") as directory:
         path = Path(directory) / "server"
@@ -193,7 +195,7 @@ def running(kind: str, hold: bool) -> Iterator[Server]:
         name, _, rest = kind.partition("-")
         if name == "kamailio":
             variant = "redis" if "redis" in rest else "hold" if hold else "memory"
-            server = Kamailio(path, variant, malloc=rest.rpartition("-")[2])
+            server = Kamailio(path, variant, malloc=rest.rpartition("-")[2], tls=tls)
         else:
             server = Sipush(path, kind, USERS, push=hold)
         try:
@@ -206,7 +208,6 @@ def run(
     kinds: Sequence[str], operations: Sequence[str], transport: str, repeat: int
 ) -> Iterator[Result]:
     """One row for each operation: the median and spread of each server, taken in turn."""
-    tcp = transport == "tcp"
     for name in operations:
         hold = name in HOLDING
         runs: dict[str, list[Result]] = {kind: [] for kind in kinds}
@@ -214,8 +215,8 @@ def run(
             for kind in kinds:
                 if "kamailio" in kind and (name in PUSHING or ("redis" in kind and hold)):
                     continue
-                with running(kind, hold) as server:
-                    runs[kind].append(OPERATIONS[name](server, tcp))
+                with running(kind, hold, tls=transport == "tls") as server:
+                    runs[kind].append(OPERATIONS[name](server, transport))
         yield {
             "operation": name,
             "transport": transport,

@@ -73,12 +73,14 @@ class Server:
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self.ready_after = 0.0
         "Seconds from its start to its first answer."
         self._directory = directory
         self._processes: dict[str, subprocess.Popen[str]] = {}
         directory.mkdir(parents=True)
+        (directory / "tls").mkdir()
+        self._credentials = Credentials.create(directory / "tls")
 
     @property
     def pids(self) -> Pids:
@@ -138,10 +140,6 @@ class Sipush(Server):
     ) -> None:
         super().__init__(f"sipush {store}", directory)
         self._users = users
-        self.tls_port = free_port()
-        tls = directory / "tls"
-        tls.mkdir()
-        self._credentials = Credentials.create(tls)
         redis = f"redis://127.0.0.1:{self._start_redis()}/0" if store == "redis" else ""
         config = _SIPUSH.format(
             domain=DOMAIN,
@@ -220,7 +218,7 @@ class Sipush(Server):
 class Kamailio(Server):
     """The peer. ``variant``: memory, redis (write-through) or hold; ``malloc``: fm or qm."""
 
-    def __init__(self, directory: Path, variant: str, *, malloc: str = "fm") -> None:
+    def __init__(self, directory: Path, variant: str, *, malloc: str, tls: bool) -> None:
         super().__init__(f"kamailio {variant} {malloc}", directory)
         defines: list[object] = []
         if variant == "redis":
@@ -230,6 +228,15 @@ class Kamailio(Server):
             defines = ["-A", "WITH_REDIS", "-A", url, "-A", server]
         elif variant == "hold":
             defines = ["-A", "WITH_HOLD"]
+        if tls:
+            config = directory / "tls.cfg"
+            config.write_text(
+                "[server:default]\nmethod = TLSv1.2+\n"
+                f"certificate = {self._credentials.certificate_file}\n"
+                f"private_key = {self._credentials.private_key_file}\n"
+            )
+            defines += ["-A", "WITH_TLS", "-A", f'TLS_CONFIG="{config}"']
+            defines += ["-l", f"tls:127.0.0.1:{self.tls_port}"]
         self.push_port = free_port()
         self._spawn(
             "server",

@@ -30,11 +30,13 @@ import re
 import resource
 import selectors
 import socket
+import ssl
 import struct
 import sys
 import time
 
 SO_TIMESTAMPNS = 35
+TRUST_ANYBODY = ssl._create_unverified_context()
 RUN = f"{os.getpid():x}{int(time.time()) & 0xffff:x}"
 SDP = ("v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=call\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
        "m=audio 40000 RTP/AVP 0 8 101\r\na=rtpmap:0 PCMU/8000\r\na=rtpmap:8 PCMA/8000\r\n"
@@ -76,21 +78,24 @@ class Msg:
 
 
 class Link:
-    """A UDP socket or a TCP connection to the server."""
+    """A UDP socket, or a TCP or TLS connection to the server."""
 
-    def __init__(self, rig, tcp=False, buf=None):
-        self.tcp, self.stream, self.owner = tcp, b"", None
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+    def __init__(self, rig, transport="udp", buf=None):
+        self.tcp, self.stream, self.owner = transport != "udp", b"", None
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if self.tcp else socket.SOCK_DGRAM)
         self.sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         if buf:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buf)
         self.sock.bind((rig.local, 0))
-        self.sock.connect(rig.target)
-        if tcp:
+        self.sock.connect(rig.tls_target if transport == "tls" else rig.target)
+        if self.tcp:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if transport == "tls":
+            self.sock = TRUST_ANYBODY.wrap_socket(self.sock)
         self.sock.setblocking(False)
         self.port = self.sock.getsockname()[1]
-        self.name = "TCP" if tcp else "UDP"
+        self.name = transport.upper()
+        self.tail = f";transport={transport}" if self.tcp else ""
         rig.sel.register(self.sock, selectors.EVENT_READ, self)
 
     def send(self, text):
@@ -103,9 +108,13 @@ class Link:
     def read(self):
         """Yield what has arrived as (bytes, kernel time in ns)."""
         while True:
+            anc = []
             try:
-                data, anc, _, _ = self.sock.recvmsg(65535, 64)
-            except (BlockingIOError, ConnectionError):
+                if self.name == "TLS":
+                    data = self.sock.recv(65535)
+                else:
+                    data, anc, _, _ = self.sock.recvmsg(65535, 64)
+            except (BlockingIOError, ConnectionError, ssl.SSLWantReadError):
                 return
             if not data:
                 return
@@ -158,8 +167,8 @@ class Rig:
         self.a = a
         host, _, port = a.target.rpartition(":")
         self.target, self.local, self.domain = (host, int(port)), "127.0.0.1", a.domain or host
+        self.tls_target = host, getattr(a, "tls_port", 0)
         self.sel = selectors.DefaultSelector()
-        self.tcp = a.transport == "tcp"
         self.callees = [Callee(f"u{a.base + i:06d}") for i in range(a.calls)]
         self.by_user = {c.user: c for c in self.callees}
         self.by_token = {token(c.user): c for c in self.callees}
@@ -203,11 +212,11 @@ class Rig:
 
     def register(self, c, expires):
         c.cseq += 1
-        uri, tail = f"sip:{self.domain}", ";transport=tcp" if c.link.tcp else ""
+        uri = f"sip:{self.domain}"
         text = (f"REGISTER {uri} SIP/2.0\r\n{self.via(c.link)}"
                 f"From: <sip:{c.user}@{self.domain}>;tag=r{RUN}{c.cseq}\r\nTo: <sip:{c.user}@{self.domain}>\r\n"
                 f"Call-ID: hr-{c.user}-{RUN}\r\nCSeq: {c.cseq} REGISTER\r\n"
-                f"Contact: <sip:{c.user}@{self.local}:{c.link.port}{tail}>\r\nExpires: {expires}\r\n"
+                f"Contact: <sip:{c.user}@{self.local}:{c.link.port}{c.link.tail}>\r\nExpires: {expires}\r\n"
                 "User-Agent: hold rig 1.0\r\nAllow: INVITE, ACK, CANCEL, BYE, MESSAGE, OPTIONS\r\n"
                 f"X-Push: device-os={self.a.device_os};device-uid={token(c.user)};allow-call-push=true;"
                 f"allow-message-push=true;app-id={self.a.app_id}\r\n")
@@ -248,7 +257,7 @@ class Rig:
         text = f"SIP/2.0 {status}\r\n" + "".join(f"Via: {v}\r\n" for v in msg.all("via", "v"))
         if contact:
             text += "".join(f"Record-Route: {v}\r\n" for v in msg.all("record-route"))
-            text += f"Contact: <sip:callee@{self.local}:{link.port}{';transport=tcp' if link.tcp else ''}>\r\n"
+            text += f"Contact: <sip:callee@{self.local}:{link.port}{link.tail}>\r\n"
         to = msg.one("to", "t")
         if ";tag=" not in to:
             to += f";tag=a{RUN}{link.port}"
@@ -480,8 +489,8 @@ class Rig:
     def prepare(self):
         shared = []
         for i, c in enumerate(self.callees):
-            if self.tcp:
-                c.link = Link(self, True)
+            if self.a.transport != "udp":
+                c.link = Link(self, self.a.transport)
                 c.link.owner = c
             else:
                 if i % 500 == 0:
@@ -568,7 +577,7 @@ class Rig:
     def wake(self, held, out):
         group = [c.callee for c in held]
         for c in group:
-            c.link = Link(self, self.tcp)
+            c.link = Link(self, self.a.transport)
             c.link.owner = c
             c.tries, c.expires = 0, 3600
         # wake-up REGISTERs are ready before the clock starts
@@ -596,7 +605,8 @@ def main():
     p.add_argument("target", help="HOST:PORT")
     p.add_argument("--calls", type=int, default=1000)
     p.add_argument("--base", type=int, default=0, help="number of the first callee, u%%06d")
-    p.add_argument("--transport", choices=("udp", "tcp"), default="udp", help="of the callees; the caller uses UDP")
+    p.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp", help="of the callees; the caller uses UDP")
+    p.add_argument("--tls-port", type=int, default=5061)
     p.add_argument("--death", choices=("close", "unregister"), default="close")
     p.add_argument("--wake-rate", type=float, default=0, help="re-REGISTERs a second; 0 is all at once")
     p.add_argument("--call-rate", type=float, default=500, help="INVITEs a second")

@@ -28,6 +28,7 @@
 #include <getopt.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -57,7 +58,7 @@ static uint32_t users = 10000, user_base = 0;
 static double rate = 0, seconds = 10, giveup = 8, talk = 0;
 static int window = 64;
 static uint64_t count_limit = 0;
-static int n_socks = 8, port_base = 0, use_tcp = 0, sync_io = 0, expires_s = 3600, no_prime = 0;
+static int n_socks = 8, port_base = 0, use_tcp = 0, use_tls = 0, sync_io = 0, expires_s = 3600, no_prime = 0;
 static const char *password = "secret", *domain = NULL, *app_id = "com.example.app";
 static uint32_t run_id;
 
@@ -120,7 +121,7 @@ static void md5_hex(const char *s, size_t n, char *out) {
 	out[32] = 0;
 }
 
-/* ---- endpoints: UDP sockets or TCP connections -------------------------- */
+/* ---- endpoints: UDP sockets, or TCP connections with or without TLS ------- */
 
 struct end {
 	int fd, port, is_uas;
@@ -130,6 +131,7 @@ struct end {
 	int out_len[BATCH];
 	struct sockaddr_in out_to[BATCH];
 	/* TCP: byte streams */
+	SSL *ssl;
 	char *in;
 	int in_len;
 	char *tout;
@@ -146,11 +148,39 @@ static struct sockaddr_in rx_from[BATCH];
 static char rx_buf[BATCH][MSG_MAX + 4];
 
 static uint64_t send_errors, stray;
+static SSL_CTX *tls_ctx;
+
+/* what SSL_read or SSL_write returned, as recv or send would have */
+static ssize_t tls_result(struct end *e, int r) {
+	if (r > 0) return r;
+	int why = SSL_get_error(e->ssl, r);
+	if (why == SSL_ERROR_ZERO_RETURN) return 0;
+	errno = why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+	return -1;
+}
+
+static ssize_t stream_send(struct end *e, const char *b, int n) {
+	return e->ssl ? tls_result(e, SSL_write(e->ssl, b, n)) : send(e->fd, b, n, MSG_NOSIGNAL);
+}
+
+static ssize_t stream_recv(struct end *e, char *b, int n) {
+	return e->ssl ? tls_result(e, SSL_read(e->ssl, b, n)) : recv(e->fd, b, n, 0);
+}
+
+static void shake_hands(struct end *e) {
+	if (!tls_ctx) {
+		tls_ctx = SSL_CTX_new(TLS_client_method());
+		SSL_CTX_set_mode(tls_ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+	}
+	e->ssl = SSL_new(tls_ctx);
+	SSL_set_fd(e->ssl, e->fd);
+	if (SSL_connect(e->ssl) != 1) die("the TLS handshake failed");
+}
 
 static void flush_end(struct end *e) {
 	if (use_tcp) {
 		while (e->tout_len) {
-			ssize_t r = send(e->fd, e->tout, e->tout_len, MSG_NOSIGNAL);
+			ssize_t r = stream_send(e, e->tout, e->tout_len);
 			if (r <= 0) {
 				if (r < 0 && errno != EAGAIN) { send_errors++; e->tout_len = 0; }
 				return;
@@ -212,6 +242,7 @@ static void open_end(struct end *e, int is_uas, int want_port) {
 	if (use_tcp) {
 		if (connect(e->fd, (void *)&target, sizeof target) < 0) die("connect: %s", strerror(errno));
 		setsockopt(e->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+		if (use_tls) shake_hands(e);
 		e->in = malloc(TCP_IN);
 	} else
 		e->out = malloc(sizeof *e->out * BATCH);
@@ -387,7 +418,8 @@ static int take_challenge(const struct sip *m, struct cred *c) {
 	return 0;
 }
 
-static const char *tp(void) { return use_tcp ? "TCP" : "UDP"; }
+static const char *tp(void) { return use_tls ? "TLS" : use_tcp ? "TCP" : "UDP"; }
+static const char *uri_tail(void) { return use_tls ? ";transport=tls" : use_tcp ? ";transport=tcp" : ""; }
 
 /* start line up to Max-Forwards of a request that opens a transaction */
 static int add_head(char *b, struct op *o, const char *method, const char *uri, const struct end *e) {
@@ -421,7 +453,7 @@ static void send_register(struct op *o, int authed) {
 		u, u, domain, (unsigned)(o - ops), o->seq, u, domain, u, run_id, ++x->cseq);
 	at = add(o->req, at, "Contact: <sip:u%06u@127.0.0.1:%d%s>\r\nExpires: %d\r\nUser-Agent: sipblast softphone 1.0\r\n"
 		"Allow: INVITE, ACK, CANCEL, BYE, MESSAGE, OPTIONS, INFO, UPDATE, PRACK, REFER, NOTIFY\r\nSupported: path, outbound\r\n",
-		u, e->port, use_tcp ? ";transport=tcp" : "", op_mode == UNREGISTER ? 0 : expires_s);
+		u, e->port, uri_tail(), op_mode == UNREGISTER ? 0 : expires_s);
 	at = with_push(o->req, at, u);
 	if (authed) at = add_auth(o->req, at, &x->cred, o->proxy_auth, u, "REGISTER", uri);
 	o->len = add(o->req, at, "Content-Length: 0\r\n\r\n");
@@ -439,7 +471,7 @@ static void send_invite(struct op *o, int authed) {
 	int at = add_head(o->req, o, method, uri, e);
 	at = add(o->req, at, "From: \"User %u\" <sip:u%06u@%s>;tag=c%x-%x\r\nTo: <%s>\r\nCall-ID: k-%x-%x-%08x@sipblast\r\nCSeq: %d %s\r\n",
 		caller, caller, domain, (unsigned)(o - ops), o->seq, uri, (unsigned)(o - ops), o->seq, run_id, o->attempt, method);
-	at = add(o->req, at, "Contact: <sip:u%06u@127.0.0.1:%d%s>\r\nUser-Agent: sipblast softphone 1.0\r\n", caller, e->port, use_tcp ? ";transport=tcp" : "");
+	at = add(o->req, at, "Contact: <sip:u%06u@127.0.0.1:%d%s>\r\nUser-Agent: sipblast softphone 1.0\r\n", caller, e->port, uri_tail());
 	if (authed) at = add_auth(o->req, at, &o->cred, o->proxy_auth, caller, method, uri);
 	int bl;
 	if (op_mode == CALL) {
@@ -614,7 +646,7 @@ static int reply(char *b, const struct sip *m, const char *status, int with_rr, 
 	at = add(b, at, "From: %.*s\r\nTo: %.*s", m->from.n, m->from.s, m->to.n, m->to.s);
 	if (!find(m->to, ";tag=")) at = add(b, at, ";tag=a%x", tag);
 	at = add(b, at, "\r\nCall-ID: %.*s\r\nCSeq: %.*s\r\n", m->callid.n, m->callid.s, m->cseq.n, m->cseq.s);
-	if (with_contact) at = add(b, at, "Contact: <sip:callee@127.0.0.1:%d%s>\r\n", port, use_tcp ? ";transport=tcp" : "");
+	if (with_contact) at = add(b, at, "Contact: <sip:callee@127.0.0.1:%d%s>\r\n", port, uri_tail());
 	return at;
 }
 
@@ -681,7 +713,7 @@ static void read_udp(struct end *e) {
 
 static void read_tcp(struct end *e) {
 	for (;;) {
-		ssize_t r = recv(e->fd, e->in + e->in_len, TCP_IN - 1 - e->in_len, 0);
+		ssize_t r = stream_recv(e, e->in + e->in_len, TCP_IN - 1 - e->in_len);
 		if (r == 0) die("the server closed a connection");
 		if (r < 0) return;
 		e->in_len += r;
@@ -792,9 +824,9 @@ static void usage(void) {
 		"  --seconds S (10)  --count N   whichever ends first\n"
 		"  --talk S (0)         time between ACK and BYE\n"
 		"  --giveup S (8)       an operation unfinished after this has failed\n"
-		"  --sockets N (8)      source sockets, or connections with --tcp\n"
+		"  --sockets N (8)      source sockets, or connections with --tcp or --tls\n"
 		"  --port-base P        bind them to P, P+1, ... (contacts stay the same from run to run)\n"
-		"  --tcp  --expires S (3600)  --no-prime  --sync");
+		"  --tcp  --tls  --expires S (3600)  --no-prime  --sync");
 }
 
 int main(int argc, char **argv) {
@@ -813,7 +845,7 @@ int main(int argc, char **argv) {
 	static const struct option long_opts[] = {
 		{"users", 1, 0, 'u'}, {"base", 1, 0, 'b'}, {"password", 1, 0, 'P'}, {"domain", 1, 0, 'd'}, {"app-id", 1, 0, 'a'},
 		{"window", 1, 0, 'w'}, {"rate", 1, 0, 'r'}, {"seconds", 1, 0, 's'}, {"count", 1, 0, 'c'}, {"talk", 1, 0, 't'},
-		{"giveup", 1, 0, 'g'}, {"sockets", 1, 0, 'n'}, {"port-base", 1, 0, 'p'}, {"tcp", 0, 0, 'T'}, {"expires", 1, 0, 'e'},
+		{"giveup", 1, 0, 'g'}, {"sockets", 1, 0, 'n'}, {"port-base", 1, 0, 'p'}, {"tcp", 0, 0, 'T'}, {"tls", 0, 0, 'L'}, {"expires", 1, 0, 'e'},
 		{"no-prime", 0, 0, 'N'}, {"sync", 0, 0, 'S'}, {0}};
 	optind = 3;
 	for (int c; (c = getopt_long(argc, argv, "", long_opts, NULL)) != -1;) switch (c) {
@@ -831,6 +863,7 @@ int main(int argc, char **argv) {
 	case 'n': n_socks = atoi(optarg); break;
 	case 'p': port_base = atoi(optarg); break;
 	case 'T': use_tcp = 1; break;
+	case 'L': use_tcp = use_tls = 1; break;
 	case 'e': expires_s = atoi(optarg); break;
 	case 'N': no_prime = 1; break;
 	case 'S': sync_io = 1; break;
@@ -891,7 +924,7 @@ int main(int argc, char **argv) {
 	printf("{\"mode\":\"%s\",\"transport\":\"%s\",\"started\":%lu,\"ok\":%lu,\"failed\":%lu,\"overrun\":%lu,"
 		"\"ops_resent\":%lu,\"resends\":%lu,\"uas_resends\":%lu,\"rechallenged\":%lu,\"stray\":%lu,\"send_errors\":%lu,"
 		"\"seconds\":%.3f,\"wall\":%.3f,\"per_second\":%.1f,\"ms_p50\":%.3f,\"ms_p99\":%.3f,",
-		mode_name[mode], use_tcp ? "tcp" : "udp", started, ok, failed, overrun, resent_ops, resends, uas_resends, rechallenged,
+		mode_name[mode], tp(), started, ok, failed, overrun, resent_ops, resends, uas_resends, rechallenged,
 		stray, send_errors, span, wall, ok / (span > 0 ? span : 1), pct(lat, n_lat, .5), pct(lat, n_lat, .99));
 	if (n_setup) printf("\"setup_ms_p50\":%.3f,\"setup_ms_p99\":%.3f,", pct(lat_setup, n_setup, .5), pct(lat_setup, n_setup, .99));
 	printf("\"gen_cpu_us_per_op\":%.1f,\"gen_cpu_share\":%.2f,\"codes\":{", ok ? cpu * 1e6 / ok : 0, cpu / (wall > 0 ? wall : 1));
