@@ -9,11 +9,18 @@ from dataclasses import replace
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
-from sipush.location.store import MissedListener, WakeListener
+from sipush.location.store import (
+    UNTOLD_LIFETIME,
+    MissedListener,
+    SubscriberListener,
+    WakeListener,
+)
 
 
 class MemoryStore:
     """A LocationStore that forgets everything with its process."""
+
+    subscriber_lifetime = UNTOLD_LIFETIME
 
     def __init__(self) -> None:
         self._locations: dict[Aor, Location] = {}
@@ -122,6 +129,9 @@ class MemoryStore:
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""
         return self._subscribers.get(aor)
+
+    def listen_to_subscribers(self, listener: SubscriberListener) -> None:
+        """There is nothing to hear."""
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""

@@ -25,10 +25,18 @@ from sipush.location.redis_script import (
     REMOVE_PUSH_RECORD,
     TAKE_REFRESHES,
 )
-from sipush.location.store import MissedListener, WakeListener
+from sipush.location.store import (
+    UNTOLD_LIFETIME,
+    MissedListener,
+    SubscriberListener,
+    WakeListener,
+)
 
 _SCAN_COUNT = b"500"
 "Keys looked at in one SCAN: well under a millisecond of Redis's time."
+
+_TRACKED = 600.0
+"Seconds a subscriber may be kept while Redis tells of changes."
 
 
 class RedisStore:
@@ -42,25 +50,29 @@ class RedisStore:
         self._timeout = config.timeout
         self._prefix = config.prefix.encode()
         self._node = secrets.token_hex(8).encode()
-        self._channel = self._prefix + b":wakes"
+        self.channel = self._prefix + b":wakes"
         self._refreshes = self._prefix + b":refreshes"
         self._bans = self._prefix + b":bans"
         self._gone_messages = self._prefix + b":gone-messages"
         self._listeners: list[WakeListener] = []
         self._missed: list[MissedListener] = []
-        self._hearing: asyncio.Task[None] | None = None
-        self._open = False
+        self._subscriber_listeners: list[SubscriberListener] = []
+        self._staying: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect. Raises LocationError with a usable reason."""
         await self._redis.call(b"PING")
-        self._open = True
         if self._listeners:
-            await self._subscribe_now()
+            if not self._redis.hears:
+                raise LocationError("Redis: cannot subscribe; may this user use channels?")
+            self._staying = asyncio.create_task(self._redis.stay_connected())
 
     async def close(self) -> None:
         """Finish what was accepted, then disconnect."""
-        await self._stop_hearing()
+        if self._staying is not None:
+            self._staying.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._staying
         await self._redis.close()
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
@@ -76,7 +88,7 @@ class RedisStore:
         aor = registration.aor
         bound = self._redis.call(
             *self._keys(aor),
-            self._channel,
+            self.channel,
             self._node + b" " + rows.encode(aor),
             *rows.bind_arguments(registration),
             script=BIND,
@@ -114,13 +126,11 @@ class RedisStore:
         return bool(removed)
 
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
-        """Be told of Registrations stored by other nodes. Best called before ``open``, which then
-        returns with the subscription in place."""
+        """Be told of Registrations stored by other nodes."""
         self._listeners.append(listener)
         if missed is not None:
             self._missed.append(missed)
-        if self._open and self._hearing is None:
-            self._subscribe()
+        self._redis.hear(self)
 
     async def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record."""
@@ -154,8 +164,9 @@ class RedisStore:
 
     async def messages(self, aor: Aor, now_epoch: float) -> tuple[StoredMessage, ...]:
         """Those that have not expired, by rising id."""
-        flat = await self._redis.call(b"HGETALL", self._key(aor, b"messages"))
-        stored = rows.messages_of(aor, flat)
+        stored = rows.messages_of(
+            aor, await self._redis.call(b"HGETALL", self._key(aor, b"messages"))
+        )
         return tuple(message for message in stored if message.expires_epoch > now_epoch)
 
     async def remove_message(self, message: StoredMessage, now_epoch: float) -> bool:
@@ -172,11 +183,10 @@ class RedisStore:
     async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:
         """Those removed a moment ago."""
         after = b"(" + repr(now_epoch).encode()
-        flat = await self._redis.call(
+        gone = await self._redis.call(
             b"ZRANGEBYSCORE", self._gone_messages, after, b"+inf", b"WITHSCORES"
         )
-        members = zip(flat[::2], flat[1::2], strict=True)
-        return [(*rows.gone_message_of(member), float(until)) for member, until in members]
+        return [(*rows.gone_message_of(member), until) for member, until in gone]
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their sorted set."""
@@ -210,8 +220,18 @@ class RedisStore:
 
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""
-        flat = await self._redis.call(b"HGETALL", self._key(aor, b"subscriber"))
-        return rows.subscriber_of(aor, flat) if flat else None
+        key = self._key(aor, b"subscriber")
+        fields = await self._redis.call(b"HGETALL", key, tracked=True)
+        return rows.subscriber_of(aor, fields) if fields else None
+
+    @property
+    def subscriber_lifetime(self) -> float:
+        """Longer while Redis tells of changes."""
+        return _TRACKED if self._redis.tracks else UNTOLD_LIFETIME
+
+    def listen_to_subscribers(self, listener: SubscriberListener) -> None:
+        """Redis remembers whom we have read, and says when they change."""
+        self._subscriber_listeners.append(listener)
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""
@@ -240,10 +260,8 @@ class RedisStore:
         """Those whose time is not over; the others are removed."""
         now = repr(now_epoch).encode()
         await self._redis.call(b"ZREMRANGEBYSCORE", self._bans, b"-inf", now)
-        flat = await self._redis.call(b"ZRANGE", self._bans, b"0", b"-1", b"WITHSCORES")
-        return {
-            name.decode(): float(until) for name, until in zip(flat[::2], flat[1::2], strict=True)
-        }
+        banned = await self._redis.call(b"ZRANGE", self._bans, b"0", b"-1", b"WITHSCORES")
+        return {name.decode(): until for name, until in banned}
 
     async def remove_ban(self, source: str) -> bool:
         """Whether there was one."""
@@ -277,32 +295,24 @@ class RedisStore:
             if cursor == b"0":
                 return
 
-    async def _subscribe_now(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._subscribe().wait()
-        except TimeoutError:
-            await self._stop_hearing()
-            raise LocationError("Redis: cannot subscribe; may this user use channels?") from None
+    # -- Hearing --
 
-    async def _stop_hearing(self) -> None:
-        if self._hearing is not None:
-            self._hearing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._hearing
-            self._hearing = None
+    def connected(self, since_epoch: float | None) -> None:
+        """Redis tells of nothing that happened before."""
+        self.changed(None)
+        if since_epoch is not None:
+            for missed in self._missed:
+                asyncio.get_running_loop().call_soon(missed, since_epoch)
 
-    def _subscribe(self) -> asyncio.Event:
-        subscription = self._redis.subscription(self._channel)
-        self._hearing = asyncio.create_task(subscription.run(self._receive, self._heard_nothing))
-        return subscription.subscribed
-
-    def _receive(self, event: bytes) -> None:
-        node, _, aor = event.partition(b" ")
+    def heard(self, message: bytes) -> None:
+        """A node has stored a Registration."""
+        node, _, aor = message.partition(b" ")
         if node != self._node:
             for listener in self._listeners:
                 asyncio.get_running_loop().call_soon(listener, rows.decode(aor))
 
-    def _heard_nothing(self, since_epoch: float) -> None:
-        for missed in self._missed:
-            asyncio.get_running_loop().call_soon(missed, since_epoch)
+    def changed(self, keys: list[bytes] | None) -> None:
+        """Subscribers that somebody changed."""
+        for aor in [None] if keys is None else map(self._aor, keys):
+            for listener in self._subscriber_listeners:
+                listener(aor)

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 from redis.asyncio.connection import (
@@ -20,7 +20,8 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from sipush.config import RedisConfig
 from sipush.errors import ConfigError, LocationError
@@ -37,10 +38,12 @@ MAX_QUEUED = 10_000
 "Commands waiting for their turn; beyond it they are refused at once."
 
 _PING_INTERVAL = 10.0
-"Seconds of silence after which a subscription asks whether Redis is still there."
+"Seconds after which one who listens asks whether Redis is still there."
 
 _RECONNECT_DELAY = 0.5
-"Seconds between two tries to subscribe again."
+"Seconds between two tries to hear again."
+
+_TRACK_NEXT = (b"CLIENT", b"CACHING", b"YES")
 
 _SENTINEL_PORT = 26379
 
@@ -64,11 +67,26 @@ class _Command:
         return _pack((b"EVALSHA", self.script.sha, *self.args))
 
 
-def _loading(script: Script) -> _Command:
-    """Nobody waits for it: if it fails, so does what needs the script."""
+def _unawaited(args: tuple[bytes, ...]) -> _Command:
+    """Nobody waits for its reply."""
     nobody = asyncio.get_running_loop().create_future()
     nobody.cancel()
-    return _Command((b"SCRIPT", b"LOAD", script.text), None, nobody)
+    return _Command(args, None, nobody)
+
+
+class Hearing(Protocol):
+    """What is told besides replies, always between what was written before and after it."""
+
+    channel: bytes
+
+    def connected(self, since_epoch: float | None) -> None:
+        """Anew, if it is not None: what happened since then may have been missed."""
+
+    def heard(self, message: bytes) -> None:
+        """A message on the channel."""
+
+    def changed(self, keys: list[bytes] | None) -> None:
+        """Keys that were read ``tracked`` are not what they were; None: any may be."""
 
 
 class _Link(asyncio.Protocol):
@@ -82,10 +100,18 @@ class _Link(asyncio.Protocol):
         pool: ConnectionPool,
         received: Callable[[Any], None],
         lost: Callable[[Exception], None],
+        hearing: Hearing | None,
     ) -> None:
         self._connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         self._received = received
         self._lost = lost
+        self._hearing = hearing
+        self._asked = hearing is not None
+        "Whether the answer to SUBSCRIBE is still to come."
+        self.tracks = False
+        "Whether Redis tells of changes to what is read ``tracked``."
+        self.hears = False
+        "Whether Redis has our subscription."
         self._reader = hiredis.Reader()
         self._stream: asyncio.BaseProtocol | None = None
         "What redis-py reads with."
@@ -94,6 +120,8 @@ class _Link(asyncio.Protocol):
         """Raises RedisError, OSError or TimeoutError."""
         try:
             await self._connection.connect()  # type: ignore[no-untyped-call]
+            if self._hearing is not None:
+                self.tracks = await self._track()
         except BaseException:
             await self._connection.disconnect(nowait=True)
             raise
@@ -101,15 +129,41 @@ class _Link(asyncio.Protocol):
         self._stream = transport.get_protocol()
         transport.set_protocol(self)
         self.write: Callable[[bytes], None] = transport.write
+        if self._hearing is not None:
+            self.write(_pack((b"SUBSCRIBE", self._hearing.channel)))
+
+    async def _track(self) -> bool:
+        """Whether Redis lets us; nothing is tracked yet, so nothing but the reply can come."""
+        await self._connection.send_command("CLIENT", "TRACKING", "ON", "OPTIN")
+        try:
+            await self._connection.read_response()
+        except ResponseError:
+            return False
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Hand on each reply; errors are replies too."""
         self._reader.feed(data)
         try:
             while (reply := self._reader.gets()) is not False:
-                self._received(reply)
+                if isinstance(reply, hiredis.PushNotification):
+                    self._pushed(reply)
+                elif self._asked:
+                    self._asked = False  # and refused
+                else:
+                    self._received(reply)
         except hiredis.ProtocolError as error:
             self._lost(error)
+
+    def _pushed(self, push: list[Any]) -> None:
+        assert self._hearing is not None
+        kind = push[0]
+        if kind == b"message":
+            self._hearing.heard(push[2])
+        elif kind == b"invalidate":
+            self._hearing.changed(push[1])
+        elif kind == b"subscribe":
+            self._asked, self.hears = False, True
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell, unless it was we who closed it."""
@@ -157,10 +211,18 @@ class RedisPipeline:
         "Of the pipeline under way."
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._hearing: Hearing | None = None
+        self._broken = asyncio.Event()
+        "Set while there is no connection."
+        self._heard_epoch: float | None = None
+        "When we were connected for certain (UNIX seconds)."
 
-    def call(self, *args: bytes, script: Script | None = None) -> asyncio.Future[Any]:
+    def call(
+        self, *args: bytes, script: Script | None = None, tracked: bool = False
+    ) -> asyncio.Future[Any]:
         """The reply to a command, or to ``script`` with its number of keys, keys and arguments.
 
+        With ``tracked``, and if it ``tracks``, Redis tells when what was read is changed.
         Raises LocationError, as the future does. After one that is not Redis's own word the
         command may still have been carried out.
         """
@@ -170,6 +232,8 @@ class RedisPipeline:
             raise LocationError(f"{_name(self._pool)}: too slow, {MAX_QUEUED} requests wait for it")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        if tracked and self.tracks:
+            self._waiting.append(_unawaited(_TRACK_NEXT))
         self._waiting.append(_Command(args, script, future))
         if not self._busy:
             self._busy = True
@@ -187,9 +251,30 @@ class RedisPipeline:
         if self._timer is not None:
             self._timer.cancel()
 
-    def subscription(self, channel: bytes) -> RedisSubscription:
-        """A subscription to ``channel`` on a connection of its own."""
-        return RedisSubscription(self._pool, channel, self._timeout)
+    def hear(self, hearing: Hearing) -> None:
+        """Tell it everything, from the next connection on."""
+        self._hearing = hearing
+
+    @property
+    def hears(self) -> bool:
+        """Whether Redis has our subscription."""
+        return self._link is not None and self._link.hears
+
+    @property
+    def tracks(self) -> bool:
+        """Whether Redis tells of changes to what is read ``tracked``."""
+        return self._link is not None and self._link.tracks
+
+    async def stay_connected(self) -> None:
+        """For one who listens: connect anew whenever the connection breaks, until cancelled."""
+        while True:
+            asked_epoch = time.time()
+            with contextlib.suppress(LocationError, TimeoutError):
+                await self.call(b"PING")
+                self._heard_epoch = asked_epoch
+                async with asyncio.timeout(_PING_INTERVAL):
+                    await self._broken.wait()
+            await asyncio.sleep(_RECONNECT_DELAY)
 
     def _begin(self) -> None:
         """Send what waits."""
@@ -199,6 +284,8 @@ class RedisPipeline:
             self._timer = loop.call_at(self._deadline, self._check_deadline)
         for _ in range(min(len(self._waiting), MAX_PIPELINE)):
             self._sent.append(self._waiting.popleft())
+        if self._waiting and self._sent[-1].args is _TRACK_NEXT:
+            self._sent.append(self._waiting.popleft())  # nothing may come between the two
         self._may_reconnect = self._link is not None
         self._may_load = True
         self._send()
@@ -210,7 +297,8 @@ class RedisPipeline:
             self._link.write(b"".join([command.packed() for command in self._sent]))
 
     async def _connect(self) -> None:
-        link = _Link(self._pool, self._receive, self._lose)
+        began_epoch = time.time()
+        link = _Link(self._pool, self._receive, self._lose, self._hearing)
         try:
             await link.connect()
         except Exception as error:
@@ -219,6 +307,10 @@ class RedisPipeline:
         else:
             self._connecting = None
             self._link = link
+            self._broken.clear()
+            if self._hearing is not None:
+                self._hearing.connected(self._heard_epoch)
+                self._heard_epoch = began_epoch
             self._send()
 
     def _receive(self, reply: Any) -> None:
@@ -242,7 +334,7 @@ class RedisPipeline:
         if self._forgotten:
             self._may_load = False
             scripts = {command.script for command in self._forgotten if command.script}
-            self._sent.extend(_loading(script) for script in scripts)
+            self._sent.extend(_unawaited((b"SCRIPT", b"LOAD", script.text)) for script in scripts)
             self._sent.extend(self._forgotten)
             self._forgotten.clear()
             self._send()
@@ -253,9 +345,7 @@ class RedisPipeline:
 
     def _lose(self, error: Exception) -> None:
         """Every command may be repeated, so one lost connection (a restart) costs nothing."""
-        if self._link is not None:
-            self._link.drop()
-            self._link = None
+        self._drop_link()
         if self._sent and self._may_reconnect:
             self._may_reconnect = False
             self._send()
@@ -275,9 +365,7 @@ class RedisPipeline:
     def _fail(self, error: Exception) -> None:
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._link is not None:
-            self._link.drop()
-            self._link = None
+        self._drop_link()
         failed = self._unanswered()
         self._sent.clear()
         self._forgotten.clear()
@@ -287,6 +375,12 @@ class RedisPipeline:
         for command in failed:
             if not command.future.done():
                 command.future.set_exception(LocationError(reason))
+
+    def _drop_link(self) -> None:
+        if self._link is not None:
+            self._link.drop()
+            self._link = None
+        self._broken.set()
 
     def _unanswered(self) -> list[_Command]:
         return [*self._sent, *self._forgotten, *self._waiting]
@@ -299,74 +393,6 @@ class RedisPipeline:
         return f"{_name(self._pool)}: {text}"
 
 
-class RedisSubscription:
-    """A channel, heard on one connection that is made anew for ever when it breaks."""
-
-    def __init__(self, pool: ConnectionPool, channel: bytes, timeout: float) -> None:
-        self._pool = pool
-        self._channel = channel
-        self._timeout = timeout
-        self.subscribed = asyncio.Event()
-        "Set while Redis has the subscription."
-        self._heard_at: float | None = None
-        "When Redis was heard last."
-
-    async def run(self, receive: Callable[[bytes], None], missed: Callable[[float], None]) -> None:
-        """Hand every payload to ``receive`` until cancelled.
-
-        What is published while the connection is broken is lost: once it is back, ``missed`` is
-        told since when (UNIX seconds).
-        """
-        loop = asyncio.get_running_loop()
-        broken = asyncio.Event()
-
-        def received(reply: Any) -> None:
-            heard_at, self._heard_at = self._heard_at, loop.time()
-            if isinstance(reply, hiredis.ReplyError):
-                broken.set()
-            elif reply[0] == b"message":
-                receive(reply[2])
-            elif reply[0] == b"subscribe":
-                self.subscribed.set()
-                if heard_at is not None:
-                    missed(time.time() - (loop.time() - heard_at))
-
-        while True:
-            broken.clear()
-            link = _Link(self._pool, received, lambda error: broken.set())
-            try:
-                with contextlib.suppress(RedisError, OSError, TimeoutError):
-                    await self._hear(link, broken)
-            finally:
-                self.subscribed.clear()
-                link.drop()
-            await asyncio.sleep(_RECONNECT_DELAY)
-
-    async def _hear(self, link: _Link, broken: asyncio.Event) -> None:
-        """Ask, and ask again after some silence, for as long as Redis answers."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._timeout):
-            await link.connect()
-        link.write(_pack((b"SUBSCRIBE", self._channel)))
-        while True:
-            asked_at = loop.time()
-            if await _is_set_by(broken, asked_at + self._timeout):
-                return
-            if self._heard_at is None or self._heard_at < asked_at:
-                raise TimeoutError
-            while loop.time() < self._heard_at + _PING_INTERVAL:
-                if await _is_set_by(broken, self._heard_at + _PING_INTERVAL):
-                    return
-            link.write(_pack((b"PING",)))
-
-
-async def _is_set_by(event: asyncio.Event, deadline: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(deadline):
-            await event.wait()
-    return event.is_set()
-
-
 def _pool(config: RedisConfig) -> ConnectionPool:
     try:
         to: dict[str, Any] = dict(parse_url(config.url))
@@ -377,8 +403,13 @@ def _pool(config: RedisConfig) -> ConnectionPool:
             to["password"] = config.password_file.read_text().partition("\n")[0].strip()
     except OSError as error:
         raise ConfigError([f"store.redis.password_file: {error.strerror}"]) from None
-    # RESP2: nothing but replies comes between the replies. The time limit is a pipeline's.
-    to |= {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
+    # RESP3: what is not a reply says so. The time limit is a pipeline's.
+    to |= {
+        "protocol": 3,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
     return _sentinel_pool(config, to) if config.sentinels else ConnectionPool(**to)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
 from sipush.core.stored_message import StoredMessage
@@ -106,10 +105,10 @@ def gone_message_of(member: bytes) -> tuple[Aor, str]:
     return decode(aor), key.decode()
 
 
-def messages_of(aor: Aor, flat: Sequence[bytes]) -> list[StoredMessage]:
-    """The messages in such a hash (field, value, field, value …), by rising id."""
+def messages_of(aor: Aor, fields: Mapping[bytes, bytes]) -> list[StoredMessage]:
+    """The messages in such a hash, by rising id."""
     messages = []
-    for name, content in zip(flat[::2], flat[1::2], strict=True):
+    for name, content in fields.items():
         if name != b"last":
             number, stored, expires, key = name.decode().split(" ")
             times = float(stored), float(expires)
@@ -131,19 +130,16 @@ def subscriber_fields(s: Subscriber) -> Iterator[bytes]:
         yield encode(value)
 
 
-def subscriber_of(aor: Aor, flat: Sequence[bytes]) -> Subscriber:
+def subscriber_of(aor: Aor, fields: Mapping[bytes, bytes]) -> Subscriber:
     """The inverse of ``subscriber_fields``; a field that is missing has its default."""
-    fields: dict[str, Any] = {
-        name.decode(): decode(value) for name, value in zip(flat[::2], flat[1::2], strict=True)
-    }
-    seconds = fields.get("hold_seconds", "")
+    seconds = fields.get(b"hold_seconds")
     return Subscriber(
         aor,
-        fields.get("ha1_md5", ""),
-        fields.get("ha1_sha256", ""),
-        fields.get("hold", "1") != "0",
+        decode(fields.get(b"ha1_md5", b"")),
+        decode(fields.get(b"ha1_sha256", b"")),
+        fields.get(b"hold") != b"0",
         float(seconds) if seconds else None,
-        fields.get("fallback", ""),
+        decode(fields.get(b"fallback", b"")),
     )
 
 

@@ -26,7 +26,12 @@ from sipush.errors import LocationError
 from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
 from sipush.location.sqlite_worker import Job, SqliteReader, SqliteWorker, T
-from sipush.location.store import MissedListener, WakeListener
+from sipush.location.store import (
+    UNTOLD_LIFETIME,
+    MissedListener,
+    SubscriberListener,
+    WakeListener,
+)
 
 Worker = TypeVar("Worker", SqliteWorker, SqliteReader)
 
@@ -115,6 +120,8 @@ class SqliteStore:
     itself; a thread syncs it (``SqliteWorker``). Lookups have a connection of their own and never
     wait for that.
     """
+
+    subscriber_lifetime = UNTOLD_LIFETIME
 
     def __init__(self, config: SqliteConfig) -> None:
         self._config = config
@@ -292,6 +299,9 @@ class SqliteStore:
             return rows.subscriber_of(row) if row else None
 
         return self._read(job)
+
+    def listen_to_subscribers(self, listener: SubscriberListener) -> None:
+        """There is nothing to hear."""
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""

@@ -14,6 +14,13 @@ WakeListener = Callable[[Aor], None]
 MissedListener = Callable[[float], None]
 """Called on the event loop: of Registrations since then (UNIX seconds) we may not have heard."""
 
+SubscriberListener = Callable[[Aor | None], None]
+"""Called on the event loop when a subscriber that was read, or is just being read, was changed or
+removed; with None any of them may have been."""
+
+UNTOLD_LIFETIME = 10.0
+"The ``subscriber_lifetime`` of a store that tells of no changes."
+
 
 class LocationStore(Protocol):
     """Every method raises LocationError when the store cannot answer; then nothing was changed.
@@ -38,7 +45,7 @@ class LocationStore(Protocol):
         """Compare-and-delete: remove the device.s record if ``same_tokens``; whether it did."""
 
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
-        """Be told of Registrations stored by other processes on the same store."""
+        """Be told, from ``open`` on, of Registrations stored by other processes on the store."""
 
     def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record, in no order (for the CLI; may be slow)."""
@@ -80,6 +87,13 @@ class LocationStore(Protocol):
 
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None."""
+
+    @property
+    def subscriber_lifetime(self) -> float:
+        """Seconds for which one that was read may be kept, if no change of it is told."""
+
+    def listen_to_subscribers(self, listener: SubscriberListener) -> None:
+        """Be told of changes, if the store hears of them."""
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""

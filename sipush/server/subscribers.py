@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from sipush.core.bindings import Aor, Subscriber
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 
-_LIFETIME = 10.0
 _SIZE = 50_000
 
 
 class Subscribers:
-    """Looks subscribers up; those the store has are kept for ten seconds.
+    """Looks subscribers up; those the store has are kept for its ``subscriber_lifetime``.
 
-    So a user changed or removed by the CLI counts at most ten seconds later, a new one at once.
-    While the store is silent, those that were kept are users still.
+    A store that tells of changes is asked again after each, any other after ten seconds: so late
+    does a user changed or removed by the CLI count there, a new one at once. While the store is
+    silent, those that were kept are users still.
     """
 
     def __init__(
@@ -29,6 +30,10 @@ class Subscribers:
         self._store = store
         self._clock = clock
         self._cache: dict[Aor, tuple[float, Subscriber]] = {}
+        "Each with when it was asked for."
+        self._changes = 0
+        self._all_changed_at = -math.inf
+        store.listen_to_subscribers(self._changed)
 
     def replace(self, configured: Mapping[Aor, Subscriber]) -> None:
         """Take over the users of a reloaded configuration and forget what was cached."""
@@ -41,16 +46,30 @@ class Subscribers:
             return subscriber
         now = self._clock()
         cached = self._cache.get(aor)
-        if cached is not None and cached[0] > now:
-            return cached[1]
+        if cached is not None:
+            asked_at, subscriber = cached
+            oldest = now - self._store.subscriber_lifetime
+            if asked_at > self._all_changed_at and asked_at > oldest:
+                return subscriber
+        changes = self._changes
         try:
             found = await self._store.subscriber(aor)
         except LocationError:
             if cached is None:
                 raise
             return cached[1]
-        if found is not None:
+        if found is None:
+            self._cache.pop(aor, None)
+        elif changes == self._changes:  # or what we read may be what it was before
             if len(self._cache) >= _SIZE:
                 self._cache.clear()
-            self._cache[aor] = (now + _LIFETIME, found)
+            self._cache[aor] = (now, found)
         return found
+
+    def _changed(self, aor: Aor | None) -> None:
+        """Keep them, but ask again."""
+        self._changes += 1
+        if aor is None:
+            self._all_changed_at = self._clock()
+        elif aor in self._cache:
+            self._cache[aor] = (-math.inf, self._cache[aor][1])

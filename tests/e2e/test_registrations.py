@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 
-from tests.e2e.daemon import APP, OTHER_APP, in_time
+from tests.e2e.daemon import APP, OTHER_APP, Daemon, in_time
+from tests.e2e.wire import Account
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 URN = "urn:uuid:00000000-0000-4000-8000-00000000000{}"
@@ -203,3 +207,35 @@ async def test_the_log_tells_who_came_and_went_and_refreshes_only_for_debugging(
         if record["event"] in ("registered", "unregistered")
     ]
     assert told == [("registered", "info"), ("registered", "debug"), ("unregistered", "info")]
+
+
+@pytest.mark.parametrize("store_type", ["redis"], indirect=True)
+async def test_a_user_whom_the_cli_changes_or_removes_counts_at_once_on_every_node(
+    world: World,
+) -> None:
+    first = await world.start()
+    nodes = [first, await world.start(store=first.settings["store"])]
+    dave = world.aor("dave")
+    old, new = (replace(world.account("dave"), password=word) for word in ("old", "new"))
+
+    async def answers(account: Account) -> list[int]:
+        phones = [await world.phone(node, "dave", who=account) for node in nodes]
+        return [(await phone.register()).response.status for phone in phones]
+
+    await sipush(first, "user", "add", dave, password="old")
+    assert await answers(old) == [200, 200]
+    await sipush(first, "user", "add", dave, password="new")
+    assert await answers(old) == [401, 401]
+    assert await answers(new) == [200, 200]
+    await sipush(first, "user", "remove", dave)
+    assert await answers(new) == [401, 401]
+
+
+async def sipush(daemon: Daemon, *command: str, password: str = "") -> None:
+    """The command line, in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sipush.cli", *command, "--config", str(daemon.config)),
+        stdin=asyncio.subprocess.PIPE,
+    )
+    await process.communicate(password.encode())
+    assert process.returncode == 0

@@ -289,6 +289,15 @@ async def test_a_node_is_told_since_when_it_may_have_missed_registrations(
     assert lost_epoch - 10 < since <= lost_epoch
 
 
+async def test_a_user_who_may_not_hear_of_registrations_is_told_so(
+    other_node: RedisStore, client: Redis
+):
+    await client.execute_command("ACL", "SETUSER", "default", "resetchannels")
+    other_node.listen(lambda aor: None)
+    with pytest.raises(LocationError, match="may this user use channels"):
+        await other_node.open()
+
+
 async def test_all_nodes_share_the_secret(store: RedisStore, other_node: RedisStore):
     await other_node.open()
     assert await store.secret() == await other_node.secret()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sipush.core.bindings import Aor, Location
+from sipush.core.bindings import Aor, Location, Subscriber
 from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 
@@ -16,3 +16,8 @@ class FallibleStore(MemoryStore):
         if self.down:
             raise LocationError("switched off")
         return await super().lookup(aor, now_epoch)
+
+    async def subscriber(self, aor: Aor) -> Subscriber | None:
+        if self.down:
+            raise LocationError("switched off")
+        return await super().subscriber(aor)
