@@ -152,6 +152,8 @@ class Branch:
     "The device itself, or a proxy before it, answered something."
     rang: bool = False
     "It sent a 101-199, or Timer C ran out."
+    merged: int = 0
+    "How often the device has said that it has the call in another client transaction (482)."
     probe_at: float | None = None
     bucket_at: float | None = None
     timer_c_at: float | None = None
@@ -161,6 +163,11 @@ class Branch:
     "Of the tombstone."
     late: bool = False
     "Forwarded under a tombstone, only to be cancelled."
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another branch took the device over."""
+        return self.state is BranchState.COMPLETED and self.status == SUPERSEDED
 
     def finish(self, status: int) -> None:
         """It got its final response, or needs none any more."""

@@ -42,6 +42,10 @@ RINGBACK_INTERVAL = 60.0
 #: What says that a flow is gone, not that its device is (RFC 5626 §5.3.1).
 FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 
+#: Seconds until a device that is still ending the call is called again, and how often: it knows the
+#: call for T4 (5 s) after its ACK.
+STILL_ENDING, TIMES_ENDING = 1.0, 8
+
 #: Seconds after the end of a call in which a device pushed for it may still register to see it end.
 TOMBSTONE = 60.0
 
@@ -193,6 +197,7 @@ class ResponseContext:
     def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
         """A response arrived on a branch; a client transaction that timed out gives 408 (§16.7)."""
         branch = self.branches[branch_id]
+        branch.heard = branch.heard or branch.superseded
         if status < 200:
             return self._provisional(branch, status, now)
         branch.cancelling = None
@@ -208,6 +213,8 @@ class ResponseContext:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
         ringing = branch.state is BranchState.PROCEEDING
+        if status == Status.LOOP_DETECTED and self._may_be_merged(branch):
+            return self._merged(branch, now)
         if status in FLOW_GONE and branch.target.others and not (ringing or self.closed):
             return self._next_flow(branch, now)
         if status in UNREACHABLE and not ringing:
@@ -271,7 +278,7 @@ class ResponseContext:
                 branch.probe_at = None
                 actions += self._silent(branch, now)
             if _due(branch.bucket_at, now):
-                actions += self._bucket_expired(branch)
+                actions += self._bucket_expired(branch, now)
             if _due(branch.tombstone_at, now):
                 branch.tombstone_at = None
             if _due(branch.timer_c_at, now):
@@ -411,6 +418,44 @@ class ResponseContext:
         branch.rang = old.rang
         return self._begin(branch, now)
 
+    def _may_be_merged(self, branch: Branch) -> bool:
+        """Whether a 482 can mean that we have sent the device this call before (§8.2.2.2)."""
+        is_device = bool(branch.target.flow or branch.target.route)
+        unheard = branch.state is not BranchState.PROCEEDING
+        return self.invite and is_device and unheard and not self.closed
+
+    def _merged(self, branch: Branch, now: float) -> list[Action]:
+        """Go on in the client transaction in which the device has the call, or when it is over."""
+        branch.merged += 1
+        earlier = [each for each in self.branches[: branch.id] if self._comes_before(each, branch)]
+        for other in earlier:
+            is_alive = other.superseded and not other.heard  # else it was cancelled
+            if is_alive and other.target.device == branch.target.device:
+                other.heard = True
+                return self._forward_in(other.number, branch, now)
+        if earlier and branch.merged <= TIMES_ENDING:
+            branch.state, branch.awaited = BranchState.WAKING, False
+            branch.probe_at = branch.timer_c_at = None
+            branch.bucket_at = now + STILL_ENDING
+            return []
+        if not earlier and branch.merged == 1:  # a process that died since has seen it move
+            return self._forward_in(branch.number + 1, branch, now)
+        branch.heard, branch.awaited = True, False
+        status = Status.TEMPORARILY_UNAVAILABLE if earlier else Status.LOOP_DETECTED
+        return self._complete(branch, status, now)
+
+    def _comes_before(self, other: Branch, branch: Branch) -> bool:
+        """Whether the device of ``branch`` had the call by way of ``other``."""
+        if other.target.device == branch.target.device:
+            return other.number not in (0, branch.number)
+        earlier_turn = other.id < self.search.turn_branch
+        return other.number > 0 and earlier_turn and _same_app(other, branch)
+
+    def _forward_in(self, number: int, branch: Branch, now: float) -> list[Action]:
+        """To the device it is a retransmission."""
+        branch.number, branch.broken = number, True
+        return self._forward(branch, branch.target, now)
+
     def _may_wake(self, branch: Branch) -> bool:
         if self.closed or not branch.target.wakeable:
             return False
@@ -434,6 +479,7 @@ class ResponseContext:
 
     def _wake(self, branch: Branch, now: float) -> list[Action]:
         branch.state, branch.probe_at, branch.timer_c_at = BranchState.WAKING, None, None
+        branch.merged = 0
         if branch.pushed or branch.target.push is None:
             if branch.bucket_at is None:
                 branch.bucket_at = now + branch.target.hold
@@ -466,7 +512,9 @@ class ResponseContext:
             branch.timer_c_at = now + self.timer_c
         return [] if self.answered else [Respond(status, branch.id)]
 
-    def _bucket_expired(self, branch: Branch) -> list[Action]:
+    def _bucket_expired(self, branch: Branch, now: float) -> list[Action]:
+        if branch.merged and branch.state is BranchState.WAKING:
+            return self._forward(branch, branch.target, now)
         actions: list[Action] = [Abandon(branch.id)] if branch.state is BranchState.PROBING else []
         branch.finish(Status.TEMPORARILY_UNAVAILABLE)
         return actions

@@ -276,7 +276,7 @@ class ClientTransactionHandle(ClientTransaction):
     def abandon(self) -> None:
         """Stop retransmitting; CANCEL as soon as that is possible.
 
-        From now on only the final responses to an INVITE are delivered, and no failure is.
+        From now on only responses to an INVITE are delivered, and no failure is.
         """
         self._abandoned = True
         self._perform(self.advance(Event.ABANDON))
@@ -341,8 +341,7 @@ class ClientTransactionHandle(ClientTransaction):
                 response.headers.pop_first_value("via", "Via")
                 if response.status >= 200:
                     self._settle()
-                if not self._abandoned or response.status >= 200:
-                    self._on_response(response)
+                self._on_response(response)
             case Deliver.TIMEOUT | Deliver.TRANSPORT_ERROR:
                 self._settle()
                 timed_out = what is Deliver.TIMEOUT

@@ -24,7 +24,12 @@ from sipush.core.branch import (
 )
 from sipush.core.fallback import Cause
 from sipush.core.push_request import PushResult
-from sipush.core.response_context import TOMBSTONE, ResponseContext
+from sipush.core.response_context import (
+    STILL_ENDING,
+    TIMES_ENDING,
+    TOMBSTONE,
+    ResponseContext,
+)
 from sipush.core.target_set import Target
 
 TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"
@@ -453,6 +458,65 @@ def test_a_flow_that_was_silent_is_left_for_a_new_request() -> None:
     context.start([target("twin")], NOW)
     assert context.response_received(0, 408, NOW) == [Forward(1)]
     assert [branch.number for branch in context.branches] == [1, 2]
+
+
+def test_a_device_that_moved_and_has_the_call_already_gets_it_as_it_was() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    assert context.response_received(1, 482, NOW) == [Forward(1)]
+    assert (context.branches[1].number, context.branches[1].target.flow) == (1, "tcp/2")
+    assert context.response_received(1, 180, NOW) == [Respond(180, 1)]
+
+
+def test_a_device_that_moved_and_was_cancelled_is_called_when_it_has_ended_that() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    context.response_received(0, 180, NOW)  # the CANCEL is on its way
+    assert context.response_received(1, 482, NOW) == []
+    assert context.timer_fired(NOW + STILL_ENDING) == [Forward(1)]
+    assert context.branches[1].number == 3
+
+
+def falls_back_to_the_same_phone(device: str = "bob@x d") -> ResponseContext:
+    context = make(fallback=True)
+    context.start([target("mobile", "bob@x d")], NOW)
+    assert context.response_received(0, 486, NOW) == [FallBack(486, Cause.BUSY)]
+    assert context.fall_back([target("mobile", device)], NOW) == [Forward(1)]
+    return context
+
+
+@pytest.mark.parametrize("device", ["bob@x d", "sales@x d"])
+def test_a_device_that_still_ends_the_call_is_called_again_until_it_has(device: str) -> None:
+    context = falls_back_to_the_same_phone(device)
+    now, tries = NOW, 0
+    while context.response_received(1, 482, now) == []:
+        now, tries = now + STILL_ENDING, tries + 1
+        assert context.timer_fired(now) == [Forward(1)]
+    assert tries == TIMES_ENDING
+    assert (context.answered, context.branches[1].status) == (True, 480)
+
+
+def test_a_device_that_has_ended_the_call_takes_it_anew() -> None:
+    context = falls_back_to_the_same_phone()
+    context.response_received(1, 482, NOW)
+    context.timer_fired(NOW + STILL_ENDING)
+    assert context.response_received(1, 180, NOW + STILL_ENDING) == [Respond(180, 1)]
+    assert context.response_received(1, 200, NOW + STILL_ENDING) == [Respond(200, 1)]
+
+
+def test_a_caller_who_gives_up_while_a_device_still_ends_the_call_gets_487() -> None:
+    context = falls_back_to_the_same_phone()
+    context.response_received(1, 482, NOW)
+    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.next_timer() is None
+
+
+def test_a_call_that_comes_back_from_another_server_is_no_call_of_ours() -> None:
+    context = make()
+    context.start([Target("sip:vm@pbx", "sip:vm@pbx", live=True)], NOW)
+    assert context.response_received(0, 482, NOW) == [Respond(482, 0)]
 
 
 def test_a_device_whose_flow_broke_while_it_rang_gets_the_same_request_and_hears_the_end() -> None:

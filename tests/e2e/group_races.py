@@ -110,16 +110,11 @@ class GroupRace(Race):
             self.faults.append("the voicemail was called and the caller not answered")
 
     @property
-    def _possible(self) -> set[int]:
-        merged = {482} if self.group.fallback == "member" else set()
-        return super()._possible | merged
-
-    @property
     def _must_be_answered(self) -> bool:
         """There is a voicemail, or a device came in time for whose member no other spoke."""
         if self.caller.cancelled:
             return False
-        if self.group.fallback == "server":
+        if self.group.fallback:
             return True
         return any(
             plan.stance.final == 200

@@ -64,6 +64,8 @@ class Race:
     "The caller got tired of waiting."
     started_at: float = 0.0
     took: float = 0.0
+    pushed_before: int = 0
+    "Pushes, perhaps for users of the same names on a daemon that is gone."
 
     @property
     def hold(self) -> float:
@@ -95,6 +97,7 @@ class Race:
 
     async def prepare(self) -> None:
         """Register every device once; those that sleep are killed."""
+        self.pushed_before = len(self.world.pushes.all)
         chance = random.Random(self.schedule.seed + 1)
         self.network = Network(chance, *self.schedule.network)
         perfect = Network(chance)
@@ -343,7 +346,7 @@ class Race:
     def _call_pushes(self) -> list[Push]:
         """Those for our call."""
         ours = []
-        for push in self.world.pushes.all:
+        for push in self.world.pushes.all[self.pushed_before :]:
             who = str(push.data.get("user_id", ""))
             mine = push.token in self.tokens or who in {d.account.aor for d in self.devices}
             if mine and not push.push_id.isdigit():  # else of a MESSAGE

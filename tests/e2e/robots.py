@@ -293,6 +293,8 @@ class Ring:
     "A BYE ended it."
     lost: bool = False
     "Its phone was killed."
+    repeated: asyncio.Event = field(default_factory=asyncio.Event)
+    "The INVITE came again as it was."
 
     def acknowledge(self) -> None:
         """Its final response has arrived, or nobody waits for it."""
@@ -349,6 +351,8 @@ class Device(Robot):
         self._stale_register = ""
         self.is_called_again = False
         "Its user may get a call that he has ended: a ring group falls back to him."
+        self.has_moved = False
+        "To another network, calls and all."
         self.forgiving = False
         "Nobody need acknowledge its refusals: the server dies meanwhile."
         self.registers: list[tuple[str, int]] = []
@@ -417,6 +421,7 @@ class Device(Robot):
     async def move(self) -> None:
         """Another network: a new socket, the old one is gone."""
         super().kill()
+        self.has_moved = True
         for ring in self.rings:
             if ring.status and not ring.settled:
                 ring.lost = True  # what is on its way to the old socket may be lost
@@ -510,6 +515,7 @@ class Device(Robot):
         for ring in self.rings:
             if ring.invite["call-id"] == msg["call-id"] and not ring.lost:
                 if branch_of(ring.invite) == branch_of(msg):
+                    ring.repeated.set()
                     return  # repeated before it was answered
                 if self.is_called_again:
                     if ring.settled and ring.status >= 300:
@@ -519,13 +525,22 @@ class Device(Robot):
                 if not ring.settled or ring.status < 300:
                     # §8.2.2.2: the same request by another way
                     state = "ringing" if not ring.status else f"answered with {ring.status}"
-                    self.faults.append(f"a second INVITE of a call that is {state}")
                     self.answer(msg, 482)
+                    self.spawn(self._refused_as_merged(ring, state))
                     return
                 self.faults.append(f"a second INVITE of a call that it ended with {ring.status}")
         ring = Ring(msg, self.wire)
         self.rings.append(ring)
         self.spawn(self._take(ring))
+
+    async def _refused_as_merged(self, ring: Ring, state: str) -> None:
+        """Who moves with an INVITE in hand gets it again as it was; nobody else gets a second."""
+        ring.repeated.clear()
+        in_hand, waited = self.has_moved and not ring.status, 0.0
+        while in_hand and waited < T2 and (cost := await self.waits_for(ring.repeated, T1)):
+            waited += cost
+        if not ring.repeated.is_set() and not (in_hand and ring.settled):
+            self.faults.append(f"a second INVITE of a call that is {state}")
 
     async def _take(self, ring: Ring) -> None:
         stance = self.stance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -347,3 +348,23 @@ async def test_an_invite_that_is_repeated_to_the_next_process_rings_its_phone_on
     assert again.push_id == first.push_id
     answer, _ = await in_time(call.final(), again.answer())
     assert answer.status == 200
+
+
+async def test_a_phone_that_had_moved_under_the_invite_keeps_the_call(world: World) -> None:
+    """The next process knows nothing of the first flow: its first INVITE is a merged one."""
+    daemon = await world.start()
+    urn = f"urn:uuid:{uuid.uuid4()}"
+    old = await world.registered(daemon, "bob", "UDP", "", urn)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await old.incoming()
+    moved = await world.registered(daemon, "bob", "UDP", "", urn)
+    in_hand = await moved.incoming()
+    await daemon.restart_after_kill()
+    call.resend_invite()  # the network has lost the 100
+    await (await moved.incoming()).refuse(482)  # §8.2.2.2
+    again = await moved.incoming()
+    assert branch_of(again.invite) == branch_of(in_hand.invite)  # a retransmission, to the phone
+    answer, _ = await in_time(call.final(), again.answer())
+    assert answer.status == 200
+    await in_time(call.hang_up(answer), again.hung_up())

@@ -106,6 +106,25 @@ async def test_a_phone_that_rings_on_a_flow_that_breaks_goes_on_on_the_other(wor
     assert world.pushes.all == []
 
 
+async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World) -> None:
+    """It has not answered yet, and refuses what comes over its new flow as merged (§8.2.2.2)."""
+    daemon = await world.daemon()
+    urn, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
+    old = await world.registered(daemon, "bob", "UDP", push, urn)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    in_hand = await old.incoming()
+    moved = await world.registered(daemon, "bob", "UDP", push, urn)
+    await (await moved.incoming()).refuse(482)
+    again = await moved.incoming()
+    assert branch_of(again.invite) == branch_of(in_hand.invite)  # a retransmission, to the phone
+    again.reply(180)
+    await call.expect(180)
+    answer, _ = await in_time(call.final(), again.answer())
+    assert answer.status == 200
+    assert (await in_time(call.hang_up(answer), again.hung_up()))[0].status == 200
+
+
 @pytest.mark.parametrize("old_socket", ["closed", "silent"])
 async def test_a_bye_under_way_follows_a_phone_that_moves(world: World, old_socket: str) -> None:
     daemon = await world.daemon()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.robots import branch_of
 from tests.e2e.world import World, apns_token, x_push
 
 pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
@@ -160,3 +161,40 @@ async def test_a_member_who_calls_the_group_is_not_called_back(world: World) -> 
     answer, _ = await in_time(call.final(), phones[1].rings_and_answers())
     assert answer.status == 200
     assert phones[0].wire.count("INVITE") == 0
+
+
+async def test_a_group_falls_back_to_a_member_whose_phone_still_ends_the_call(
+    world: World,
+) -> None:
+    daemon = await grouped(world, strategy="in-turn", time=0.7, fallback=f"sip:{world.aor('bob')}")
+    phones = [await world.phone(daemon, user) for user in ("bob", "carol")]
+    for phone in phones:
+        await phone.register()
+    bob, carol = phones
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("desk")
+    first = await bob.incoming()
+    first.reply(180)
+    await first.cancelled()
+    await (await carol.incoming()).refuse(486)
+    # Its transaction lives for T4 after the ACK: to the phone the request is merged (§8.2.2.2).
+    for _ in range(2):
+        await (await bob.incoming()).refuse(482)
+    answer, second = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    assert branch_of(second.invite) != branch_of(first.invite)
+    assert world.aor("desk") in second.invite["diversion"]
+    await in_time(call.hang_up(answer), second.hung_up())
+
+
+async def test_a_caller_can_give_up_while_a_phone_still_ends_the_call(world: World) -> None:
+    daemon = await grouped(world, fallback=f"sip:{world.aor('bob')}")
+    phones = [await world.phone(daemon, user) for user in ("bob", "carol")]
+    for phone in phones:
+        await phone.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("desk")
+    for phone in (*phones, phones[0]):
+        await (await phone.incoming()).refuse(486 if phone.wire.count("INVITE") == 1 else 482)
+    cancelled, final = await in_time(call.cancel(), call.final())
+    assert (cancelled.status, final.status) == (200, 487)

@@ -333,7 +333,7 @@ def test_an_abandoned_invite_falls_silent_and_is_cancelled_when_the_device_wakes
     reply(wire, handle, 180)
     assert [line.split()[0] for line in wire.flow.take_lines()] == ["CANCEL"]
     reply(wire, handle, final)
-    assert statuses(wire) == [final]
+    assert statuses(wire) == [180, 180, final]
 
 
 def test_an_abandoned_request_reports_no_failure() -> None:
