@@ -32,65 +32,71 @@ class CancelCause(Enum):
     NO_ANSWER = "no-answer"
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+@dataclass(slots=True, init=False)
+class _OfBranch:
+    """What is asked about one branch. The initialisers of a dataclass would not be compiled."""
+
+    branch: int
+
+    def __init__(self, branch: int) -> None:
+        self.branch = branch
+
+
+@dataclass(slots=True, init=False)
+class Forward(_OfBranch):
     """Send the request to the branch's target in a new client transaction (§16.6)."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
-class Retransmit:
+@dataclass(slots=True, init=False)
+class Retransmit(_OfBranch):
     """Send the request once more in the client transaction the branch has."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class RequestPush:
     """Ask the PNS to wake the device; useless after ``deadline`` (seconds, monotonic)."""
 
     branch: int
     deadline: float
 
+    def __init__(self, branch: int, deadline: float) -> None:
+        self.branch = branch
+        self.deadline = deadline
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Cancel:
     """CANCEL the client transaction of the branch (§16.10)."""
 
     branch: int
     cause: CancelCause
 
+    def __init__(self, branch: int, cause: CancelCause) -> None:
+        self.branch = branch
+        self.cause = cause
 
-@dataclass(frozen=True, slots=True)
-class Abandon:
+
+@dataclass(slots=True, init=False)
+class Abandon(_OfBranch):
     """Stop retransmitting on the branch; CANCEL it should it turn out to be alive."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
-class RemovePushRecord:
+@dataclass(slots=True, init=False)
+class RemovePushRecord(_OfBranch):
     """The PNS disowned the branch's token: remove it unless it has changed (RFC 8599 §5.5)."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
-class CancelPush:
+@dataclass(slots=True, init=False)
+class CancelPush(_OfBranch):
     """Tell the device, if its PNS can carry that, that the call it was pushed for is over."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
+@dataclass(slots=True, init=False)
+class HangUp(_OfBranch):
     """ACK and BYE an answer that nobody waits for any more."""
 
-    branch: int
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class FallBack:
     """Nobody answered: find the fallback's targets and hand them to ``fall_back``."""
 
@@ -98,13 +104,21 @@ class FallBack:
     "What the caller would get without a fallback."
     cause: Cause
 
+    def __init__(self, status: int, cause: Cause) -> None:
+        self.status = status
+        self.cause = cause
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Respond:
     """Send ``status`` upstream: the branch's own response if it has that status, else ours."""
 
     status: int
-    branch: int | None = None
+    branch: int | None
+
+    def __init__(self, status: int, branch: int | None = None) -> None:
+        self.status = status
+        self.branch = branch
 
 
 Action = (
@@ -125,44 +139,58 @@ SUPERSEDED = 0
 "Status of a branch that another branch of the same device took over: it does not count."
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Branch:
     """One element of the target set, from push to final response."""
 
     id: int
     target: Target
     state: BranchState
-    status: int = SUPERSEDED
+    status: int
     "Final status when COMPLETED; 0 when another branch took the device over."
-    number: int = 0
+    number: int
     "Which of the client transactions of its device is its last one; 0: it had none."
-    broken: bool = False
+    broken: bool
     "Its flow broke under the request: the next flow carries the same client transaction."
-    cancelling: CancelCause | None = None
+    cancelling: CancelCause | None
     "It is cancelled as soon as it shows a sign of life."
-    pushed: bool = False
+    pushed: bool
     "The device was pushed for this request; never twice."
-    push_begun: bool = False
+    push_begun: bool
     "Its push is on its way, or may be: after a crash it is not sent again."
-    pushing: bool = False
+    pushing: bool
     "``push_finished`` is still to come."
-    awaited: bool = False
+    awaited: bool
     "It was pushed, and has neither registered nor answered since."
-    heard: bool = False
+    heard: bool
     "The device itself, or a proxy before it, answered something."
-    rang: bool = False
+    rang: bool
     "It sent a 101-199, or Timer C ran out."
-    merged: int = 0
+    merged: int
     "How often the device has said that it has the call in another client transaction (482)."
-    probe_at: float | None = None
-    bucket_at: float | None = None
-    timer_c_at: float | None = None
-    tombstone_at: float | None = None
+    probe_at: float | None
+    bucket_at: float | None
+    timer_c_at: float | None
+    tombstone_at: float | None
     "Until when the device, pushed for a call that is over, gets the INVITE and its CANCEL."
-    cause: CancelCause = CancelCause.NO_ANSWER
+    cause: CancelCause
     "Of the tombstone."
-    late: bool = False
+    late: bool
     "Forwarded under a tombstone, only to be cancelled."
+
+    def __init__(self, id: int, target: Target, state: BranchState) -> None:
+        self.id = id
+        self.target = target
+        self.state = state
+        self.status = SUPERSEDED
+        self.number = self.merged = 0
+        self.broken = False
+        self.cancelling = None
+        self.pushed = self.push_begun = self.pushing = self.awaited = False
+        self.heard = self.rang = False
+        self.probe_at = self.bucket_at = self.timer_c_at = self.tombstone_at = None
+        self.cause = CancelCause.NO_ANSWER
+        self.late = False
 
     @property
     def superseded(self) -> bool:

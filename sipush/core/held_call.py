@@ -20,7 +20,7 @@ from sipush.core.branch import (
     CancelCause,
 )
 from sipush.core.response_context import ResponseContext
-from sipush.core.target_set import Search, Target, Turn
+from sipush.core.target_set import NOWHERE, Search, Target, Turn
 from sipush.sip.message import Request
 
 CREDENTIALS = ("authorization", "proxy-authorization")
@@ -163,7 +163,8 @@ def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContex
     shift = now - now_epoch
     branches = [_thaw_branch(values, shift) for values in frozen["branches"]]
     search = _thaw_search(frozen["search"], shift)
-    context = ResponseContext(**frozen | {"branches": branches, "search": search})
+    context = ResponseContext(frozen["probe"], frozen["timer_c"])
+    _set(context, frozen | {"branches": branches, "search": search})
     if not context.answered:
         context.resume_ringback(now)
     return context
@@ -172,7 +173,9 @@ def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContex
 def _thaw_search(values: dict[str, Any], shift: float) -> Search:
     pending = [Turn(tuple(map(_thaw_target, targets)), aor) for aor, targets in values["pending"]]
     turn_at = None if values["turn_at"] is None else values["turn_at"] + shift
-    return Search(**values | {"pending": pending, "turn_at": turn_at})
+    search = Search(NOWHERE, 0, [])
+    _set(search, values | {"pending": pending, "turn_at": turn_at})
+    return search
 
 
 def _thaw_target(values: dict[str, Any]) -> Target:
@@ -183,15 +186,24 @@ def _thaw_target(values: dict[str, Any]) -> Target:
 
 
 def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
-    return Branch(
-        **values
+    target, state = _thaw_target(values["target"]), BranchState(values["state"])
+    branch = Branch(values["id"], target, state)
+    _set(
+        branch,
+        values
         | {
-            "state": BranchState(values["state"]),
+            "state": state,
             "cause": CancelCause(values["cause"]),
             "cancelling": CancelCause(values["cancelling"]) if values["cancelling"] else None,
-            "target": _thaw_target(values["target"]),
+            "target": target,
             # Of one that was on its way nobody hears any more.
             "pushing": values["pushing"] and not values["push_begun"],
         }
-        | {name: None if values[name] is None else values[name] + shift for name in _TIMES}
+        | {name: None if values[name] is None else values[name] + shift for name in _TIMES},
     )
+    return branch
+
+
+def _set(object_: ResponseContext | Search | Branch, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(object_, name, value)

@@ -12,7 +12,6 @@ read it from there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from sipush.core.branch import (
     SUPERSEDED,
@@ -33,7 +32,7 @@ from sipush.core.branch import (
 )
 from sipush.core.fallback import UNREACHABLE, cause_of
 from sipush.core.push_request import PushResult
-from sipush.core.target_set import Search, Target, TargetSet
+from sipush.core.target_set import NOWHERE, Search, Target, TargetSet
 from sipush.sip.status import Status
 
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
@@ -50,33 +49,59 @@ STILL_ENDING, TIMES_ENDING = 1.0, 8
 TOMBSTONE = 60.0
 
 
-@dataclass(slots=True)
 class ResponseContext:
     """Collects the branches of one request and picks the response to forward."""
 
-    probe: float
-    "Seconds a forwarded INVITE may stay without any response before its device is pushed."
-    timer_c: float
-    "Seconds without a 101-199 after which an INVITE branch is given up (§16.6 step 11)."
-    ringback: int | None = None
-    "Provisional the caller gets while devices are woken, or None."
-    invite: bool = True
-    push_while_ringing: bool = True
-    "Whether a device is still pushed while another one rings."
-    fallback: bool = False
-    "Whether there is somewhere else to go when no branch succeeds."
-    search: Search = field(default_factory=Search)
-    branches: list[Branch] = field(default_factory=list)
-    closed: bool = False
-    "No branch may be added: answered, cancelled or declined everywhere."
-    answered: bool = False
-    "A final response went upstream."
-    successful: bool = False
-    "It was a 2xx."
-    falling_back: bool = False
-    "FallBack was asked for and ``fall_back`` has not been called yet."
-    cancelled_by_caller: bool = False
-    _ringback_at: float | None = None
+    __slots__ = (
+        "_ringback_at",
+        "answered",
+        "branches",
+        "cancelled_by_caller",
+        "closed",
+        "fallback",
+        "falling_back",
+        "invite",
+        "probe",
+        "push_while_ringing",
+        "ringback",
+        "search",
+        "successful",
+        "timer_c",
+    )
+
+    def __init__(
+        self,
+        probe: float,
+        timer_c: float,
+        ringback: int | None = None,
+        *,
+        invite: bool = True,
+        push_while_ringing: bool = True,
+        fallback: bool = False,
+    ) -> None:
+        self.probe = probe
+        "Seconds a forwarded INVITE may stay without any response before its device is pushed."
+        self.timer_c = timer_c
+        "Seconds without a 101-199 after which an INVITE branch is given up (§16.6 step 11)."
+        self.ringback = ringback
+        "Provisional the caller gets while devices are woken, or None."
+        self.invite = invite
+        self.push_while_ringing = push_while_ringing
+        "Whether a device is still pushed while another one rings."
+        self.fallback = fallback
+        "Whether there is somewhere else to go when no branch succeeds."
+        self.search = Search(NOWHERE, 0, [])
+        self.branches: list[Branch] = []
+        self.closed = False
+        "No branch may be added: answered, cancelled or declined everywhere."
+        self.answered = False
+        "A final response went upstream."
+        self.successful = False
+        "It was a 2xx."
+        self.falling_back = False
+        "FallBack was asked for and ``fall_back`` has not been called yet."
+        self.cancelled_by_caller = False
+        self._ringback_at: float | None = None
 
     # -- inputs --
 
@@ -89,7 +114,7 @@ class ResponseContext:
             return []
         if not isinstance(targets, TargetSet):
             targets = TargetSet.of(*targets)
-        self.search = Search.of(targets, len(self.branches), self.search.over)
+        self.search = Search(targets, len(self.branches), self.search.over)
         return self._next_turn(now) if self.search.pending else self._settle(now)
 
     def binding_refreshed(self, target: Target, now: float) -> list[Action]:
@@ -237,7 +262,8 @@ class ResponseContext:
 
     def refuse(self, target: Target, status: int, now: float) -> list[Action]:
         """The user takes no calls now: ``status`` stands for what no device is asked."""
-        branch = Branch(len(self.branches), target, BranchState.COMPLETED, status, heard=True)
+        branch = Branch(len(self.branches), target, BranchState.COMPLETED)
+        branch.status, branch.heard = status, True
         self.branches.append(branch)
         return self._settle(now)
 
@@ -374,7 +400,8 @@ class ResponseContext:
         return self._begin(self._add(target, pushed=pushed), now)
 
     def _add(self, target: Target, *, pushed: bool) -> Branch:
-        branch = Branch(len(self.branches), target, BranchState.CALLING, pushed=pushed)
+        branch = Branch(len(self.branches), target, BranchState.CALLING)
+        branch.pushed = pushed
         self.branches.append(branch)
         return branch
 
@@ -560,17 +587,10 @@ class ResponseContext:
         if dead.late and _same_flow(dead.target, target):
             return []
         perhaps_there = dead.broken or dead.cancelling is not None
-        late = Branch(
-            len(self.branches),
-            target,
-            BranchState.COMPLETED,
-            number=dead.number if perhaps_there else self._next_number(target.device),
-            cancelling=dead.cause,
-            heard=True,
-            tombstone_at=dead.tombstone_at,
-            cause=dead.cause,
-            late=True,
-        )
+        late = Branch(len(self.branches), target, BranchState.COMPLETED)
+        late.number = dead.number if perhaps_there else self._next_number(target.device)
+        late.heard, late.late, late.tombstone_at = True, True, dead.tombstone_at
+        late.cancelling = late.cause = dead.cause
         self.branches.append(late)
         silenced = [Abandon(dead.id)] if dead.cancelling else []
         dead.cancelling = dead.tombstone_at = None

@@ -48,11 +48,14 @@ class ToServer:
     """For sipush itself: the Request-URI has no user and is ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class ToAor:
     """For a user of ours, to be looked up (§16.5)."""
 
     aor: Aor
+
+    def __init__(self, aor: Aor) -> None:
+        self.aor = aor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,15 @@ class ToEmergency:
     """For those who help in an emergency (RFC 5031, or one of the numbers of the policy)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class ToDialog:
     """Inside a dialog that we recorded a route for."""
 
     token: RouteToken
     "Of the side the request goes to."
+
+    def __init__(self, token: RouteToken) -> None:
+        self.token = token
 
 
 Destination = ToServer | ToAor | ToEmergency | ToDialog | Rejection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sipush.core.bindings import Aor, PushRecord
@@ -43,24 +43,43 @@ class Target(NamedTuple):
         return self.device.partition(" ")[0]
 
 
-class Turn(NamedTuple):
+@dataclass(slots=True, init=False)
+class Turn:
     """What is tried together, while the rest of the target set waits."""
 
     targets: tuple[Target, ...]
-    aor: Aor = ""
+    aor: Aor
     "The member of a ring group whose turn it is, or empty."
 
+    def __init__(self, targets: tuple[Target, ...], aor: Aor = "") -> None:
+        self.targets = targets
+        self.aor = aor
 
-class TargetSet(NamedTuple):
+
+@dataclass(slots=True, init=False)
+class TargetSet:
     """Where a request goes: one turn after the other until somebody answers."""
 
     turns: tuple[Turn, ...]
-    turn_time: float | None = None
+    turn_time: float | None
     "Seconds until the next turn; None: when this one's branches have all failed."
-    only_until_heard: bool = False
+    only_until_heard: bool
     "The time counts only while nothing was heard of the turn, and not for the last one."
-    members: bool = False
+    members: bool
     "The targets belong to several people: who declines (6xx) speaks for himself only."
+
+    def __init__(
+        self,
+        turns: tuple[Turn, ...],
+        turn_time: float | None = None,
+        *,
+        only_until_heard: bool = False,
+        members: bool = False,
+    ) -> None:
+        self.turns = turns
+        self.turn_time = turn_time
+        self.only_until_heard = only_until_heard
+        self.members = members
 
     @classmethod
     def of(cls, *targets: Target) -> TargetSet:
@@ -70,39 +89,42 @@ class TargetSet(NamedTuple):
     @property
     def all(self) -> tuple[Target, ...]:
         """The targets of every turn."""
-        return tuple(target for turn in self.turns for target in turn.targets)
+        return tuple([target for turn in self.turns for target in turn.targets])
 
 
-@dataclass(slots=True)
+NOWHERE = TargetSet(())
+
+
+@dataclass(slots=True, init=False)
 class Search:
     """How far a target set has been tried. Times are seconds, monotonic."""
 
-    pending: list[Turn] = field(default_factory=list)
-    turn_time: float | None = None
-    only_until_heard: bool = False
-    members: bool = False
-    first_branch: int = 0
+    pending: list[Turn]
+    turn_time: float | None
+    only_until_heard: bool
+    members: bool
+    first_branch: int
     "Number of the first branch of this target set."
-    aor: Aor = ""
+    aor: Aor
     "Of the current turn."
-    turn_branch: int = 0
+    turn_branch: int
     "Number of the first branch of the current turn."
-    turn_at: float | None = None
+    turn_at: float | None
     "When the current turn is over."
-    over: list[Aor] = field(default_factory=list)
+    over: list[Aor]
     "Members who have had their turn, or have declined."
 
-    @classmethod
-    def of(cls, targets: TargetSet, first_branch: int, over: list[Aor]) -> Search:
+    def __init__(self, targets: TargetSet, first_branch: int, over: list[Aor]) -> None:
         """A search that has not begun; ``over`` is that of the one before."""
-        return cls(
-            list(targets.turns),
-            targets.turn_time,
-            targets.only_until_heard,
-            targets.members,
-            first_branch,
-            over=over,
-        )
+        self.pending = list(targets.turns)
+        self.turn_time = targets.turn_time
+        self.only_until_heard = targets.only_until_heard
+        self.members = targets.members
+        self.first_branch = first_branch
+        self.aor = ""
+        self.turn_branch = 0
+        self.turn_at = None
+        self.over = over
 
     def next_turn(self, branch: int, now: float) -> tuple[Target, ...]:
         """Begin the next turn, whose first branch will be number ``branch``; its targets."""
@@ -134,6 +156,6 @@ class Search:
         for number, turn in enumerate(self.pending):
             if turn.aor and turn.aor == target.aor:
                 others = (each for each in turn.targets if each.device != target.device)
-                self.pending[number] = turn._replace(targets=(*others, target))
+                self.pending[number] = Turn((*others, target), turn.aor)
                 return True
         return False

@@ -53,7 +53,7 @@ from sipush.core.routing import (
     strip_push_params,
     wants_tls,
 )
-from sipush.core.target_set import Target, TargetSet
+from sipush.core.target_set import NOWHERE, Target, TargetSet
 from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.logs import fingerprint
@@ -622,7 +622,7 @@ class Forwarding:
 
     async def _fall_back(self, status: int, cause: Cause) -> None:
         """Find where the call goes now: a URI of another server, or another user of ours."""
-        targets = TargetSet(())
+        targets = NOWHERE
         if uri := self.fallbacks.get(cause):
             origin = self._origin
             self.tell("falling_back", to=uri, status=status, cause=cause.value)

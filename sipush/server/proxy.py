@@ -43,7 +43,7 @@ from sipush.core.routing import (
     validate,
     wants_tls,
 )
-from sipush.core.target_set import Target, TargetSet, Turn
+from sipush.core.target_set import NOWHERE, Target, TargetSet, Turn
 from sipush.errors import LocationError, TransportError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
@@ -495,7 +495,7 @@ class Proxy:
             forwarding.divert(Status.MOVED_TEMPORARILY, None)
             return await self.fallback_targets(forwarding, uri)
         if self._is_busy(forwarding, aor):
-            return TargetSet(())
+            return NOWHERE
         return TargetSet.of(*await self._user_targets(forwarding, subscriber))
 
     def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
@@ -542,9 +542,9 @@ class Proxy:
         """
         aor = self.realm.aor(parse_sip_uri(uri))
         if (aor or uri) in forwarding.destinations:
-            return TargetSet(())
+            return NOWHERE
         if aor is not None:
-            return await self._targets(forwarding, aor) or TargetSet(())
+            return await self._targets(forwarding, aor) or NOWHERE
         forwarding.sent_to(uri, {})
         return TargetSet.of(Target(device=uri, uri=uri, live=True))
 

@@ -308,11 +308,12 @@ class ClientTransactionHandle(ClientTransaction):
     def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
         for action in actions:
             match action:
-                case Send.REQUEST | Send.RESPONSE:
-                    self._send(self.request)
-                case Send.ACK:
-                    assert response is not None
-                    self._send(make_ack(self.request, response))
+                case Send():
+                    if action is Send.ACK:
+                        assert response is not None
+                        self._send(make_ack(self.request, response))
+                    else:
+                        self._send(self.request)
                 case SetTimer():
                     timer = action.timer
                     self._layer.set_timer(timer, self._repeats, self, action.at_t2)
@@ -335,21 +336,18 @@ class ClientTransactionHandle(ClientTransaction):
             self._layer.call_later(0, partial(self.flow_failed, Event.TRANSPORT_ERROR))
 
     def _deliver(self, what: Deliver, response: Response | None) -> None:
-        match what:
-            case Deliver.MESSAGE:
-                assert response is not None
-                response.headers.pop_first_value("via", "Via")
-                if response.status >= 200:
-                    self._settle()
-                self._on_response(response)
-            case Deliver.TIMEOUT | Deliver.TRANSPORT_ERROR:
+        if what is Deliver.MESSAGE:
+            assert response is not None
+            response.headers.pop_first_value("via", "Via")
+            if response.status >= 200:
                 self._settle()
+            self._on_response(response)
+        else:
+            self._settle()
+            self.request = _FORGOTTEN
+            if not self._abandoned:
                 timed_out = what is Deliver.TIMEOUT
-                self.request = _FORGOTTEN
-                if not self._abandoned:
-                    self._on_failure(Failure.TIMEOUT if timed_out else Failure.TRANSPORT)
-            case _:
-                assert_never(what)
+                self._on_failure(Failure.TIMEOUT if timed_out else Failure.TRANSPORT)
 
     def _cancel_if_possible(self) -> None:
         if self.state is State.PROCEEDING and self._cancel_wanted and not self._cancel_sent:
