@@ -22,6 +22,7 @@ MODULES = [
         )
     ),
     Path("sipush/transport/udp.py"),
+    Path("sipush/log_lines.py"),
 ]
 
 setup(

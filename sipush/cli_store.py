@@ -21,7 +21,7 @@ from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
 from sipush.errors import ConfigError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
-from sipush.logs import fingerprint, printable, redact_text
+from sipush.log_lines import fingerprint, printable, redact_text
 from sipush.sip.digest import Algorithm, compute_ha1
 
 Work = Callable[[LocationStore], Awaitable[None]]

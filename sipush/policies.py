@@ -13,7 +13,7 @@ from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy
-from sipush.logs import redact_text
+from sipush.log_lines import redact_text
 from sipush.server.messages import MessagePolicy
 from sipush.server.proxy import ProxyPolicy
 from sipush.sip.validation import MessageLimits

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from sipush import logs
+from sipush import log_lines, logs
 from sipush.config import LogConfig
 
 APNS_TOKEN = "fe1b" * 15 + "c9ed"
@@ -107,7 +107,7 @@ def test_libraries_are_heard_from_warning_on() -> None:
     ],
 )
 def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
-    assert log_one(**{key: "s3cret value"})[key] == logs.REDACTED
+    assert log_one(**{key: "s3cret value"})[key] == log_lines.REDACTED
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
 def test_a_secret_in_a_text_is_taken_out(text: str, secret: str) -> None:
     line = log_one(detail=text, nested={"a": [text]}, raw=text.encode())
     assert secret not in json.dumps(line)
-    assert logs.REDACTED in line["detail"]
+    assert log_lines.REDACTED in line["detail"]
 
 
 def test_the_rest_of_the_text_stays_readable() -> None:
@@ -152,7 +152,7 @@ def test_a_secret_in_a_traceback_is_taken_out() -> None:
 @pytest.mark.parametrize("unit", ["a", "a-", "eyJ-", "-eyJ", "a:", "a.", "a://b:", "0f", "bearer "])
 def test_what_a_stranger_writes_is_searched_in_one_go(unit: str) -> None:
     """A Call-ID of 60 kB that begins like a token at each character once took 45 s a line."""
-    assert logs.redact_text(unit * (200_000 // len(unit)) + FCM_TOKEN).count(FCM_TOKEN) == 0
+    assert log_lines.redact_text(unit * (200_000 // len(unit)) + FCM_TOKEN).count(FCM_TOKEN) == 0
 
 
 @pytest.mark.parametrize("before", [10, 1990, 3950, 60_000])
@@ -183,8 +183,8 @@ def test_what_is_no_secret_is_logged_as_it_is(facts: dict[str, Any]) -> None:
 
 
 def test_a_fingerprint_tells_tokens_apart_and_no_more() -> None:
-    assert logs.fingerprint(APNS_TOKEN) != logs.fingerprint(FCM_TOKEN)
-    assert len(logs.fingerprint(FCM_TOKEN)) == 8
+    assert log_lines.fingerprint(APNS_TOKEN) != log_lines.fingerprint(FCM_TOKEN)
+    assert len(log_lines.fingerprint(FCM_TOKEN)) == 8
 
 
 STEERING = "a\x1b[31m\x07\x7f\x9b31m\u202e\u2028\udcff\U000e0001ü😀"
@@ -192,7 +192,7 @@ SHOWN = "a\\u001b[31m\\u0007\\u007f\\u009b31m\\u202e\\u2028\\udcff\\udb40\\udc01
 
 
 def test_nothing_that_steers_a_terminal_is_written() -> None:
-    assert logs.printable(STEERING) == SHOWN
+    assert log_lines.printable(STEERING) == SHOWN
     for log_format in ("console", "json"):
         stream = start(log_format=log_format)
         structlog.get_logger().info("event", aor=STEERING)

@@ -12,7 +12,7 @@ import structlog
 
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
-from sipush.logs import fingerprint
+from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
 from sipush.push.provider import Begin, PushProvider, WithdrawnError

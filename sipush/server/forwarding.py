@@ -56,7 +56,7 @@ from sipush.core.routing import (
 from sipush.core.target_set import NOWHERE, Target, TargetSet
 from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
-from sipush.logs import fingerprint
+from sipush.log_lines import fingerprint
 from sipush.metrics import CALLS
 from sipush.server import waking
 from sipush.server.held_calls import KEPT, registrations

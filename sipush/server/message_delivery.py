@@ -29,7 +29,7 @@ from sipush.core.messages import (
 from sipush.core.stored_message import StoredMessage, to_deliver
 from sipush.core.target_set import Target
 from sipush.errors import LocationError
-from sipush.logs import fingerprint
+from sipush.log_lines import fingerprint
 from sipush.sip.message import Response
 
 if TYPE_CHECKING:

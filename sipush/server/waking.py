@@ -15,7 +15,7 @@ from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.routing import caller, has_video
 from sipush.core.wake_up import WakeUp, freeze, outcome, seconds, thaw
 from sipush.errors import LocationError
-from sipush.logs import fingerprint
+from sipush.log_lines import fingerprint
 from sipush.metrics import WAKE_SECONDS, WAKE_UPS
 
 if TYPE_CHECKING:
