@@ -229,9 +229,11 @@ class ResponseContext:
         if status not in UNREACHABLE:  # it has seen the call, and this is its end
             branch.tombstone_at = None
         if status < 300:  # forwarded at once, however many there are (step 5)
+            if branch.late:  # in a ring group the search goes on, and must not end with it
+                return [HangUp(branch_id)]
             branch.finish(status)
             branch.heard, branch.awaited = True, False
-            if branch.late or (self.answered and not self.successful):
+            if self.answered and not self.successful:
                 return [HangUp(branch_id)]
             self.answered = self.successful = True
             return [Respond(status, branch_id), *self._close(CancelCause.ANSWERED_ELSEWHERE, now)]

@@ -71,10 +71,10 @@ def outcome(wake_up: WakeUp, branches: Sequence[Branch]) -> WakeUpOutcome:
     """The outcome once the call is over; ``branches`` are those of the device, in order."""
     result = wake_up.push.result if wake_up.push else PushResult.ACCEPTED
     statuses = [branch.status for branch in branches]
-    if any(branch.late for branch in branches):
-        return WakeUpOutcome.TOO_LATE
     if any(200 <= status < 300 for status in statuses):
         return WakeUpOutcome.ANSWERED
+    if any(branch.late for branch in branches):
+        return WakeUpOutcome.TOO_LATE
     if result is PushResult.TOKEN_DEAD:
         return WakeUpOutcome.TOKEN_DEAD
     if wake_up.registered_at is None:

@@ -13,6 +13,7 @@ from sipush.core.branch import (
     CancelPush,
     FallBack,
     Forward,
+    HangUp,
     RequestPush,
     Respond,
 )
@@ -108,6 +109,16 @@ def test_a_push_is_useless_after_the_turn() -> None:
     actions = context.start(in_turn((BOB, of_bob("sleeping")), (NEXT, ON_DESK), time=5), NOW)
     assert actions[0] == RequestPush(0, NOW + 5)
     assert context.next_timer() == NOW + 5
+
+
+def test_the_answer_of_a_member_whose_turn_is_over_is_hung_up_and_answers_nobody() -> None:
+    context = make()
+    context.start(in_turn((BOB, of_bob("sleeping")), (NEXT, ON_DESK)), NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
+    context.timer_fired(NOW + TIME)
+    context.binding_refreshed(of_bob("mobile"), NOW + TIME)
+    assert context.response_received(2, 200, NOW + TIME) == [HangUp(2)]
+    assert context.response_received(1, 486, NOW + TIME) == [Respond(486, 1)]
 
 
 def test_a_hold_that_is_shorter_than_the_turn_ends_it() -> None:
