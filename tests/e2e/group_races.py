@@ -106,8 +106,15 @@ class GroupRace(Race):
                 if other.invite.at > came.at and not (other.cancel or other.lost)
             ]
         finals = self.caller.finals
-        if rings and not self.caller.cancelled and finals and finals[0].status >= 300:
+        failed = finals and finals[0].status >= 300 and not self.caller.cancelled
+        if rings and failed and not self._box_was_cut_off:
             self.faults.append("the voicemail was called and the caller not answered")
+
+    @property
+    def _box_was_cut_off(self) -> bool:
+        """Whether there was no server for most of the time for which a voicemail may ring."""
+        away = (self._away_between(r.invite.at, self.caller.final_at) for r in self.box.rings)
+        return any(each >= NO_ANSWER / 2 for each in away)
 
     @property
     def _must_be_answered(self) -> bool:
@@ -115,7 +122,7 @@ class GroupRace(Race):
         if self.caller.cancelled:
             return False
         if self.group.fallback:
-            return True
+            return not self._box_was_cut_off
         return any(
             plan.stance.final == 200
             and whose in self.group.ringing()

@@ -333,10 +333,14 @@ class Race:
 
     def _is_in_time(self, device: Device) -> bool:
         """Whether a device registered within the hold, and could ring long enough then."""
-        since = max(device.accepted_at, self.started_at)
-        away = sum(end - max(start, since) for start, end in self.lives.down if end > since)
         in_time = 0.0 < device.accepted_at < self.started_at + self.hold - 1.0
-        return in_time and away < NO_ANSWER / 2
+        since = max(device.accepted_at, self.started_at)
+        return in_time and self._away_between(since, math.inf) < NO_ANSWER / 2
+
+    def _away_between(self, since: float, until: float) -> float:
+        """Seconds for which there was no server."""
+        times = ((max(start, since), min(end, until)) for start, end in self.lives.down)
+        return sum(end - start for start, end in times if end > start)
 
     @property
     def _calls_pushed(self) -> set[str]:

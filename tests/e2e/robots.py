@@ -89,6 +89,7 @@ class Robot:
         "Where it listens, if it does; else it is its socket."
         self.ip, self.port = "127.0.0.1", 0
         "Of its socket; port 0: any."
+        self._opening = asyncio.Lock()
         self.server_is_up = asyncio.Event()
         "Its patience does not end while nobody could answer."
         self.server_is_up.set()
@@ -103,7 +104,7 @@ class Robot:
 
     async def open(self, patience: float = 60.0) -> RobotWire:
         """A socket that works: over a stream it waits until the server is there."""
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(patience), self._opening:  # or two would open one each
             while self.wire is None or self.wire.closed.is_set():
                 try:
                     port = next(_PORTS) if self.transport == "UDP" else 0
