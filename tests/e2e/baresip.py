@@ -86,12 +86,13 @@ class Baresip:
         ip = PRIVATE if nat else "127.0.0.1"
         work = directory / f"baresip-{next(_COUNTER)}-{account.user}"
         work.mkdir()
-        control_port, rtp_port = free_port(), free_port()
+        with nat.inside() if nat else nullcontext():
+            sip_port, control_port, rtp_port = free_port(), free_port(), free_port()
         (work / "config").write_text(
             _CONFIG.format(
                 ip=ip,
                 interface="eth0" if nat else ip,
-                sip_port=free_port(),
+                sip_port=sip_port,
                 ca_file=ca_file,
                 control_port=control_port,
                 rtp_port=rtp_port,

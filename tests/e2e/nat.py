@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-SERVER = "198.18.77.1"
-"The server's end of the public side (RFC 2544: nobody's)."
-PUBLIC = "198.18.77.2"
+_NETWORK = f"198.18.{os.getpid() % 256}"
+"The public side (RFC 2544: nobody's), another one for tests that run beside these."
+SERVER = f"{_NETWORK}.1"
+"The server's end."
+PUBLIC = f"{_NETWORK}.2"
 "The NAT's."
 PRIVATE = "10.77.0.2"
 "The phones'."

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.nat import PRIVATE, PUBLIC, SERVER, Nat
-from tests.e2e.wire import Msg, Phone, Wire
+from tests.e2e.wire import PATIENCE, Msg, Phone, Wire
 from tests.e2e.world import World, apns_token, x_push
 
 INSTANCE = "urn:uuid:1d9b1a2e-6f0a-4a57-9d0e-0f3c9b8a7e61"
@@ -29,13 +30,14 @@ def nat() -> Iterator[Nat]:
     made.remove()
 
 
-async def started(world: World) -> Daemon:
+async def started(world: World, **changes: Any) -> Daemon:
     """A daemon that listens everywhere, so that it must know itself where it was reached."""
     return await world.daemon(
         listen=[
             {"transport": transport, "address": "0.0.0.0", "port": 0}
             for transport in ("udp", "tcp")
-        ]
+        ],
+        **changes,
     )
 
 
@@ -70,17 +72,17 @@ async def registered(world: World, nat: Nat, daemon: Daemon, transport: str, pus
 async def test_a_phone_behind_nat_is_called_and_calls(
     world: World, nat: Nat, transport: str
 ) -> None:
-    daemon = await started(world)
+    daemon = await started(world, wake={"probe": PATIENCE})
     bob = await registered(world, nat, daemon, transport, x_push(apns_token()))
     alice = await phone(world, nat, daemon, "alice", transport)
     for _ in range(2):
         call = await alice.call("bob")
-        answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+        answer, incoming = await in_time(call.final(), bob.rings_and_answers(call.call_id))
         assert incoming.invite.uri.startswith(f"sip:bob@{PRIVATE}:{bob.wire.local[1]}")
         assert f" {SERVER}:" in incoming.invite["via"]
         await in_time(incoming.hang_up(), call.hung_up())
     call = await alice.call("bob")
-    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers(call.call_id))
     await in_time(call.hang_up(answer), incoming.hung_up())
     assert world.pushes.all == []
 

@@ -514,13 +514,16 @@ class Phone:
             await call.authorize(await call.expect(407))
         return call
 
-    async def incoming(self, patience: float = PATIENCE) -> InCall:
+    async def incoming(self, patience: float = PATIENCE, call_id: str = "") -> InCall:
         """The next INVITE that comes."""
-        return InCall(self, await self.wire.expect("INVITE", patience=patience))
+        return InCall(self, await self.wire.expect("INVITE", call_id=call_id, patience=patience))
 
-    async def rings_and_answers(self) -> InCall:
-        """Take the next INVITE: 180, 200, and the ACK has come."""
-        call = await self.incoming()
+    async def rings_and_answers(self, call_id: str = "") -> InCall:
+        """Take the next INVITE: 180, 200, and the ACK has come.
+
+        ``call_id``: of this call; over UDP the INVITE of one before may have come twice.
+        """
+        call = await self.incoming(call_id=call_id)
         call.reply(180)
         await call.answer()
         return call
