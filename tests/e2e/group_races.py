@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.e2e.daemon import PBX, account
 from tests.e2e.races import NO_ANSWER, Race, users
-from tests.e2e.robots import Device, Network, Ring, Stance
+from tests.e2e.robots import Device, Network, Ring, Robot, Stance
 from tests.e2e.schedules import DevicePlan, Group, GroupSchedule
 from tests.e2e.wire import Msg
 
@@ -55,25 +55,23 @@ class GroupRace(Race):
 
     async def prepare(self) -> None:
         """And there is a voicemail."""
-        await super().prepare()
-        for device, whose in zip(self.devices, self.group.members, strict=True):
-            device.is_called_again = self.group.fallback == "member" and whose == 0
-        who = account(BOX, self.world.domain)
-        perfect = Network(random.Random(0))
+        who, perfect = account(BOX, self.world.domain), Network(random.Random(0))
         self.box = Device(who, self.daemon.at("UDP"), "UDP", perfect, "", "", Stance())
         self.box.ip, self.box.port = PBX, self.box_port
         await self.box.open()
-
-    def end(self) -> None:
-        """Close everything."""
-        self.box.end()
-        super().end()
+        await super().prepare()
+        for device, whose in zip(self.devices, self.group.members, strict=True):
+            device.is_called_again = self.group.fallback == "member" and whose == 0
 
     @property
     def _called_first(self) -> list[Device]:
         ringing = self.group.ringing()
         first = ringing[:1] if self.group.time else ringing
         return [d for d, m in zip(self.devices, self.group.members, strict=True) if m in first]
+
+    @property
+    def _robots(self) -> list[Robot]:
+        return [*super()._robots, self.box]
 
     @property
     def _rings(self) -> list[Ring]:
@@ -83,7 +81,6 @@ class GroupRace(Race):
 
     def _check(self) -> None:
         super()._check()
-        self.faults += self.box.faults
         self._check_fallback()
         for device, whose in zip(self.devices, self.group.members, strict=True):
             if whose not in self.group.ringing() and device.rings:

@@ -15,7 +15,7 @@ from sipush.location.store import LocationStore
 from tests.e2e.daemon import OTHER_APP, Daemon, account, ha1
 from tests.e2e.process import Lines
 from tests.e2e.pushes import Push
-from tests.e2e.robots import Caller, Device, Network, Ring, branch_of
+from tests.e2e.robots import Caller, Device, Network, Ring, Robot, branch_of
 from tests.e2e.schedules import REASON, DevicePlan, Schedule
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
@@ -134,7 +134,7 @@ class Race:
         transport = self.schedule.caller_transport
         self.caller = Caller(who, self.daemon.at(transport), transport, self.network)
         self.sender = Caller(who, self.daemon.at("UDP"), "UDP", self.network)
-        for robot in (self.caller, self.sender, *self.devices):
+        for robot in self._robots:
             robot.server_is_up = self.lives.is_up
 
     async def run(self) -> None:
@@ -236,7 +236,7 @@ class Race:
         moved = any(
             plan.moves_at is not None or plan.dies_at is not None for plan in self.schedule.devices
         )
-        for robot in (self.caller, self.sender, *self.devices):
+        for robot in self._robots:
             self.faults += [f for f in robot.faults if not (moved and "BYE" in f)]
         if any(ring.status == 480 and self._died_after(ring) for ring in self._rings):
             # Its 180 may be lost, and without one a 480 is what a dead contact looks like.
@@ -274,6 +274,10 @@ class Race:
     def _called_first(self) -> list[Device]:
         """Those that the call goes to at once."""
         return self.devices
+
+    @property
+    def _robots(self) -> list[Robot]:
+        return [self.caller, self.sender, *self.devices]
 
     @property
     def _rings(self) -> list[Ring]:
@@ -418,7 +422,7 @@ class Race:
 
     def end(self) -> None:
         """Close everything."""
-        for robot in (self.caller, self.sender, *self.devices):
+        for robot in self._robots:
             robot.end()
 
     @property
