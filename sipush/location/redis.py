@@ -21,6 +21,7 @@ from sipush.location.redis_script import (
     CLAIM_HELD_CALLS,
     LOOKUP,
     NEXT_ID,
+    PUT_HELD_CALL,
     PUT_MESSAGE,
     REMOVE_PUSH_RECORD,
     TAKE_REFRESHES,
@@ -48,6 +49,8 @@ class RedisStore:
     def __init__(self, config: RedisConfig) -> None:
         self._redis = RedisPipeline(config)
         self._timeout = config.timeout
+        self._clock_ahead = 0.0
+        "Seconds that Redis's clock (UNIX) is ahead of ours (the event loop's)."
         self._prefix = config.prefix.encode()
         self._node = secrets.token_hex(8).encode()
         self.channel = self._prefix + b":wakes"
@@ -61,7 +64,7 @@ class RedisStore:
 
     async def open(self) -> None:
         """Connect. Raises LocationError with a usable reason."""
-        await self._redis.call(b"PING")
+        await self._read_clock()
         if self._listeners:
             if not self._redis.hears:
                 raise LocationError("Redis: cannot subscribe; may this user use channels?")
@@ -195,8 +198,23 @@ class RedisStore:
         return [rows.refresh_of(member) for member in due]
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        """Store or replace a held call."""
-        await self._redis.call(b"HSET", self._held_calls(owner), rows.encode(held_id), held)
+        """Store or replace a held call; one that was given up is not stored later."""
+        key, field = self._held_calls(owner), rows.encode(held_id)
+        if not await self._put_in_time(key, field, held):
+            await self._read_clock()  # it was set since
+            if not await self._put_in_time(key, field, held):
+                raise LocationError("Redis: stored too late")
+
+    async def _put_in_time(self, key: bytes, field: bytes, held: bytes) -> bool:
+        until = asyncio.get_running_loop().time() + self._clock_ahead + self._timeout
+        put = self._redis.call(b"1", key, repr(until).encode(), field, held, script=PUT_HELD_CALL)
+        return bool(await put)
+
+    async def _read_clock(self) -> None:
+        """Raises LocationError."""
+        seconds, microseconds = await self._redis.call(b"TIME")
+        redis_time = int(seconds) + int(microseconds) / 1e6
+        self._clock_ahead = redis_time - asyncio.get_running_loop().time()
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
         """The call is over."""

@@ -315,6 +315,15 @@ return due
 """
 )
 
+PUT_HELD_CALL = Script(
+    b"""-- KEYS: calls of the owner. ARGV: until, id, JSON. Returns 1, or 0 when it is too late.
+local time = redis.call('TIME')
+if tonumber(time[1]) + tonumber(time[2]) / 1000000 > tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+return 1
+"""
+)
+
 CLAIM_HELD_CALLS = Script(
     b"""-- KEYS: leases. ARGV: prefix of the owners' call hashes, owner, lease (s), own (1, 0).
 -- Renews the owner's lease and returns the calls that become its own: those of owners whose lease

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from sipush.core.bindings import Aor, Location
@@ -31,13 +33,25 @@ class Locations:
         try:
             location = await self._store.lookup(aor, now_epoch)
         except LocationError as error:
-            seen = self._seen.get(aor)
-            if seen is None:
-                raise
-            log.warning("store_unavailable", reason=str(error), aor=aor, used="what was seen last")
-            return live(seen.bindings, seen.push_records, now_epoch)
+            return self._last_seen(aor, now_epoch, error)
         self.saw(aor, location)
         return location
+
+    async def lookup_soon(self, aor: Aor, now_epoch: float, seconds: float) -> Location:
+        """The same, from a store that has so long to answer."""
+        asked = asyncio.ensure_future(self.lookup(aor, now_epoch))
+        answered, _ = await asyncio.wait([asked], timeout=seconds)
+        if answered:
+            return asked.result()
+        asked.cancel()
+        return self._last_seen(aor, now_epoch, LocationError(f"no answer within {seconds:g} s"))
+
+    def _last_seen(self, aor: Aor, now_epoch: float, error: LocationError) -> Location:
+        seen = self._seen.get(aor)
+        if seen is None:
+            raise error
+        log.warning("store_unavailable", reason=str(error), aor=aor, used="what was seen last")
+        return live(seen.bindings, seen.push_records, now_epoch)
 
     def device_on(self, aor: Aor, flow: str) -> str:
         """The device that registered over a flow, if it was seen; else empty."""

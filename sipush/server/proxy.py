@@ -88,6 +88,9 @@ _MAX_KNOWN = 10_000
 BETWEEN_FLOWS = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
+STORE_PATIENCE = 0.5
+"Seconds that a call for help waits to learn who calls."
+
 
 def _consents_to_calls(record: PushRecord) -> bool:
     return record.allow_call
@@ -605,7 +608,7 @@ class Proxy:
         if self.policy.is_peer(flow.remote[0]):
             return claimed
         try:
-            location = await self.locations.lookup(claimed, time.time())
+            location = await self.locations.lookup_soon(claimed, time.time(), STORE_PATIENCE)
         except LocationError as error:
             log.error("store_unavailable", reason=str(error))
             return None

@@ -15,8 +15,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.fallback_server import FallbackServer
 from tests.e2e.wire import OutCall, Phone
 from tests.e2e.world import World, apns_token, x_push
+from tests.servers.redis_relay import RedisRelay
 from tests.servers.redis_sentinel import MASTER, RedisWithSentinel
 from tests.servers.redis_server import RedisServer
 
@@ -137,6 +139,79 @@ async def test_a_held_call_completes_when_redis_is_back_within_the_hold(
     own_redis_server.start()
     assert (await reborn.register(push)).response.status == 200
     await completes(call, reborn)
+
+
+@ON_REDIS
+async def test_a_push_is_not_sent_again_for_a_write_that_redis_carried_out_late(
+    world: World, own_redis_server: RedisServer
+) -> None:
+    """The first state of a held call: the push goes out without it, and the server dies."""
+    async with RedisRelay(own_redis_server.port) as relay:
+        world.store["redis"] |= {"url": relay.url, "timeout": 0.5}
+        daemon = await world.start()
+        await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+        alice = await world.phone(daemon, "alice")
+        relay.stall_at(b"{held}:calls:")
+        await alice.call("bob")
+        await world.pushes.next()
+        await daemon.kill()
+        relay.go_on()
+        await daemon.start()
+        assert "call_resumed" not in {record["event"] for record in daemon.records}
+
+
+async def that_helps(world: World, relay: RedisRelay, centre: FallbackServer) -> Daemon:
+    """A daemon that would wait for Redis as long as it takes."""
+    world.store["redis"] |= {"url": relay.url, "timeout": 60.0}
+    address = {"country": "DE", "A3": "Berlin"}
+    return await world.start(
+        emergency={
+            "numbers": ["112"],
+            "route": [centre.uri("psap")],
+            "addresses": {world.aor("alice"): address},
+        }
+    )
+
+
+@ON_REDIS
+async def test_an_emergency_call_does_not_wait_for_the_calls_of_an_earlier_life(
+    world: World, own_redis_server: RedisServer
+) -> None:
+    async with FallbackServer() as centre, RedisRelay(own_redis_server.port) as relay:
+        daemon = await that_helps(world, relay, centre)
+        await daemon.kill()
+        relay.stall_at(b":leases")
+        starting = asyncio.create_task(daemon.start())
+        await relay.stalled.wait()
+        alice = await world.phone(daemon, "alice")
+        ordinary = await alice.call("bob", challenged=False)
+        call = await alice.call("112", challenged=False)
+        answer, incoming = await in_time(call.final(), centre.answers(daemon))
+        assert answer.status == 200
+        await in_time(call.hang_up(answer), incoming.hung_up())
+        assert {msg["call-id"] for msg in alice.wire.seen} == {call.call_id}
+        relay.go_on()
+        await ordinary.expect(407)
+        await starting
+
+
+@ON_REDIS
+@pytest.mark.parametrize("seen_before", [True, False])
+async def test_an_emergency_call_does_not_wait_for_a_silent_store(
+    world: World, own_redis_server: RedisServer, seen_before: bool
+) -> None:
+    async with FallbackServer() as centre, RedisRelay(own_redis_server.port) as relay:
+        daemon = await that_helps(world, relay, centre)
+        alice = await world.phone(daemon, "alice")
+        if seen_before:
+            await alice.register()
+        relay.stall_at(b"")
+        call = await alice.call("112", challenged=False)
+        answer, incoming = await in_time(call.final(), centre.answers(daemon))
+        assert answer.status == 200
+        assert bool(incoming.invite["geolocation"]) is seen_before
+        await in_time(call.hang_up(answer), incoming.hung_up())
+        relay.go_on()
 
 
 @ON_REDIS

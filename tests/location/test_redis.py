@@ -172,6 +172,12 @@ async def test_a_stalled_redis_never_piles_up_work(
     assert {type(outcome) for outcome in outcomes} == {LocationError}
 
 
+async def test_a_held_call_is_stored_although_the_clock_of_redis_was_set(store: RedisStore):
+    store._clock_ahead -= 3600.0
+    await store.put_held_call("node", "call", b"{}")
+    assert await store.claim_held_calls("node", 1.0, own=True) == [b"{}"]
+
+
 async def test_a_redis_that_is_not_there_is_named(own_redis_server: RedisServer):
     own_redis_server.kill()
     store = RedisStore(RedisConfig(url=own_redis_server.url))
