@@ -149,7 +149,9 @@ class Race:
                     group.create_task(self._write())
                 calling = group.create_task(self._call())
                 await self.lives.is_safe.wait()
-                await asyncio.wait([calling], timeout=self.patience)
+                # One that died with the server may never end, and need not.
+                patience = self.patience if self._survives else self.hold + NO_ANSWER
+                await asyncio.wait([calling], timeout=patience)
                 self.endless = calling.cancel()
                 self.took = loop.time() - self.started_at
             await self._wake_the_rest()

@@ -51,6 +51,7 @@ class Crowd:
             robot.came(wire, msg)
 
 
+@pytest.mark.timeout(240)
 async def test_calls_held_at_once_outlive_the_server(world: World, holds: int) -> None:
     daemon = await world.start(
         users=users(world.domain, range(holds)),

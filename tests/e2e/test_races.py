@@ -8,6 +8,7 @@ Each run is a schedule made from a seed (``races.py``). More of them, and others
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -25,8 +26,10 @@ from tests.e2e.schedules import EmergencySchedule, GroupSchedule, Schedule
 from tests.e2e.world import World
 from tests.servers.ports import free_port
 
+COUNT = int(os.environ.get("SIPUSH_RACES", "10"))
 AT_ONCE = 25
 "Schedules on one daemon."
+pytestmark = pytest.mark.timeout(120 * math.ceil(COUNT / AT_ONCE))
 DRAIN = 45.0
 "Seconds: a stop waits for what was sent to a phone that was killed, as long as it is repeated."
 
@@ -34,10 +37,9 @@ DRAIN = 45.0
 @pytest.fixture
 def seeds() -> list[range]:
     """Those of this run, by daemon."""
-    count = int(os.environ.get("SIPUSH_RACES", "10"))
     first = int(os.environ.get("SIPUSH_SEED", "0"))
-    starts = range(first, first + count, AT_ONCE)
-    return [range(start, min(start + AT_ONCE, first + count)) for start in starts]
+    starts = range(first, first + COUNT, AT_ONCE)
+    return [range(start, min(start + AT_ONCE, first + COUNT)) for start in starts]
 
 
 # As long as the server lives, it makes no difference to a race where things are stored.
