@@ -80,11 +80,10 @@ class RedisStore:
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
-        now = repr(now_epoch).encode()
-        reply = await self._redis.call(*self._keys(aor), now, script=LOOKUP)
+        reply = await self._redis.call(*self._keys(aor), script=LOOKUP)
         bindings = [rows.binding_of(aor, text) for text in reply[0]]
         records = [rows.push_record_of(aor, text) for text in reply[1]]
-        return live(bindings, records, now_epoch, bool(reply[2]))
+        return live(bindings, records, now_epoch, reply[2] > 1)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""

@@ -23,7 +23,57 @@ class Script:
         object.__setattr__(self, "sha", sha1(self.text).hexdigest().encode())
 
 
-_COMMON = b"""
+LOOKUP = Script(
+    b"""-- KEYS: bindings, push, messages.
+-- Returns {bindings, push records, fields of messages}, rows that have expired included.
+local call = redis.call
+return {call('HVALS', KEYS[1]), call('HVALS', KEYS[2]), call('HLEN', KEYS[3])}
+"""
+)
+
+BIND = Script(
+    b"""-- KEYS: bindings, push, messages.
+-- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then lists,
+-- each its length first: bind and push (device, milliseconds left, JSON) and, unless there is
+-- nothing in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and
+-- unbind_all ("*", if so).
+-- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
+-- name of a Refusal. A row that came with this call is returned as its place in its list, counted
+-- from 1, as the caller has it already. If those that came are all there is, returns only whether
+-- there are messages.
+
+local call, argv = redis.call, ARGV
+local bound, pushed = call('HGETALL', KEYS[1]), call('HKEYS', KEYS[2])
+
+-- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block would
+-- come to the same, with everything decoded and compared.
+local device = argv[9]
+if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
+  and (bound[1] == device or not bound[1]) and not bound[3]
+  and (pushed[1] == argv[13] or not pushed[1]) and not pushed[2]
+  and (argv[12] == '1' and argv[13] == device and not argv[16]
+    or argv[12] == '0' and not argv[13])
+then
+  -- Strings within JSON have no quote without a backslash, so these are the members themselves.
+  local function order(row)
+    local start = string.find(row, '"call_id": "', 1, true)
+    return string.match(row, '^"call_id": "(.-)", "cseq": (%d+),', start)
+  end
+  local call_id, cseq = order(bound[2] or '')
+  if not bound[1] or call_id and
+    (call_id ~= order(argv[11]) or tonumber(cseq) < tonumber(argv[5]))
+  then
+    call('HSET', KEYS[1], device, argv[11])
+    if argv[13] then
+      call('HSET', KEYS[2], device, argv[15])
+      call('PEXPIRE', KEYS[2], argv[14])
+    end
+    call('PEXPIRE', KEYS[1], argv[10])
+    call('PUBLISH', argv[1], argv[2])
+    return call('HLEN', KEYS[3]) > 1 and 1 or 0
+  end
+end
+
 local function rows(flat, now)
   local live, expired = {}, {}
   for i = 1, #flat, 2 do
@@ -47,63 +97,7 @@ end
 local function messages(key)
   return redis.call('HLEN', key) > 1 and 1 or 0
 end
-"""
 
-LOOKUP = Script(
-    b"""-- KEYS: bindings, push, messages. ARGV: now.
--- Returns {bindings, push records, whether there are messages (0 or 1)}, live rows only.
-"""
-    + _COMMON
-    + b"""
-local now = tonumber(ARGV[1])
-local bindings = rows(redis.call('HGETALL', KEYS[1]), now)
-local records = rows(redis.call('HGETALL', KEYS[2]), now)
-return {reply(bindings), reply(records), messages(KEYS[3])}
-"""
-)
-
-BIND = Script(
-    b"""-- KEYS: bindings, push, messages.
--- ARGV: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then lists,
--- each its length first: bind and push (device, milliseconds left, JSON) and, unless there is
--- nothing in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and
--- unbind_all ("*", if so).
--- Returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or the
--- name of a Refusal. A row that came with this call is returned as its place in its list, counted
--- from 1, as the caller has it already. If those that came are all there is, returns only whether
--- there are messages.
-
-local call, argv, match = redis.call, ARGV, string.match
-local bound, pushed = call('HGETALL', KEYS[1]), call('HKEYS', KEYS[2])
-
--- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block would
--- come to the same, with everything decoded and compared.
-local device = argv[9]
-if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
-  and (bound[1] == device or not bound[1]) and not bound[3]
-  and (pushed[1] == argv[13] or not pushed[1]) and not pushed[2]
-  and (argv[12] == '1' and argv[13] == device and not argv[16]
-    or argv[12] == '0' and not argv[13])
-then
-  -- Strings within JSON have no quote without a backslash, so these are the members themselves.
-  local members = '"call_id": "(.-)", "cseq": (%d+),'
-  local call_id, cseq = match(bound[2] or '', members)
-  if not bound[1] or call_id and
-    (call_id ~= match(argv[11], members) or tonumber(cseq) < tonumber(argv[5]))
-  then
-    call('HSET', KEYS[1], device, argv[11])
-    if argv[13] then
-      call('HSET', KEYS[2], device, argv[15])
-      call('PEXPIRE', KEYS[2], argv[14])
-    end
-    call('PEXPIRE', KEYS[1], argv[10])
-    call('PUBLISH', argv[1], argv[2])
-    return call('HLEN', KEYS[3]) > 1 and 1 or 0
-  end
-end
-"""
-    + _COMMON
-    + b"""
 local position = 7
 local function list(width)
   local items = {}
