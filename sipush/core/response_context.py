@@ -133,7 +133,7 @@ class ResponseContext:
         if branch is None:
             return self._open(target, now)
         if branch.state is BranchState.COMPLETED and not branch.heard:
-            branch.awaited = False
+            branch.awaited, branch.cancelling = False, None
             return self._open(target, now, pushed=branch.pushed)
         match branch.state:
             case BranchState.WAKING:
@@ -359,7 +359,7 @@ class ResponseContext:
         if earlier is None:
             return self._open(target, now)
         owed = earlier.awaited or earlier.tombstone_at is not None
-        earlier.awaited, earlier.tombstone_at = False, None
+        earlier.awaited, earlier.tombstone_at, earlier.cancelling = False, None, None
         actions = self._open(target, now, pushed=earlier.pushed)
         branch = self.branches[-1]
         branch.awaited = branch.awaited or (owed and branch.state is BranchState.WAKING)
@@ -393,6 +393,7 @@ class ResponseContext:
             if branch.state is not BranchState.WAKING:
                 cancel = Cancel(branch.id, cause) if branch.heard else Abandon(branch.id)
                 actions.append(cancel)
+                branch.cancelling = cause if branch.awaited else None
             branch.finish(status)
         return actions + self._bury_awaited(branches, cause, now)
 
@@ -544,7 +545,10 @@ class ResponseContext:
     def _bucket_expired(self, branch: Branch, now: float) -> list[Action]:
         if branch.merged and branch.state is BranchState.WAKING:
             return self._forward(branch, branch.target, now)
-        actions: list[Action] = [Abandon(branch.id)] if branch.state is BranchState.PROBING else []
+        actions: list[Action] = []
+        if branch.state is BranchState.PROBING:
+            actions = [Abandon(branch.id)]
+            branch.cancelling = CancelCause.NO_ANSWER
         branch.finish(Status.TEMPORARILY_UNAVAILABLE)
         return actions
 

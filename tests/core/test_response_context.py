@@ -441,6 +441,24 @@ def test_a_device_that_perhaps_rings_when_the_call_ends_sees_the_end_in_the_same
     assert context.branches[1].number == context.branches[0].number
 
 
+def test_a_device_that_was_silent_until_the_hold_ended_sees_the_end_in_the_same_request() -> None:
+    context = make()
+    context.start([target("always")], NOW)
+    assert context.timer_fired(NOW + HOLD) == [Abandon(0), Respond(480, 0)]
+    late = context.binding_refreshed(target("mobile"), NOW + HOLD)
+    assert late == [Abandon(0), Forward(1), Cancel(1, CancelCause.NO_ANSWER)]
+    assert context.branches[1].number == context.branches[0].number
+
+
+def test_a_device_that_was_given_up_and_comes_back_gets_another_request() -> None:
+    context = make()
+    context.start([target("always"), target("desk", "other", "tcp/9")], NOW)
+    context.timer_fired(NOW + HOLD)
+    assert context.binding_refreshed(target("mobile"), NOW + HOLD) == [Forward(2)]
+    assert [branch.number for branch in context.branches] == [1, 1, 2]
+    assert context.branches[0].cancelling is None
+
+
 def test_a_device_that_rings_on_while_its_flows_break_gets_the_same_request_on_each() -> None:
     context = make(fallback=True)
     context.start([target("twin")], NOW)

@@ -111,6 +111,15 @@ def test_a_push_is_useless_after_the_turn() -> None:
     assert context.next_timer() == NOW + 5
 
 
+def test_a_silent_member_whose_turn_is_over_sees_the_end_in_the_same_request() -> None:
+    context = make()
+    context.start(in_turn((BOB, of_bob("always")), (NEXT, ON_DESK)), NOW)
+    context.timer_fired(NOW + TIME)
+    late = context.binding_refreshed(of_bob("mobile"), NOW + TIME)
+    assert late == [Abandon(0), Forward(2), Cancel(2, CancelCause.NO_ANSWER)]
+    assert context.branches[2].number == context.branches[0].number
+
+
 def test_the_answer_of_a_member_whose_turn_is_over_is_hung_up_and_answers_nobody() -> None:
     context = make()
     context.start(in_turn((BOB, of_bob("sleeping")), (NEXT, ON_DESK)), NOW)
