@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
-from sipush.sip.push_params import LINPHONE, RFC8599
+from sipush.sip.push_params import LINPHONE, NO_EXTRA, RFC8599
 
 Aor = str
 """Address-of-record as ``user@domain``: user unescaped, domain lower-case, no scheme (§10.3)."""
 
 
-class Binding(NamedTuple):
+@dataclass(slots=True, init=False)
+class Binding:
     """One contact of an AOR. Times are UNIX seconds."""
 
     aor: Aor
@@ -28,13 +28,41 @@ class Binding(NamedTuple):
     cseq: int
     flow: str
     "Name of the flow the REGISTER came over (``Flow.name``)."
-    params: str = ""
+    params: str
     "Contact header parameters as registered, without ``expires``: ``;q=0.5;+sip.instance=…``."
-    path: tuple[str, ...] = ()
+    path: tuple[str, ...]
     "Path header values, topmost first (RFC 3327)."
-    user_agent: str = ""
-    registered_epoch: float = 0.0
+    user_agent: str
+    registered_epoch: float
     "When it was last refreshed."
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        aor: Aor,
+        device: str,
+        contact: str,
+        contact_key: str,
+        expires_epoch: float,
+        call_id: str,
+        cseq: int,
+        flow: str,
+        params: str = "",
+        path: tuple[str, ...] = (),
+        user_agent: str = "",
+        registered_epoch: float = 0.0,
+    ) -> None:
+        self.aor = aor
+        self.device = device
+        self.contact = contact
+        self.contact_key = contact_key
+        self.expires_epoch = expires_epoch
+        self.call_id = call_id
+        self.cseq = cseq
+        self.flow = flow
+        self.params = params
+        self.path = path
+        self.user_agent = user_agent
+        self.registered_epoch = registered_epoch
 
 
 def without_reg_id(device: str) -> str:
@@ -54,7 +82,8 @@ class Platform(Enum):
     "No service of its own: the app's operator is told by webhook."
 
 
-class PushRecord(NamedTuple):
+@dataclass(slots=True, init=False)
+class PushRecord:
     """How one device is woken. Outlives its contact. Times are UNIX seconds."""
 
     aor: Aor
@@ -62,18 +91,46 @@ class PushRecord(NamedTuple):
     "Device key, as in Binding."
     platform: Platform
     app_id: str
-    call_token: str = ""
+    call_token: str
     "Token for calls: VoIP for APNs. Empty: calls go to ``message_token`` as an alert."
-    message_token: str = ""
+    message_token: str
     "Token for messages; for FCM the same as ``call_token``."
-    allow_call: bool = True
-    allow_message: bool = True
-    dialect: str = "X-Push"
+    allow_call: bool
+    allow_message: bool
+    dialect: str
     "Header name(s) it came in, comma-separated; ``rfc8599``; ``linphone``."
-    extra: Mapping[str, str] = {}
+    extra: Mapping[str, str]
     "Parameters we do not know, kept (``pn-param`` among them)."
-    updated_epoch: float = 0.0
-    expires_epoch: float = 0.0
+    updated_epoch: float
+    expires_epoch: float
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        aor: Aor,
+        device: str,
+        platform: Platform,
+        app_id: str,
+        call_token: str = "",
+        message_token: str = "",
+        allow_call: bool = True,
+        allow_message: bool = True,
+        dialect: str = "X-Push",
+        extra: Mapping[str, str] = NO_EXTRA,
+        updated_epoch: float = 0.0,
+        expires_epoch: float = 0.0,
+    ) -> None:
+        self.aor = aor
+        self.device = device
+        self.platform = platform
+        self.app_id = app_id
+        self.call_token = call_token
+        self.message_token = message_token
+        self.allow_call = allow_call
+        self.allow_message = allow_message
+        self.dialect = dialect
+        self.extra = extra
+        self.updated_epoch = updated_epoch
+        self.expires_epoch = expires_epoch
 
     @property
     def outlives_unbind(self) -> bool:
@@ -94,14 +151,25 @@ class PushRecord(NamedTuple):
         )
 
 
-class Location(NamedTuple):
+@dataclass(slots=True, init=False)
+class Location:
     """Everything the store holds for one AOR at one moment, expired rows left out."""
 
-    bindings: tuple[Binding, ...] = ()
+    bindings: tuple[Binding, ...]
     "Newest registration first."
-    push_records: tuple[PushRecord, ...] = ()
-    messages: bool = False
+    push_records: tuple[PushRecord, ...]
+    messages: bool
     "Whether messages are stored for it; those that have just expired may count."
+
+    def __init__(
+        self,
+        bindings: tuple[Binding, ...] = (),
+        push_records: tuple[PushRecord, ...] = (),
+        messages: bool = False,
+    ) -> None:
+        self.bindings = bindings
+        self.push_records = push_records
+        self.messages = messages
 
     def push_record(self, device: str) -> PushRecord | None:
         """The push record of one device, whichever of its flows brought it, or None."""
@@ -112,7 +180,8 @@ class Location(NamedTuple):
         return None
 
 
-class Registration(NamedTuple):
+@dataclass(slots=True, init=False)
+class Registration:
     """What one accepted REGISTER asks of the store, applied atomically (RFC 3261 §10.3 step 7).
 
     In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,
@@ -126,25 +195,55 @@ class Registration(NamedTuple):
     cseq: int
     now_epoch: float
     max_contacts: int
-    bind: tuple[Binding, ...] = ()
+    bind: tuple[Binding, ...]
     """Added or refreshed. A binding replaces those of the same device, and those with the same
     ``contact_key`` unless both devices are instances (``instance:…``); the push record of a
     device so replaced goes too."""
-    unbind: tuple[tuple[str, str], ...] = ()
+    unbind: tuple[tuple[str, str], ...]
     "(device, contact_key) removed, where either matches."
-    unbind_all: bool = False
+    unbind_all: bool
     "``Contact: *``."
-    push: tuple[PushRecord, ...] = ()
+    push: tuple[PushRecord, ...]
     "Replace the record of the same device, and any other record of the AOR with the same tokens."
-    push_off: tuple[tuple[str, str], ...] = ()
+    push_off: tuple[tuple[str, str], ...]
     "(device, token): push records removed where the device or, if not empty, either token matches."
-    unpushed: tuple[str, ...] = ()
+    unpushed: tuple[str, ...]
     "Devices whose Contact asks for no push: records that do not outlive an unbind are removed."
-    refreshes: tuple[tuple[str, float], ...] = ()
+    refreshes: tuple[tuple[str, float], ...]
     """(device, UNIX seconds): due to be pushed by then so that it refreshes its binding; replaces
     what the device had due before."""
-    max_push_records: int = 1000
+    max_push_records: int
     "Of those above, the ones that were refreshed longest ago are removed."
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        aor: Aor,
+        call_id: str,
+        cseq: int,
+        now_epoch: float,
+        max_contacts: int,
+        bind: tuple[Binding, ...] = (),
+        unbind: tuple[tuple[str, str], ...] = (),
+        unbind_all: bool = False,
+        push: tuple[PushRecord, ...] = (),
+        push_off: tuple[tuple[str, str], ...] = (),
+        unpushed: tuple[str, ...] = (),
+        refreshes: tuple[tuple[str, float], ...] = (),
+        max_push_records: int = 1000,
+    ) -> None:
+        self.aor = aor
+        self.call_id = call_id
+        self.cseq = cseq
+        self.now_epoch = now_epoch
+        self.max_contacts = max_contacts
+        self.bind = bind
+        self.unbind = unbind
+        self.unbind_all = unbind_all
+        self.push = push
+        self.push_off = push_off
+        self.unpushed = unpushed
+        self.refreshes = refreshes
+        self.max_push_records = max_push_records
 
 
 class Refusal(Enum):

@@ -127,7 +127,7 @@ def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
 def _freeze_target(target: Target) -> dict[str, Any]:
     push = None
     if target.push is not None:
-        push = target.push._asdict() | {"platform": target.push.platform.value}
+        push = _values(target.push) | {"platform": target.push.platform.value}
     return target._asdict() | {"push": push, "others": [*map(_freeze_target, target.others)]}
 
 
@@ -142,7 +142,7 @@ def _fields(kind: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...
     return names, attrgetter(*names)
 
 
-_FIELDS = {kind: _fields(kind) for kind in (HeldCall, Search, Branch)}
+_FIELDS = {kind: _fields(kind) for kind in (HeldCall, Search, Branch, PushRecord)}
 
 
 def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:

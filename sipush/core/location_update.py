@@ -113,7 +113,8 @@ def _apply(location: Location, registration: Registration, messages: bool) -> Lo
     after = live(bindings.values(), records.values(), registration.now_epoch, messages)
     if len(after.push_records) <= registration.max_push_records:
         return after
-    return after._replace(push_records=after.push_records[: registration.max_push_records])
+    newest = after.push_records[: registration.max_push_records]
+    return Location(after.bindings, newest, messages)
 
 
 def without_push_record(location: Location, record: PushRecord) -> Location:
@@ -121,7 +122,7 @@ def without_push_record(location: Location, record: PushRecord) -> Location:
     kept = tuple(
         r for r in location.push_records if r.device != record.device or not r.same_tokens(record)
     )
-    return location._replace(push_records=kept)
+    return Location(location.bindings, kept, location.messages)
 
 
 def _touches(registration: Registration, binding: Binding) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from sipush.core.bindings import (
     Aor,
@@ -90,7 +90,8 @@ class Fetch:
     headers: HeaderList = ()
 
 
-class Update(NamedTuple):
+@dataclass(slots=True, init=False)
+class Update:
     """Store ``registration``, then answer 200."""
 
     registration: Registration
@@ -99,6 +100,18 @@ class Update(NamedTuple):
     "Those that speak in this request."
     push_fault: str
     "Why the phone will not be pushed although it asked, for the log; it is in a Warning too."
+
+    def __init__(
+        self,
+        registration: Registration,
+        headers: HeaderList,
+        devices: tuple[str, ...],
+        push_fault: str,
+    ) -> None:
+        self.registration = registration
+        self.headers = headers
+        self.devices = devices
+        self.push_fault = push_fault
 
 
 Decision = Rejection | Fetch | Update

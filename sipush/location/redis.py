@@ -104,7 +104,7 @@ class RedisStore:
         if isinstance(reply, int):
             return Location(registration.bind, registration.push, bool(reply))
         # A number is the place of a row that we sent.
-        location = live(
+        return live(
             [
                 registration.bind[row - 1] if isinstance(row, int) else rows.binding_of(aor, row)
                 for row in reply[0]
@@ -116,8 +116,8 @@ class RedisStore:
                 for row in reply[1]
             ],
             registration.now_epoch,
+            bool(reply[2]),
         )
-        return location._replace(messages=True) if reply[2] else location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""

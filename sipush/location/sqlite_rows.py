@@ -61,14 +61,36 @@ def _half_of_binding(b: Binding | None) -> Row:
     if b is None:
         return _NO_HALF
     path = json.dumps(b.path, ensure_ascii=False) if b.path else ""
-    return *b[2:9], path, *b[10:]
+    return (
+        b.contact,
+        b.contact_key,
+        b.expires_epoch,
+        b.call_id,
+        b.cseq,
+        b.flow,
+        b.params,
+        path,
+        b.user_agent,
+        b.registered_epoch,
+    )
 
 
 def _half_of_record(r: PushRecord | None) -> Row:
     if r is None:
         return _NO_HALF
     extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
-    return r.platform.value, *r[3:9], extra, *r[10:]
+    return (
+        r.platform.value,
+        r.app_id,
+        r.call_token,
+        r.message_token,
+        r.allow_call,
+        r.allow_message,
+        r.dialect,
+        extra,
+        r.updated_epoch,
+        r.expires_epoch,
+    )
 
 
 def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from hmac import compare_digest
-from typing import NamedTuple
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -41,7 +41,8 @@ class Algorithm(Enum):
 _ALGORITHMS = {algorithm.value: algorithm for algorithm in Algorithm}
 
 
-class Credentials(NamedTuple):
+@dataclass(slots=True, init=False)
+class Credentials:
     """One Authorization or Proxy-Authorization value (RFC 7616 §3.4)."""
 
     username: str
@@ -49,12 +50,34 @@ class Credentials(NamedTuple):
     nonce: str
     uri: str
     response: str
-    algorithm: Algorithm = Algorithm.MD5
-    qop: str = ""
+    algorithm: Algorithm
+    qop: str
     "``auth`` as written, or empty: a client of RFC 2069 that knows no qop."
-    nc: str = ""
+    nc: str
     "As written, without quotes: clients hash what they wrote (``1`` as well as ``00000001``)."
-    cnonce: str = ""
+    cnonce: str
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        username: str,
+        realm: str,
+        nonce: str,
+        uri: str,
+        response: str,
+        algorithm: Algorithm = Algorithm.MD5,
+        qop: str = "",
+        nc: str = "",
+        cnonce: str = "",
+    ) -> None:
+        self.username = username
+        self.realm = realm
+        self.nonce = nonce
+        self.uri = uri
+        self.response = response
+        self.algorithm = algorithm
+        self.qop = qop
+        self.nc = nc
+        self.cnonce = cnonce
 
     def __repr__(self) -> str:
         """Nothing secret."""

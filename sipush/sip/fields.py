@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -23,7 +23,8 @@ def format_params(params: Params) -> str:
     return "".join(f";{n}" if v is None else f";{n}={v}" for n, v in params.items())
 
 
-class NameAddr(NamedTuple):
+@dataclass(slots=True, init=False)
+class NameAddr:
     """A From, To, Contact, Route, Record-Route or Path element (§20.10)."""
 
     uri: str
@@ -32,6 +33,16 @@ class NameAddr(NamedTuple):
     "Without quotes."
     params: Params
     "Header parameters: names lower-case, values as written (quotes kept); a flag has None."
+
+    def __init__(
+        self,
+        uri: str,
+        display_name: str,
+        params: Params,
+    ) -> None:
+        self.uri = uri
+        self.display_name = display_name
+        self.params = params
 
     @property
     def tag(self) -> str | None:
@@ -77,7 +88,8 @@ def parse_name_addr(text: str) -> NameAddr:
     return NameAddr(uri, display, parse_params(params) if params else {})
 
 
-class Via(NamedTuple):
+@dataclass(slots=True, init=False)
+class Via:
     """One Via element (§20.42)."""
 
     transport: str
@@ -86,6 +98,18 @@ class Via(NamedTuple):
     "sent-by host as written; an IPv6 reference keeps its brackets."
     port: int | None
     params: Params
+
+    def __init__(
+        self,
+        transport: str,
+        host: str,
+        port: int | None,
+        params: Params,
+    ) -> None:
+        self.transport = transport
+        self.host = host
+        self.port = port
+        self.params = params
 
     @property
     def branch(self) -> str:
@@ -120,11 +144,20 @@ def parse_via(text: str) -> Via:
     return Via(transport.upper(), host, port, parse_params(params) if params else {})
 
 
-class CSeq(NamedTuple):
+@dataclass(slots=True, init=False)
+class CSeq:
     """Sequence number and method (§20.16)."""
 
     number: int
     method: str
+
+    def __init__(
+        self,
+        number: int,
+        method: str,
+    ) -> None:
+        self.number = number
+        self.method = method
 
 
 _CSEQ = re.compile(rf"([0-9]+)[ \t]\s*({TOKEN})").fullmatch

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sipush.sip.grammar import parse_params, unescape, unquote_string
 from sipush.sip.headers import Headers, field_value
@@ -20,23 +19,46 @@ HEADERS = ("x-push", "x-p-push", "portsip-push")
 RFC8599 = "rfc8599"
 LINPHONE = "linphone"
 
+NO_EXTRA: Mapping[str, str] = {}
 
-class PushParams(NamedTuple):
+
+@dataclass(slots=True, init=False)
+class PushParams:
     """What one device asks for. Without a token it is registered and never pushed."""
 
     provider: str
     "``apns``, ``fcm``, or the phone's own word for a platform without a push service of its own."
-    app_id: str = ""
-    call_token: str = ""
+    app_id: str
+    call_token: str
     "For apns the VoIP token."
-    message_token: str = ""
+    message_token: str
     "For apns the token for alerts; for all others the same as ``call_token``."
-    allow_call: bool = True
-    allow_message: bool = True
-    dialect: str = "X-Push"
+    allow_call: bool
+    allow_message: bool
+    dialect: str
     "Header names as the phone wrote them, comma-separated; ``rfc8599``; ``linphone``."
-    extra: Mapping[str, str] = {}
+    extra: Mapping[str, str]
     "Parameters we do not know, and those of RFC 8599 as they came but the token."
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        provider: str,
+        app_id: str = "",
+        call_token: str = "",
+        message_token: str = "",
+        allow_call: bool = True,
+        allow_message: bool = True,
+        dialect: str = "X-Push",
+        extra: Mapping[str, str] = NO_EXTRA,
+    ) -> None:
+        self.provider = provider
+        self.app_id = app_id
+        self.call_token = call_token
+        self.message_token = message_token
+        self.allow_call = allow_call
+        self.allow_message = allow_message
+        self.dialect = dialect
+        self.extra = extra
 
     def __repr__(self) -> str:
         """No tokens."""

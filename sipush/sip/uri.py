@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import unescape
@@ -23,7 +22,8 @@ _SIP_URI = re.compile(
 ).fullmatch
 
 
-class SipUri(NamedTuple):
+@dataclass(slots=True, init=False)
+class SipUri:
     """A parsed sip: or sips: URI. To forward one, forward the text it came from instead."""
 
     scheme: str
@@ -37,6 +37,24 @@ class SipUri(NamedTuple):
     params: dict[str, str | None]
     "Names lower-case, values still escaped; a flag has None."
     headers: str | None
+
+    def __init__(  # noqa: PLR0917 - the fields in their order
+        self,
+        scheme: str,
+        user: str | None,
+        password: str | None,
+        host: str,
+        port: int | None,
+        params: dict[str, str | None],
+        headers: str | None,
+    ) -> None:
+        self.scheme = scheme
+        self.user = user
+        self.password = password
+        self.host = host
+        self.port = port
+        self.params = params
+        self.headers = headers
 
     @property
     def address(self) -> str:

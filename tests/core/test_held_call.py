@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_a_fallback_that_was_being_looked_up_is_looked_up_again() -> None:
 
 def test_a_ring_group_goes_on_with_the_member_whose_turn_it_is() -> None:
     bob = Target("bob@x d", push=RECORD, hold=30)
-    carol = Target("carol@x d", push=RECORD._replace(call_token="other"), hold=30)
+    carol = Target("carol@x d", push=replace(RECORD, call_token="other"), hold=30)
     context = ResponseContext(probe=1.5, timer_c=180)
     turns = TargetSet((Turn((bob,), "bob@x"), Turn((carol,), "carol@x")), 20, members=True)
     context.start(turns, 100.0)

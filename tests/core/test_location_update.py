@@ -1,5 +1,7 @@
 """The short way of a REGISTER through the location service ends where the long one does."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +53,7 @@ def registrations(draw: st.DrawFn) -> Registration:
     """Mostly one device with one push record."""
     bind = draw(st.lists(bindings(st.just(3)), min_size=1, max_size=2))[: 1 + draw(seldom)]
     return registration(
-        *(row._replace(call_id=bind[0].call_id) for row in bind),
+        *(replace(row, call_id=bind[0].call_id) for row in bind),
         push=tuple(draw(st.lists(records, max_size=2))[: 1 + draw(seldom)]),
         unbind=((draw(devices), draw(contacts)),) if draw(seldom) else (),
         unbind_all=draw(seldom),

@@ -444,7 +444,7 @@ def test_contact_star_with_consents_refreshes_the_device_that_has_the_token() ->
     assert isinstance(update, Update)
     assert update.registration.unbind_all
     assert update.registration.push == (
-        record._replace(updated_epoch=NOW + 5, expires_epoch=NOW + 5 + POLICY.push_record_lifetime),
+        replace(record, updated_epoch=NOW + 5, expires_epoch=NOW + 5 + POLICY.push_record_lifetime),
     )
 
 
@@ -678,7 +678,7 @@ def test_a_contact_without_push_ends_what_an_earlier_one_asked_for(
 def test_the_200_lists_every_binding_with_the_time_it_has_left() -> None:
     update = accept(f"{CONTACT};q=0.5;{INSTANCE};expires=90", "Supported: path")
     (mine,) = update.registration.bind
-    other = mine._replace(device="contact:x", contact="sip:x@h", params="", expires_epoch=NOW + 7.2)
+    other = replace(mine, device="contact:x", contact="sip:x@h", params="", expires_epoch=NOW + 7.2)
     response = ok_response(request(), update, Location((mine, other)), NOW, "t1")
     assert response.start_line == "SIP/2.0 200 OK"
     assert response.to.tag == "t1"
@@ -705,7 +705,7 @@ def test_tokens_of_the_users_other_devices_do_not_come_back() -> None:
         "sip:101@c;app-id=x;pn-type=apple;pn-tok=cc33",
     ]
     (binding,) = mine.registration.bind
-    rest = [binding._replace(device="d", contact=uri) for uri in others]
+    rest = [replace(binding, device="d", contact=uri) for uri in others]
     response = ok_response(request(), mine, Location((binding, *rest)), NOW, "t")
     assert response.headers.get_all("contact") == [
         f"<sip:101@a;transport=tcp;{PN}>;expires=600",

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -234,7 +235,7 @@ async def test_a_registration_that_nobody_heard_of_before_the_crash_counts(world
     async with daemon.opened_store() as store:
         (old,) = (await store.lookup(world.aor("bob"), registered_epoch)).bindings
         flow = old.flow.replace(f":{asleep.wire.local[1]}", f":{reborn.wire.local[1]}")
-        new = old._replace(flow=flow, cseq=old.cseq + 1, registered_epoch=registered_epoch)
+        new = replace(old, flow=flow, cseq=old.cseq + 1, registered_epoch=registered_epoch)
         registration = Registration(
             old.aor, old.call_id, new.cseq, registered_epoch, max_contacts=10, bind=(new,)
         )

@@ -25,7 +25,7 @@ def binding(device: str = PHONE, contact: str = "sip:101@192.0.2.1:5060", **chan
         "udp/192.0.2.9:5060/192.0.2.1:5060",
         registered_epoch=NOW,
     )
-    return made._replace(**changes)
+    return replace(made, **changes)
 
 
 def record(device: str = PHONE, token: str = "voip-token", **changes: object):
@@ -39,14 +39,14 @@ def record(device: str = PHONE, token: str = "voip-token", **changes: object):
         updated_epoch=NOW,
         expires_epoch=NOW + 7 * 86400,
     )
-    return made._replace(**changes)
+    return replace(made, **changes)
 
 
 def registration(*bind: Binding, **changes: object) -> Registration:
     """A REGISTER; its Call-ID, CSeq and AOR are those of the first binding, if any."""
     first = bind[0] if bind else binding()
     made = Registration(first.aor, first.call_id, first.cseq, NOW, 10, bind)
-    return made._replace(**changes)
+    return replace(made, **changes)
 
 
 def message(key: str = "k1", **changes: object) -> StoredMessage:

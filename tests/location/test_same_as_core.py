@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -89,12 +90,13 @@ def at(registration: Registration, aor: str, now: float) -> Registration:
     """The same REGISTER for ``aor`` at ``now``."""
 
     def moved(row: Binding) -> Binding:
-        return row._replace(aor=aor, registered_epoch=now, expires_epoch=now + row.expires_epoch)
+        return replace(row, aor=aor, registered_epoch=now, expires_epoch=now + row.expires_epoch)
 
     def moved_record(row: PushRecord) -> PushRecord:
-        return row._replace(aor=aor, updated_epoch=now, expires_epoch=now + row.expires_epoch)
+        return replace(row, aor=aor, updated_epoch=now, expires_epoch=now + row.expires_epoch)
 
-    return registration._replace(
+    return replace(
+        registration,
         aor=aor,
         now_epoch=now,
         bind=tuple(map(moved, registration.bind)),

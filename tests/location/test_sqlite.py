@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -196,13 +197,13 @@ async def test_bindings_and_push_records_move_into_one_table(path: Path):
             old.execute(statement)
         old.execute("PRAGMA user_version = 7")
         for row in (both, alone):
-            values = (*row[:9], json.dumps(row.path), *row[10:])
-            columns = ", ".join(row._fields)
-            old.execute(f"INSERT INTO bindings ({columns}) VALUES ({MARKS})", values)
+            values = asdict(row) | {"path": json.dumps(row.path)}
+            insert = f"INSERT INTO bindings ({', '.join(values)}) VALUES ({MARKS})"
+            old.execute(insert, tuple(values.values()))
         for kept in (record(), gone, sleeping):
-            values = (*kept[:2], "apns", *kept[3:9], json.dumps(kept.extra), *kept[10:])
-            columns = ", ".join(kept._fields)
-            old.execute(f"INSERT INTO push_records ({columns}) VALUES ({MARKS})", values)
+            values = asdict(kept) | {"platform": "apns", "extra": json.dumps(kept.extra)}
+            insert = f"INSERT INTO push_records ({', '.join(values)}) VALUES ({MARKS})"
+            old.execute(insert, tuple(values.values()))
     store = await reopened(path)
     assert await store.lookup(AOR, NOW) == Location((both,), (record(), gone))
     assert await store.lookup(alone.aor, NOW) == Location((alone,))

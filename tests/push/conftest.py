@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from sipush.demo.push_service import DEFAULT_APP, PushService
 VOIP_TOKEN = "fe1b" * 16
 ALERT_TOKEN = "c9ed" * 16
 FCM_TOKEN = "dXyZ:APA91b" + "x_-" * 60
+
+_OF_RECORD = {field.name for field in fields(PushRecord)}
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +53,12 @@ def record(platform: Platform, **changes: object) -> PushRecord:
         message_token=tokens[1],
         updated_epoch=time.time(),
     )
-    return plain._replace(**changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def call(platform: Platform, *, hold: float = 10.0, **changes: object) -> PushRequest:
     """A call push; changes of PushRecord's fields are told from PushRequest's by name."""
-    of_record = {k: changes.pop(k) for k in list(changes) if k in PushRecord._fields}
+    of_record = {k: changes.pop(k) for k in list(changes) if k in _OF_RECORD}
     if "call_id" in of_record:
         changes["call_id"] = of_record.pop("call_id")
     now = time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -69,7 +70,7 @@ async def test_a_device_that_has_refreshed_or_expired_is_left_alone(left: float)
 async def test_a_device_that_is_gone_is_left_alone(gone: dict[str, object]) -> None:
     store = MemoryStore()
     await store.bind(ASKED)
-    await store.bind(ASKED._replace(cseq=ASKED.cseq + 1, **gone))  # type: ignore[arg-type]
+    await store.bind(replace(ASKED, cseq=ASKED.cseq + 1, **gone))  # type: ignore[arg-type]
     assert await pushed(Service(), store, 100) == []
 
 
