@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sipush.sip.digest import (
     Algorithm,
@@ -200,3 +202,42 @@ def test_the_digest_uri_must_name_the_same_user(
 def test_no_header_is_so_long_that_reading_it_takes_ages(flood: str) -> None:
     # In the square of its length it would: minutes, and the test would time out.
     assert parse_credentials("Digest " + flood * (400_000 // len(flood))) is None
+
+
+_VALUES = (
+    "x",
+    '"x"',
+    '""',
+    '"a, b"',
+    '"a\\"b"',
+    "a b",
+    '"a" b',
+    "SHA-256",
+    "MD5",
+    "auth",
+    "1f",
+    "x-y",
+    "",
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ("username", "realm", "nonce", "uri", "response", "qop", "nc", "cnonce")
+            ),
+            st.sampled_from(("=", "=", "=", " = ", "")),
+            st.sampled_from(_VALUES),
+            st.sampled_from((",", ", ", " ,", ",, ")),
+        ),
+        max_size=4,
+    )
+)
+def test_parameters_are_found_alike_whether_or_not_an_unknown_one_follows(
+    more: list[tuple[str, ...]],
+) -> None:
+    # Known ones alone are read by a shorter way.
+    needed = ", ".join(f'{name}="1"' for name in ("username", "realm", "nonce", "uri", "response"))
+    text = f"Digest {''.join(''.join(param) for param in more)}{needed}"
+    assert parse_credentials(text) == parse_credentials(f"{text}, unknown=1")
