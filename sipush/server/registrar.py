@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from sipush.core.registration import (
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
+from sipush.logs import shown
 from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
 from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
@@ -134,7 +134,7 @@ def _tell(update: Update, seen: Location | None, flow: str) -> None:
     else:
         REGISTERS.unregistered += 1
     is_news = _is_news(update, seen)
-    if is_news or log.is_enabled_for(logging.DEBUG):
+    if is_news or shown.debug:
         say = log.info if is_news else log.debug
         say(
             "registered" if registration.bind else "unregistered",

@@ -242,11 +242,9 @@ def without_push_params(uri: str) -> str:
     return user + at + _PARAMS.sub("", rest)
 
 
-_TOKEN = re.compile(r"[!-~]*").fullmatch
-
-
 def _check_token(token: str, name: str) -> None:
-    _require(_TOKEN(token), f"{name} is not a token")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise _FaultError(f"{name} is not a token")
 
 
 def _require(condition: object, fault: str) -> None:
