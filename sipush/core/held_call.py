@@ -9,6 +9,7 @@ already has it takes for a retransmission. No device is pushed again.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
@@ -29,7 +30,7 @@ CREDENTIALS = ("authorization", "proxy-authorization")
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeldCall:
     """Everything a process needs to finish a call that another one began."""
 
@@ -69,21 +70,17 @@ class HeldCall:
         """ASCII JSON; bytes of the INVITE that are not UTF-8 survive."""
         values = _values(self)
         values["request"] = self.request.decode("utf-8", "surrogateescape")
-        return json.dumps(values).encode("ascii")
+        return _encode(values).encode("ascii")
 
     @classmethod
     def from_json(cls, text: bytes) -> HeldCall:
         """The inverse of ``to_json``."""
         values = json.loads(text)
-        return cls(
-            **values
-            | {
-                "request": values["request"].encode("utf-8", "surrogateescape"),
-                "aors": tuple(values["aors"]),
-                "destinations": tuple(values["destinations"]),
-                "diversions": tuple(map(tuple, values["diversions"])),
-            }
-        )
+        values["request"] = values["request"].encode("utf-8", "surrogateescape")
+        for name in ("aors", "destinations"):
+            values[name] = tuple(values.get(name, ()))
+        values["diversions"] = tuple(map(tuple, values.get("diversions", ())))
+        return cls(**values)
 
 
 def storable(request: Request) -> bytes:
@@ -91,7 +88,7 @@ def storable(request: Request) -> bytes:
 
     A device that asked for them asks again should it get the call from another process.
     """
-    if not any(name in request.headers for name in CREDENTIALS):
+    if request.headers.first.keys().isdisjoint(CREDENTIALS):
         return request.to_bytes()
     stored = request.copy()
     for name in CREDENTIALS:
@@ -118,44 +115,72 @@ def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, 
 
 
 def _freeze_search(search: Search, shift: float) -> dict[str, Any]:
-    return _values(search) | {
-        "pending": [(turn.aor, [*map(_freeze_target, turn.targets)]) for turn in search.pending],
-        "turn_at": None if search.turn_at is None else search.turn_at + shift,
-    }
+    values = _values(search)
+    if search.pending:
+        values["pending"] = [
+            (turn.aor, [*map(_freeze_target, turn.targets)]) for turn in search.pending
+        ]
+    if search.turn_at is not None:
+        values["turn_at"] = search.turn_at + shift
+    return values
 
 
 def _freeze_target(target: Target) -> dict[str, Any]:
-    push = None
+    values = _values(target)
     if target.push is not None:
-        push = _values(target.push) | {"platform": target.push.platform.value}
-    return target._asdict() | {"push": push, "others": [*map(_freeze_target, target.others)]}
-
-
-def _values(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, not copied: they are written down at once."""
-    names, get = _FIELDS[type(value)]
-    return dict(zip(names, get(value), strict=True))
-
-
-def _fields(kind: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]:
-    names = tuple(field.name for field in fields(kind))
-    return names, attrgetter(*names)
-
-
-_FIELDS = {kind: _fields(kind) for kind in (HeldCall, Search, Branch, PushRecord)}
+        values["push"] = _values(target.push) | {"platform": target.push.platform.value}
+    if target.others:
+        values["others"] = [*map(_freeze_target, target.others)]
+    return values
 
 
 def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
     values = _values(branch)
-    values |= {
-        "state": branch.state.value,
-        "cause": branch.cause.value,
-        "cancelling": branch.cancelling.value if branch.cancelling else None,
-        "target": _freeze_target(branch.target),
-    }
+    values["state"] = branch.state.value
+    values["cause"] = branch.cause.value
+    values["target"] = _freeze_target(branch.target)
+    if branch.cancelling is not None:
+        values["cancelling"] = branch.cancelling.value
     for name in _TIMES:
-        values[name] = None if values[name] is None else values[name] + shift
+        if name in values:
+            values[name] += shift
     return values
+
+
+def _values(value: Any) -> dict[str, Any]:
+    """The fields that are not what they usually are; not copied: they are written down at once."""
+    names, get, usual = _FIELDS[type(value)]
+    return {
+        name: each
+        for name, each, other in zip(names, get(value), usual, strict=True)
+        if each != other
+    }
+
+
+def _fields(usual: Any, required: int) -> tuple[tuple[str, ...], Callable[[Any], Any], list[Any]]:
+    """The names of an object's fields, what gets them, and what they usually are.
+
+    Of the first ``required`` nothing is usual.
+    """
+    named = usual._fields if isinstance(usual, Target) else None
+    names = named or tuple(field.name for field in fields(usual))
+    get = attrgetter(*names)
+    return names, get, [_NOTHING] * required + [*get(usual)][required:]
+
+
+_NOTHING = object()
+_FIELDS = {
+    type(usual): _fields(usual, required)
+    for usual, required in (
+        (HeldCall("", b"", "", "", "", {}), 6),
+        (Search(NOWHERE, 0, []), 0),
+        (Branch(0, Target(""), BranchState.CALLING), 3),
+        (Target(""), 1),
+        (PushRecord("", "", Platform.FCM, ""), 4),
+    )
+}
+
+_encode = json.JSONEncoder(check_circular=False).encode
 
 
 def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContext:
@@ -171,36 +196,41 @@ def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContex
 
 
 def _thaw_search(values: dict[str, Any], shift: float) -> Search:
-    pending = [Turn(tuple(map(_thaw_target, targets)), aor) for aor, targets in values["pending"]]
-    turn_at = None if values["turn_at"] is None else values["turn_at"] + shift
     search = Search(NOWHERE, 0, [])
-    _set(search, values | {"pending": pending, "turn_at": turn_at})
+    _set(search, values)
+    search.pending = [
+        Turn(tuple(map(_thaw_target, targets)), aor) for aor, targets in values.get("pending", ())
+    ]
+    if search.turn_at is not None:
+        search.turn_at += shift
     return search
 
 
 def _thaw_target(values: dict[str, Any]) -> Target:
-    push = values["push"]
+    push = values.get("push")
     record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
-    others = tuple(map(_thaw_target, values["others"]))
-    return Target(**values | {"push": record, "route": tuple(values["route"]), "others": others})
+    route = tuple(values.get("route", ()))
+    others = tuple(map(_thaw_target, values.get("others", ())))
+    return Target(**values | {"push": record, "route": route, "others": others})
 
 
 def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
     target, state = _thaw_target(values["target"]), BranchState(values["state"])
     branch = Branch(values["id"], target, state)
+    cancelling = values.get("cancelling")
     _set(
         branch,
         values
         | {
             "state": state,
-            "cause": CancelCause(values["cause"]),
-            "cancelling": CancelCause(values["cancelling"]) if values["cancelling"] else None,
             "target": target,
-            # Of one that was on its way nobody hears any more.
-            "pushing": values["pushing"] and not values["push_begun"],
+            "cause": CancelCause(values["cause"]),
+            "cancelling": CancelCause(cancelling) if cancelling else None,
         }
-        | {name: None if values[name] is None else values[name] + shift for name in _TIMES},
+        | {name: values[name] + shift for name in _TIMES if values.get(name) is not None},
     )
+    if branch.push_begun:  # of one that was on its way nobody hears any more
+        branch.pushing = False
     return branch
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import structlog
+from prometheus_client import Counter
 
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
@@ -118,9 +119,14 @@ class _Lane:
     async def send(self, request: PushRequest, begin: Begin | None) -> PushOutcome:
         self._active += 1
         try:
-            async with self._slow_room, self._place():
-                await self._turns.wait()
-                return await self.provider.send(request, begin)
+            async with self._slow_room:
+                await self._room.acquire()
+                place = _Place(self._room)
+                try:
+                    await self._turns.wait()
+                    return await self.provider.send(request, begin)
+                finally:
+                    place.give_up()
         except WithdrawnError:
             return PushOutcome(PushResult.WITHDRAWN)
         except Exception as error:  # a bug must cost one push, not the call
@@ -139,24 +145,21 @@ class _Lane:
             await self._idle.wait()
         await self.provider.close()
 
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """A place among the busy sends, given up when the service is slow to answer."""
-        await self._room.acquire()
-        held = True
 
-        def give_up() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._room.release()
+class _Place:
+    """A place among the busy sends, given up when the service is slow to answer."""
 
-        slow = asyncio.get_running_loop().call_later(SLOW, give_up)
-        try:
-            yield
-        finally:
-            slow.cancel()
-            give_up()
+    def __init__(self, room: asyncio.Semaphore) -> None:
+        """``room`` has been acquired."""
+        self._room: asyncio.Semaphore | None = room
+        self._slow = asyncio.get_running_loop().call_later(SLOW, self.give_up)
+
+    def give_up(self) -> None:
+        """May be called twice."""
+        if self._room is not None:
+            self._room.release()
+            self._room = None
+            self._slow.cancel()
 
 
 def _worth_another_try(outcome: PushOutcome) -> bool:
@@ -178,14 +181,15 @@ def _each(lanes: Mapping[str, Mapping[Platform, _Lane]]) -> list[_Lane]:
 
 
 def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
-    PUSHES.labels(request.record.platform.value, outcome.result.value).inc()
+    platform, result = request.record.platform.value, outcome.result.value
+    _pushes(platform, result).inc()
     facts = {
         "push_id": request.push_id,
         "kind": request.kind.value,
         "app_id": request.record.app_id,
-        "platform": request.record.platform.value,
+        "platform": platform,
         "device": fingerprint(request.record.device),
-        "result": outcome.result.value,
+        "result": result,
         "reason": outcome.reason,
         "status": outcome.status,
         "duration": round(seconds, 3),
@@ -197,3 +201,8 @@ def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
             log.error("push_finished", **facts)
         case _:
             log.warning("push_finished", **facts)
+
+
+@cache
+def _pushes(platform: str, result: str) -> Counter:
+    return PUSHES.labels(platform, result)

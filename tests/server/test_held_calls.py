@@ -156,7 +156,7 @@ async def test_a_push_whose_begin_cannot_be_stored_waits_for_the_store(tmp_path:
     calling = asyncio.ensure_future(server.send(server.caller, invite(1)))
     await store.refused.wait()
     assert not server.pushed.requests
-    assert not store.states[-1]["push_begun"]
+    assert "push_begun" not in store.states[-1]
     store.emptied = True
     await calling
     assert len(server.pushed.requests) == 1
@@ -186,7 +186,7 @@ class SlowStore(MemoryStore):
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         await super().put_held_call(owner, held_id, held)
-        if HeldCall.from_json(held).context["branches"][0]["push_begun"]:
+        if HeldCall.from_json(held).context["branches"][0].get("push_begun"):
             self.begun.add(held_id)
             on_the_way = len(self.begun) - self.sent()
             self.most_begun_and_not_sent = max(self.most_begun_and_not_sent, on_the_way)
