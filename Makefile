@@ -49,7 +49,7 @@ uncompile: ## Remove what compile made
 	rm -rf build .venv/compiled.stamp
 	find sipush -name '*.so' -delete
 
-.venv/compiled.stamp: .venv/dev.stamp config/compile.py $(wildcard sipush/*/*.py)
+.venv/compiled.stamp: .venv/dev.stamp config/compile.py $(wildcard sipush/*.py sipush/*/*.py)
 	@.ci/install-packages gcc python3-dev
 	@echo "Compiling, which takes some minutes …"
 	@find sipush -name '*.so' -delete

@@ -16,13 +16,15 @@ MODULES = [
     *(
         Path("sipush/server", f"{name}.py")
         for name in (
-            *("acknowledgements", "endpoint", "forwarding", "gate", "locations", "proxy"),
-            *("push_bucket", "registrar", "subscribers", "tasks", "timer_wheel", "transactions"),
-            "waking",
+            *("acknowledgements", "endpoint", "forwarding", "gate", "held_calls", "locations"),
+            *("proxy", "push_bucket", "registrar", "subscribers", "tasks", "timer_wheel"),
+            *("transactions", "waking"),
         )
     ),
-    Path("sipush/transport/udp.py"),
-    Path("sipush/log_lines.py"),
+    *(
+        Path("sipush", f"{name}.py")
+        for name in ("log_lines", "push/dispatcher", "transport/udp", "turns")
+    ),
 ]
 
 setup(
