@@ -6,40 +6,45 @@ Names follow Prometheus' rules; labels never hold a user, a device or a token.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+import prometheus_client
+from prometheus_client import REGISTRY, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from sipush.errors import TransportError
 
 
-class Registers(Collector):
-    """REGISTER requests by outcome, in plain numbers: a Counter takes a lock for every one."""
+class Tally(Collector):
+    """A counter in plain numbers: one of prometheus_client's takes a lock for every step."""
 
-    def __init__(self) -> None:
-        self.registered = self.unregistered = self.refused = 0
+    def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        "By the values of the labels."
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
         self._created_epoch = time.time()
+        REGISTRY.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """What Prometheus reads."""
-        family = CounterMetricFamily(
-            "sipush_registers", "REGISTER requests by outcome.", labels=["outcome"]
-        )
-        for outcome in ("registered", "unregistered", "refused"):
-            family.add_metric([outcome], getattr(self, outcome), self._created_epoch)
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in list(self.counts.items()):
+            family.add_metric(values, count, self._created_epoch)
         yield family
 
 
-REGISTERS = Registers()
-REGISTRY.register(REGISTERS)
-UNUSABLE_PUSH_HEADERS = Counter(
+REGISTERS = Tally("sipush_registers", "REGISTER requests by outcome.", ["outcome"])
+REGISTERS.counts.update({("registered",): 0, ("unregistered",): 0, ("refused",): 0})
+UNUSABLE_PUSH_HEADERS = prometheus_client.Counter(
     "sipush_unusable_push_headers", "Registrations whose push header could not be used."
 )
-CALLS = Counter("sipush_calls", "INVITE requests by the class of their final response.", ["class"])
-PUSHES = Counter("sipush_pushes", "Pushes by service and result.", ["service", "result"])
-WAKE_UPS = Counter("sipush_wake_ups", "Devices pushed for a call, by what came of it.", ["outcome"])
+CALLS = Tally("sipush_calls", "INVITE requests by the class of their final response.", ["class"])
+PUSHES = Tally("sipush_pushes", "Pushes by service and result.", ["service", "result"])
+WAKE_UPS = Tally("sipush_wake_ups", "Devices pushed for a call, by what came of it.", ["outcome"])
 WAKE_SECONDS = Histogram(
     "sipush_wake_seconds",
     "From the push to the REGISTER of the woken device.",

@@ -72,6 +72,8 @@ def _purr(aor: Aor, device: str, key: bytes, day: int) -> str:
 
 def purr_in(uri: str) -> str:
     """The PURR in a Request-URI: its device lets itself be woken for it (RFC 8599 §6.1)."""
+    if "pn-purr" not in uri.lower():
+        return ""
     for param in uri.partition("?")[0].split(";")[1:]:
         name, _, value = param.partition("=")
         if name.lower() == "pn-purr":

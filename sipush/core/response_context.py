@@ -11,6 +11,7 @@ read it from there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from sipush.core.branch import (
@@ -315,10 +316,15 @@ class ResponseContext:
 
     def next_timer(self) -> float | None:
         """When to call ``timer_fired`` next, or None."""
-        times = [self._ringback_at, self.search.turn_at]
-        for branch in self.branches:
-            times += (branch.probe_at, branch.bucket_at, branch.timer_c_at, branch.tombstone_at)
-        return min([at for at in times if at is not None], default=None)
+        soonest = math.inf
+        for at in (self._ringback_at, self.search.turn_at):
+            if at is not None:
+                soonest = min(soonest, at)
+        for b in self.branches:
+            for at in (b.probe_at, b.bucket_at, b.timer_c_at, b.tombstone_at):
+                if at is not None:
+                    soonest = min(soonest, at)
+        return soonest if soonest < math.inf else None
 
     @property
     def done(self) -> bool:

@@ -6,10 +6,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
 
 import structlog
-from prometheus_client import Counter
 
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
@@ -182,7 +180,7 @@ def _each(lanes: Mapping[str, Mapping[Platform, _Lane]]) -> list[_Lane]:
 
 def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
     platform, result = request.record.platform.value, outcome.result.value
-    _pushes(platform, result).inc()
+    PUSHES.counts[platform, result] += 1
     facts = {
         "push_id": request.push_id,
         "kind": request.kind.value,
@@ -201,8 +199,3 @@ def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
             log.error("push_finished", **facts)
         case _:
             log.warning("push_finished", **facts)
-
-
-@cache
-def _pushes(platform: str, result: str) -> Counter:
-    return PUSHES.labels(platform, result)

@@ -16,6 +16,7 @@ class Acknowledgements:
         self._missing: dict[str, float] = {}
         "Until when each is waited for, by Call-ID; the first to be given up first."
         self._one_came = asyncio.Event()
+        self._draining = False
 
     def expect(self, call_id: str) -> None:
         """A 2xx to an INVITE went upstream."""
@@ -27,7 +28,8 @@ class Acknowledgements:
     def came(self, call_id: str) -> None:
         """The ACK was forwarded."""
         self._missing.pop(call_id, None)
-        self._one_came.set()
+        if self._draining:
+            self._one_came.set()
 
     def _give_up(self, now: float) -> None:
         """Wait no longer for those that will not come any more."""
@@ -40,6 +42,7 @@ class Acknowledgements:
     async def drain(self) -> None:
         """Wait until none is missing."""
         clock = asyncio.get_running_loop().time
+        self._draining = True
         while True:
             self._give_up(clock())
             if not self._missing:

@@ -6,11 +6,10 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
-from prometheus_client import Counter
 
 from sipush import logs
 from sipush.core.bindings import (
@@ -80,12 +79,6 @@ _REASONS = {
 }
 
 
-@cache
-def _calls(digit: int) -> Counter:
-    """The counter of the calls whose final response begins with this digit."""
-    return CALLS.labels(f"{digit}xx")
-
-
 _CHALLENGES = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 
 #: Seconds in which a device that is awake has answered. The caller's 100 is due after 0.2.
@@ -117,6 +110,8 @@ class Forwarding:
         "_performing",
         "_queue",
         "_timer",
+        "_timer_at",
+        "_unheard_at",
         "_unstored",
         "attempts",
         "call_id",
@@ -189,6 +184,9 @@ class Forwarding:
         self._performing = False
         self._is_news = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._unheard_at: float | None = None
+        "When a device that has been sent the INVITE counts as silent."
         self.cancel_reason: str | None = None
         "Reason of the caller's CANCEL."
         self.final = 0
@@ -234,20 +232,25 @@ class Forwarding:
         """Open the target set; registrations that came during the look-up count now."""
         self.started = True
         self.tell("routed", uri=self.request.uri, targets=len(targets.all))
-        self._perform(self.context.start(targets, self._now))
+        actions = self.context.start(targets, self._now)
+        if self.context.invite and self.context.probing:
+            self._unheard_at = self._now + _UNHEARD
+        self._perform(actions)
         if self._early:
             known = {(target.device, target.uri, target.flow) for target in targets.all}
             for aor, location, devices in self._early:
                 self.registered(aor, location, devices, known)
             self._early.clear()
         if self.context.invite and self._unstored is None:
-            if self.context.probing:
-                asyncio.get_running_loop().call_later(_UNHEARD, self._hold_unheard)
-            else:
+            if not self.context.probing:
                 self.transaction.trying()
+            elif self._unheard_at is None:
+                self._unheard_at = self._now + _UNHEARD
+                self._arm_timer()
 
     def _hold_unheard(self) -> None:
         """A device that may sleep is silent: its call must survive us from the caller's 100 on."""
+        self._unheard_at = None
         if self.context.probing and not self.proxy.held_calls.holds(self):
             self._unstored = []
             self.proxy.tasks.spawn(self._hold())
@@ -413,20 +416,28 @@ class Forwarding:
 
     def _arm_timer(self) -> None:
         """Have the loop wake us in time. Too early costs nothing but another look."""
-        at = self.context.next_timer()
+        at = self._next_timer()
         if self._timer is not None:
-            if at is not None and self._timer.when() <= at:
+            if at is not None and self._timer_at <= at:
                 return
             self._timer.cancel()
             self._timer = None
         if at is not None:
+            self._timer_at = at
             self._timer = asyncio.get_running_loop().call_at(at, self._timer_fired)
 
+    def _next_timer(self) -> float | None:
+        at, unheard_at = self.context.next_timer(), self._unheard_at
+        if at is None or unheard_at is None:
+            return at
+        return min(at, unheard_at)
+
     def _timer_fired(self) -> None:
-        assert self._timer is not None
         # call_at may be early by the clock's resolution; a timer must never be missed for that.
-        now = max(self._now, self._timer.when())
+        now = max(self._now, self._timer_at)
         self._timer = None
+        if self._unheard_at is not None and self._unheard_at <= now:
+            self._hold_unheard()
         due = self.context.next_timer()
         if due is not None and due <= now:
             self._perform(self.context.timer_fired(now))
@@ -647,7 +658,7 @@ class Forwarding:
             after = round(self.ended_epoch - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:
-                _calls(status // 100).inc()
+                CALLS.counts[(f"{status // 100}xx",)] += 1
         if self.context.invite and Status.OK <= status < 300:
             self.proxy.acknowledgements.expect(self.request.call_id)
         if status >= Status.OK and self.proxy.held_calls.holds(self):

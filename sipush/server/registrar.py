@@ -112,7 +112,7 @@ class Registrar:
         else:
             location = await store.lookup(aor, now)
         if isinstance(location, Refusal):
-            REGISTERS.refused += 1
+            REGISTERS.counts[("refused",)] += 1
             log.info("registration_refused", aor=aor, reason=location.value)
             transaction.respond(rejection_response(request, refuse(location), tag))
             return
@@ -130,9 +130,9 @@ def _tell(update: Update, seen: Location | None, flow: str) -> None:
     """Count and log what was stored."""
     registration = update.registration
     if registration.bind:
-        REGISTERS.registered += 1
+        REGISTERS.counts[("registered",)] += 1
     else:
-        REGISTERS.unregistered += 1
+        REGISTERS.counts[("unregistered",)] += 1
     is_news = _is_news(update, seen)
     if is_news or shown.debug:
         say = log.info if is_news else log.debug

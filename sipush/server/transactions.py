@@ -391,6 +391,8 @@ class TransactionLayer:
         self.pending = 0
         "Transactions without a final response."
         self._timers = timers
+        self._delays = {timer: timers.delay(timer) for timer in Timer}
+        "Of timers that are set for the first time."
         self._new_id = new_id
         self._wheel = TimerWheel(clock, call_later)
         self._servers: dict[TransactionKey, _Server] = {}
@@ -529,7 +531,12 @@ class TransactionLayer:
         at_t2: bool = False,
     ) -> None:
         """Have ``owner`` told when ``timer`` has run out."""
-        delay = self._timers.t2 if at_t2 else self._timers.delay(timer, repeats)
+        if at_t2:
+            delay = self._timers.t2
+        elif repeats:
+            delay = self._timers.delay(timer, repeats)
+        else:
+            delay = self._delays[timer]
         self._wheel.set(delay, owner, timer)
 
     def send_cancel(self, invite: ClientTransactionHandle, reason: str | None) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
-
-from prometheus_client import Counter
 
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.held_call import HeldCall
@@ -133,7 +131,7 @@ def _tell(forwarding: Forwarding, device: str, wake_up: WakeUp) -> None:
     branches = [b for b in forwarding.context.branches if b.target.device == device]
     woke_after = seconds(wake_up.pushed_at, wake_up.registered_at)
     came = outcome(wake_up, branches).value
-    _wake_ups(came).inc()
+    WAKE_UPS.counts[(came,)] += 1
     if woke_after is not None:
         WAKE_SECONDS.observe(woke_after)
     forwarding.tell(
@@ -148,11 +146,6 @@ def _tell(forwarding: Forwarding, device: str, wake_up: WakeUp) -> None:
         push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
         woke_after=woke_after,
     )
-
-
-@cache
-def _wake_ups(outcome: str) -> Counter:
-    return WAKE_UPS.labels(outcome)
 
 
 def describe(forwarding: Forwarding) -> dict[str, dict[str, object]]:
