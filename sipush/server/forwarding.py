@@ -377,8 +377,12 @@ class Forwarding:
         stored = self.proxy.held_calls.changed(self) if self._is_news else None
         self._is_news = False
         if self._finals:
-            self.proxy.tasks.spawn(self._answer(stored, self._finals))
-            self._finals = []
+            finals, self._finals = self._finals, []
+            # Not before it is stored: or a crash would bring the call back to life.
+            if stored is None:
+                self._answer(finals)
+            else:
+                stored.add_done_callback(lambda _: self._answer(finals))
         if self.context.done:
             self.finish()
 
@@ -668,10 +672,7 @@ class Forwarding:
         else:
             self.transaction.respond(response)
 
-    async def _answer(self, stored: asyncio.Task[None] | None, finals: list[Response]) -> None:
-        """Tell the caller once that is stored: or a crash would bring the call back to life."""
-        if stored is not None:
-            await stored
+    def _answer(self, finals: list[Response]) -> None:
         for response in finals:
             self.transaction.respond(response)
 

@@ -129,7 +129,8 @@ class Server:
         daemon._listeners = self._wires  # type: ignore[assignment]
         daemon._build(bytes(32))
         self.receiver = GateKeeper(daemon._gate, daemon._layer, daemon._is_vital, Turns())
-        self._tasks = (daemon._endpoint._tasks, daemon._proxy.tasks)
+        held = daemon._held_calls
+        self._tasks = (daemon._endpoint._tasks, daemon._proxy.tasks, held._tasks)
         self.proxy = daemon._proxy
         self._turns = daemon._proxy.turns
         self.phone, self.caller = self.wire(1), self.wire(2)
