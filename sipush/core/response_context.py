@@ -227,7 +227,8 @@ class ResponseContext:
         if status < 200:
             return self._provisional(branch, status, now)
         branch.cancelling = None
-        if status not in UNREACHABLE:  # it has seen the call, and this is its end
+        # It has seen the call, and this is its end; who comes late has registered just now.
+        if status not in (FLOW_GONE if branch.late else UNREACHABLE):
             branch.tombstone_at = None
         if status < 300:  # forwarded at once, however many there are (step 5)
             if branch.late:  # in a ring group the search goes on, and must not end with it

@@ -257,7 +257,8 @@ def test_a_device_that_wakes_too_late_sees_the_call_begin_and_end(
     assert context.response_received(2, 487, NOW + 59) == []
 
 
-def test_a_device_that_wakes_after_the_hold_sees_the_call_begin_and_end() -> None:
+@pytest.mark.parametrize("final", [200, 480, 487])
+def test_a_device_that_wakes_after_the_hold_sees_the_call_begin_and_end(final: int) -> None:
     context = make()
     context.start([target("sleeping")], NOW)
     context.timer_fired(NOW + HOLD)
@@ -265,8 +266,9 @@ def test_a_device_that_wakes_after_the_hold_sees_the_call_begin_and_end() -> Non
         Forward(1),
         Cancel(1, CancelCause.NO_ANSWER),
     ]
+    context.response_received(1, 408, NOW + HOLD + 1)
     assert not context.done
-    context.response_received(1, 487, NOW + HOLD + 1)
+    context.response_received(1, final, NOW + HOLD + 1)
     assert context.done
 
 

@@ -516,6 +516,9 @@ class Device(Robot):
         for ring in self.rings:
             if ring.invite["call-id"] == msg["call-id"] and not ring.lost:
                 if branch_of(ring.invite) == branch_of(msg):
+                    if ring.status:  # it has been killed since, and knows of nothing
+                        ring.lost = True
+                        continue
                     ring.repeated.set()
                     return  # repeated before it was answered
                 if self.is_called_again:
