@@ -177,6 +177,8 @@ class Branch:
     "Of the tombstone."
     late: bool
     "Forwarded under a tombstone, only to be cancelled."
+    told: bool
+    "CancelPush was asked for."
 
     def __init__(self, id: int, target: Target, state: BranchState) -> None:
         self.id = id
@@ -190,7 +192,7 @@ class Branch:
         self.heard = self.rang = False
         self.probe_at = self.bucket_at = self.timer_c_at = self.tombstone_at = None
         self.cause = CancelCause.NO_ANSWER
-        self.late = False
+        self.late = self.told = False
 
     @property
     def superseded(self) -> bool:

@@ -179,8 +179,7 @@ class ResponseContext:
             return []
         if result in (PushResult.ACCEPTED, PushResult.TIMED_OUT):
             buried = (b for b in self.branches if b.tombstone_at is not None and not b.late)
-            over = [each for each in buried if _same_app(each, branch)]
-            return [CancelPush(each.id) for each in over[:1]]
+            return self._tell_once(each for each in buried if _same_app(each, branch))
         actions: list[Action] = []
         for waiting in self.branches:
             if waiting is branch or (waiting.awaited and _same_app(waiting, branch)):
@@ -583,16 +582,20 @@ class ResponseContext:
     ) -> list[Action]:
         """Devices may still wake for a call that is over: let them see it begin and end.
 
-        They are told over their PNS too, once for an app, and not before the push itself is out.
+        They are told over their PNS too, but not before the push itself is out.
         """
-        told: list[Branch] = [branch for branch in self.branches if branch.pushing]
+        buried = [branch for branch in branches if branch.awaited]
+        for branch in buried:
+            branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
+        return self._tell_once(buried)
+
+    def _tell_once(self, buried: Iterable[Branch]) -> list[Action]:
+        """Tell each app over its PNS that the call is over, though a fallback lead to it again."""
         actions: list[Action] = []
-        for branch in branches:
-            if branch.awaited:
-                branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
-                if not any(_same_app(branch, other) for other in told):
-                    actions.append(CancelPush(branch.id))
-                    told.append(branch)
+        for branch in buried:
+            if not any((o.pushing or o.told) and _same_app(branch, o) for o in self.branches):
+                branch.told = True
+                actions.append(CancelPush(branch.id))
         return actions
 
     def _ring_late(self, dead: Branch, target: Target) -> list[Action]:

@@ -180,6 +180,15 @@ def test_a_member_who_is_the_fallback_too_is_not_pushed_twice() -> None:
     assert context.binding_refreshed(of_bob("mobile"), NOW + TIME + 1) == [Forward(1)]
 
 
+def test_a_member_who_is_the_fallback_too_is_told_once_that_the_call_is_over() -> None:
+    context = make(fallback=True)
+    context.start(in_turn((BOB, of_bob("sleeping"))), NOW)
+    context.push_finished(0, PushResult.ACCEPTED, NOW)
+    assert context.timer_fired(NOW + TIME)[0] == CancelPush(0)
+    context.fall_back([of_bob("sleeping")], NOW + TIME)
+    assert context.timer_fired(NOW + TIME + HOLD) == [Respond(480, 0)]
+
+
 def test_in_a_group_that_rings_at_once_who_declines_speaks_for_himself() -> None:
     context = make(fallback=True)
     own = [of_bob("desk"), target("sleeping", f"{BOB} asleep")]
