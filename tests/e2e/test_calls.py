@@ -10,7 +10,10 @@ from tests.e2e.daemon import in_time
 from tests.e2e.wire import SDP
 from tests.e2e.world import World, apns_token, x_push
 
-IN_DIALOG = [("INVITE", SDP), ("UPDATE", SDP), ("INFO", ""), ("MESSAGE", "")]
+IN_DIALOG = [
+    *(("INVITE", SDP), ("UPDATE", SDP)),
+    *((method, "") for method in ("INFO", "MESSAGE", "REFER", "NOTIFY")),
+]
 
 
 @pytest.mark.parametrize(("method", "body"), IN_DIALOG, ids=[name for name, _ in IN_DIALOG])

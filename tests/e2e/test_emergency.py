@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.test_messages import message, take
 from tests.e2e.wire import SDP, Msg, OutCall
 from tests.e2e.world import World, apns_token, x_push
 
@@ -91,6 +92,27 @@ async def test_an_emergency_service_has_no_domain(world: World) -> None:
         assert answer.status == 200
         assert "To: <urn:service:sos>" in incoming.invite.text
         assert incoming.invite.uri == psap.uri("psap")
+
+
+async def test_a_telephone_number_and_a_text_reach_the_emergency_centre(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap)
+        alice = await world.phone(daemon, "alice")
+        await alice.register()
+        call = OutCall(alice, "tel:112", (), f"tel-{world.domain}")
+        call.send_invite()
+        answer, incoming = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+        await in_time(call.hang_up(answer), incoming.hung_up())
+        text = message(alice, "112", "help")
+        text.send()
+        answer, came = await in_time(text.response(), take(psap.phone(daemon)))
+        assert answer.status == 200
+        assert came.uri == psap.uri("psap")
+        assert came["p-asserted-identity"] == f"<sip:{world.aor('alice')}>"
+        said, pidf = parts(came).values()
+        assert said.get_payload() == "help"
+        assert "Berlin" in pidf.get_payload()
 
 
 async def test_a_caller_who_gives_up_reaches_the_emergency_centre_too(world: World) -> None:

@@ -147,3 +147,39 @@ async def test_each_step_of_a_chain_is_told(world: World) -> None:
             f"<sip:{world.aor('carol')}>;reason=unavailable",
             f"<sip:{world.aor('bob')}>;reason=user-busy",
         ]
+
+
+async def test_a_chain_goes_on_where_the_server_died_and_tells_every_step(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            wake={"hold": 60.0},
+            users={
+                world.aor("bob"): {"fallback": {"busy": f"sip:{world.aor('carol')}"}},
+                world.aor("carol"): {"fallback": {"declined": pbx.uri("carols-box")}},
+            },
+        )
+        bob = await world.phone(daemon, "bob")
+        await bob.register()
+        push = x_push(apns_token())
+        await world.sleeping(daemon, "carol", "UDP", push)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        await (await bob.incoming()).refuse(486)
+        await world.pushes.next()
+        await daemon.restart_after_kill()
+        to_carol = await (await world.registered(daemon, "carol", "UDP", push)).incoming()
+        assert to_carol.invite.all("diversion") == [
+            f"<sip:{world.aor('bob')}>;reason=user-busy;counter=1"
+        ]
+        await to_carol.refuse(603)
+        answer, to_pbx = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        assert to_pbx.invite.all("diversion") == [
+            f"<sip:{world.aor('carol')}>;reason=deflection;counter=1",
+            f"<sip:{world.aor('bob')}>;reason=user-busy;counter=1",
+        ]
+        assert to_pbx.invite.all("history-info") == [
+            f"<sip:{world.aor('bob')}?Reason=SIP%3Bcause%3D486>;index=1",
+            f"<sip:{world.aor('carol')}?Reason=SIP%3Bcause%3D603>;index=1.1;mp=1",
+            f"<{pbx.uri('carols-box')}>;index=1.1.1;mp=1.1",
+        ]

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.e2e.daemon import APP, OTHER_APP, in_time
+from tests.e2e.test_calls import IN_DIALOG
 from tests.e2e.test_crash_during_hold import listening
 from tests.e2e.world import World, apns_token, x_push
 from tests.servers.redis_server import RedisServer
@@ -121,6 +122,37 @@ async def test_a_call_that_was_answered_before_a_restart_can_be_hung_up_after_it
     await daemon.start()
     bye, _ = await in_time(call.hang_up(answer), incoming.hung_up())
     assert bye.status == 200
+
+
+async def test_what_is_asked_inside_a_call_gets_through_after_a_restart_and_a_new_register(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start()
+    push, own = x_push(apns_token()), x_push(apns_token())
+    await world.sleeping(daemon, "bob", transport, push)
+    alice = await world.registered(daemon, "alice", transport, own)
+    call = await alice.call("bob")
+    await world.pushes.next()
+    bob = await world.registered(daemon, "bob", transport, push)
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    await daemon.restart_after_kill()
+    # Both from another port, and with the Contact that the dialog does not know.
+    call.phone = await world.registered(daemon, "alice", transport, own)
+    incoming.phone = await world.registered(daemon, "bob", transport, push)
+    for method, body in IN_DIALOG:
+        accepted, _ = await in_time(
+            call.request(answer, method, body), incoming.requested(method, body)
+        )
+        assert (accepted.status, accepted.body) == (200, body)
+        if method == "INVITE":
+            await incoming.expect("ACK")
+        accepted, _ = await in_time(incoming.request(method, body), call.requested(method, body))
+        assert (accepted.status, accepted.body) == (200, body)
+        if method == "INVITE":
+            await call.expect("ACK")
+    bye, _ = await in_time(call.hang_up(answer), incoming.hung_up())
+    assert bye.status == 200
+    assert len(world.pushes.all) == 1
 
 
 async def test_a_bye_waits_for_a_phone_that_has_not_come_back_yet(world: World) -> None:
