@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.e2e.daemon import in_time
@@ -183,3 +185,23 @@ async def test_a_chain_goes_on_where_the_server_died_and_tells_every_step(world:
             f"<sip:{world.aor('carol')}?Reason=SIP%3Bcause%3D603>;index=1.1;mp=1",
             f"<{pbx.uri('carols-box')}>;index=1.1.1;mp=1.1",
         ]
+
+
+async def test_a_call_goes_on_five_times_and_no_more(world: World) -> None:
+    names = [f"step-{number}" for number in range(7)]
+    daemon = await world.start(
+        users={
+            world.aor(name): {"ha1_md5": world.ha1(name), "fallback": f"sip:{world.aor(after)}"}
+            for name, after in pairwise(names)
+        }
+        | {world.aor(names[-1]): {"ha1_md5": world.ha1(names[-1])}}
+    )
+    phones = [await world.phone(daemon, name) for name in names]
+    for phone in phones:
+        await phone.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call(names[0])
+    for phone in phones[:6]:
+        await (await phone.incoming()).refuse(486)
+    assert (await call.final()).status == 486
+    assert phones[6].wire.count("INVITE") == 0
