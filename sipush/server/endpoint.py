@@ -12,6 +12,7 @@ from sipush.errors import LocationError, MessageError, TransportError
 from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject
 from sipush.server.proxy import Proxy
 from sipush.server.registrar import Registrar
+from sipush.server.return_flow import ReturnFlow
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response
@@ -73,6 +74,10 @@ class Endpoint:
         if self._proxy.answer_came(flow, response):
             return
         log.debug("stray_response", status=response.status, flow=flow.name)
+
+    def way_back(self, response: Response) -> Flow:
+        """To where the Via says that the caller listens."""
+        return ReturnFlow(self._proxy.transports, response.top_via)
 
     def flow_closed(self, flow: Flow) -> None:
         """Its bindings are found dead by the next request: nothing to do."""

@@ -32,11 +32,15 @@ class ReturnFlow:
         self.local: Address = ("", 0)
         self.sent_by = _sent_by(transports, via.transport, self.remote)
         self.name = f"return/{via.transport.lower()}/{host}:{port}"
-        self.closed = False
         self._transports = transports
         self._tasks = Tasks()
         self._flow: Flow | None = None
         self._unsent: list[bytes] = []
+
+    @property
+    def closed(self) -> bool:
+        """Whether a connection that the caller opens is the better way."""
+        return self._flow is None or self._flow.closed
 
     def send(self, data: bytes) -> None:
         """See ``Flow``; never raises."""

@@ -17,7 +17,7 @@ from sipush.server.timer_wheel import CallLater, TimerWheel
 from sipush.sip.client_transaction import ClientTransaction, make_ack, make_cancel
 from sipush.sip.fields import Via
 from sipush.sip.headers import Headers
-from sipush.sip.message import Message, Request, Response, make_response
+from sipush.sip.message import Message, Request, Response, make_response, parse_datagram
 from sipush.sip.server_transaction import ServerTransaction
 from sipush.sip.status import Status
 from sipush.sip.timers import Timer, Timers
@@ -39,6 +39,9 @@ from sipush.sip.validation import MessageLimits, check, stamp_received
 from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
+
+_OF_REFUSAL = 2
+"Times that an answer is repeated to somebody whom nobody knows; nor is he called back."
 
 
 class Failure(Enum):
@@ -70,6 +73,9 @@ class TransactionUser(Protocol):
 
         Also one with a Via on top that was never ours.
         """
+
+    def way_back(self, response: Response) -> Flow | None:
+        """Where a response to an INVITE goes whose connection has closed (§18.2.2), if anywhere."""
 
     def flow_closed(self, flow: Flow) -> None:
         """A connection ended; the client transactions on it have failed already."""
@@ -116,7 +122,7 @@ class ServerTransactionHandle:
         While no ACK comes it is repeated twice only, not for 32 seconds: §26.3.2.4 asks for that,
         so that nobody is flooded in another's name.
         """
-        self._transaction.respond(response, max_repeats=2)
+        self._transaction.respond(response, max_repeats=_OF_REFUSAL)
 
 
 class _Server(ServerTransaction):
@@ -181,6 +187,14 @@ class _Server(ServerTransaction):
     def request_repeated(self) -> None:
         self._perform(self.advance(Event.REQUEST))
 
+    def came_over(self, flow: Flow) -> None:
+        """Its client has sent something: over another connection if it has lost the first."""
+        if flow is self.flow or not self.flow.closed or flow.remote[0] != self.flow.remote[0]:
+            return
+        self.flow = flow
+        if self.handle is not None:
+            self.handle.flow = flow
+
     def ack_received(self, ack: Request) -> None:
         self._perform(self.advance(Event.ACK), ack)
 
@@ -216,7 +230,18 @@ class _Server(ServerTransaction):
             self.flow.send(self._bytes)
         except TransportError as error:
             log.debug("response_not_sent", flow=self.flow.name, error=str(error))
-            self._perform(self.advance(Event.TRANSPORT_ERROR))
+            if self.method == "INVITE" and self.flow.closed and self._max_repeats != _OF_REFUSAL:
+                self._send_back()
+            else:
+                self._perform(self.advance(Event.TRANSPORT_ERROR))
+
+    def _send_back(self) -> None:
+        response = parse_datagram(self._bytes)
+        assert isinstance(response, Response)
+        flow = self._layer.user.way_back(response)
+        if flow is not None:
+            self.flow = flow
+            flow.send(self._bytes)
 
 
 class ClientTransactionHandle(ClientTransaction):
@@ -608,6 +633,7 @@ class TransactionLayer:
         key = server_key(request, via, request.method)
         known = self._servers.get(key)
         if known is not None:
+            known.came_over(flow)
             known.request_repeated()
             return
         if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
@@ -648,6 +674,7 @@ class TransactionLayer:
         status = Status.OK if invite else Status.CALL_OR_TRANSACTION_DOES_NOT_EXIST
         handle.respond(make_response(cancel, status, to_tag=self._new_id()))
         if invite is not None and invite.handle is not None:
+            invite.came_over(handle.flow)
             self.user.cancelled(invite.handle, cancel)
 
 

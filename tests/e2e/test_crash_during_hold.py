@@ -178,6 +178,44 @@ async def test_a_tcp_caller_gets_the_answer_where_it_listens(world: World) -> No
         assert f"@{host}:{port};" in answer.all("record-route")[-1]
 
 
+@pytest.mark.parametrize("gone", ["server", "connection"])
+async def test_a_tcp_caller_who_gives_up_over_a_new_connection_hears_the_end_there(
+    world: World, gone: str
+) -> None:
+    daemon = await world.start(wake=LONG)
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice", "TCP")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    if gone == "server":
+        await daemon.restart_after_kill()
+        await daemon.log_event("call_resumed")
+    else:
+        alice.kill()
+    call.phone = await world.phone(daemon, "alice", "TCP")
+    call.phone.wire.host = alice.wire.host_port  # the Via of a CANCEL is that of its INVITE
+    cancelled, final = await in_time(call.cancel(), call.final())
+    assert (cancelled.status, final.status) == (200, 487)
+
+
+async def test_a_tcp_caller_whose_connection_broke_gets_the_answer_where_it_listens(
+    world: World,
+) -> None:
+    daemon = await world.start(wake=LONG)
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice", "TCP")
+    async with listening(alice):
+        call = await alice.call("bob")
+        await world.pushes.next()
+        alice.kill()
+        bob = await world.registered(daemon, "bob", "UDP", push)
+        incoming = await bob.incoming()
+        incoming.reply(200, f"Contact: <{bob.contact_uri}>")
+        assert (await call.expect(200)).tag("to") == incoming.tag
+
+
 @asynccontextmanager
 async def listening(phone: Phone) -> AsyncIterator[None]:
     """The phone names a port in Via on which it accepts connections (RFC 3261 §18.2.2)."""

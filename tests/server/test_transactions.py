@@ -57,6 +57,49 @@ def test_a_repeated_invite_gets_the_last_response_again_and_is_not_handed_up() -
     assert wire.events == ["request INVITE"]
 
 
+@pytest.mark.parametrize(
+    ("method", "remote", "is_followed"),
+    [
+        ("INVITE", ("192.0.2.1", 7), True),
+        ("CANCEL", ("192.0.2.1", 7), True),
+        ("INVITE", ("192.0.2.9", 7), False),
+    ],
+)
+def test_a_caller_that_is_back_over_another_connection_hears_the_end_there(
+    method: str, remote: tuple[str, int], is_followed: bool
+) -> None:
+    wire = call("TCP")
+    again = WireFlow("TCP", remote)
+    wire.flow.closed = True
+    wire.layer.message_received(again, parse_datagram(request_bytes(method)))
+    again.take()
+    answer(wire, 487)
+    assert again.take_lines() == ["SIP/2.0 487 Request Terminated"] * is_followed
+
+
+def test_a_connection_that_is_open_is_not_left_for_another() -> None:
+    wire = call("TCP")
+    wire.layer.message_received(WireFlow("TCP", ("192.0.2.1", 7)), parse_datagram(INVITE))
+    assert wire.flow.take_lines() == [TRYING]
+
+
+def test_a_response_whose_connection_has_closed_goes_where_the_caller_listens() -> None:
+    wire = call("TCP")
+    wire.flow.closed = True
+    wire.back = WireFlow("TCP")
+    answer(wire, 180)
+    answer(wire, 200)
+    assert wire.back.take_lines() == ["SIP/2.0 180 Ringing", "SIP/2.0 200 OK"]
+
+
+def test_a_refusal_whose_connection_has_closed_goes_nowhere() -> None:
+    wire = call("TCP")
+    wire.flow.closed = True
+    wire.back = WireFlow("TCP")
+    wire.handles[0].refuse(make_response(wire.handles[0].request, 407, to_tag="b1"))
+    assert wire.back.take() == []
+
+
 def test_a_refusal_on_udp_is_repeated_until_its_ack_comes() -> None:
     wire = call()
     answer(wire, 486)

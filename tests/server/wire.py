@@ -96,6 +96,8 @@ class Wire:
         self.handles: list[ServerTransactionHandle] = []
         self.responses: list[Response] = []
         self.failures: list[Failure] = []
+        self.back: WireFlow | None = None
+        "Where a response goes whose connection has closed."
 
     def receive(self, data: bytes) -> None:
         """The peer sent this."""
@@ -111,6 +113,9 @@ class Wire:
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
         assert transaction in self.handles
         self.events.append("cancelled")
+
+    def way_back(self, response: Response) -> WireFlow | None:
+        return self.back
 
     def stray_response_received(self, flow: Flow, response: Response) -> None:
         self.events.append(f"stray {response.status}")
