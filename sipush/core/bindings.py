@@ -76,6 +76,8 @@ def without_reg_id(device: str) -> str:
 class Platform(Enum):
     """The service family a token belongs to."""
 
+    __hash__ = object.__hash__  # as in Timer
+
     APNS = "apns"
     FCM = "fcm"
     WEBHOOK = "webhook"

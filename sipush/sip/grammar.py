@@ -61,6 +61,11 @@ def number(text: str) -> int | None:
     return int(text) if len(text) <= 10 else HUGE
 
 
+def is_plain_host(text: str) -> bool:
+    """Whether it is a host of ASCII letters, digits and dots alone; others may be hosts too."""
+    return text.isascii() and text.replace(".", "").isalnum()
+
+
 def split_outside(text: str, separator: str) -> list[str]:
     """Split on ``separator`` where it is neither in a quoted-string nor in ``<>``; parts stripped.
 

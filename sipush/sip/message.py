@@ -47,7 +47,8 @@ class Message:
         """The message as it goes on the wire; Content-Length is the headers' business."""
         lines = [line for _, line in self.headers.fields]
         head = "\r\n".join([self.start_line, *lines, "\r\n"])
-        return head.encode("utf-8", "surrogateescape") + self.body
+        data = head.encode("utf-8", "surrogateescape")
+        return data + self.body if self.body else data
 
     def set_body(self, body: bytes, content_type: str | None = None) -> None:
         """Replace the body, and Content-Length and Content-Type with it."""

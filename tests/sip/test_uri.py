@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sipush.errors import MessageError
-from sipush.sip.uri import TelUri, contact_key, parse_sip_uri, parse_tel_uri
+from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,21 @@ def test_a_contact_stays_the_same_when_only_its_push_token_changes() -> None:
     first = contact_key("sip:a@10.0.0.1:5060;pn-prid=x;ob")
     assert first == contact_key("sip:%61@10.0.0.1:5060;ob;pn-prid=y")
     assert first != contact_key("sip:a@10.0.0.1:5062;ob")
+
+
+def read(text: str) -> SipUri | tuple[str, int]:
+    try:
+        return parse_sip_uri(text)
+    except MessageError as error:
+        return error.reason, error.status
+
+
+@given(
+    st.lists(
+        st.sampled_from(("a", "1", "é", "@", ":", ".", "H", "5060", "0", "99999", " ", "[")),
+        max_size=8,
+    )
+)
+def test_a_scheme_in_capitals_changes_nothing_else(parts: list[str]) -> None:
+    # In small letters a usual URI is read by a shorter way.
+    assert read(f"sip:{''.join(parts)}") == read(f"SIP:{''.join(parts)}")
