@@ -14,6 +14,7 @@ from sipush.location.store import (
     MissedListener,
     SubscriberListener,
     WakeListener,
+    each,
 )
 
 
@@ -67,10 +68,9 @@ class MemoryStore:
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """There is no other process."""
 
-    async def aors(self) -> AsyncIterator[Aor]:
+    def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record."""
-        for aor in list(self._locations):
-            yield aor
+        return each(list(self._locations))
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message, as far as this store stores anything."""
@@ -141,10 +141,9 @@ class MemoryStore:
         """Whether there was one."""
         return self._subscribers.pop(aor, None) is not None
 
-    async def subscribers(self) -> AsyncIterator[Subscriber]:
+    def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber."""
-        for subscriber in list(self._subscribers.values()):
-            yield subscriber
+        return each(list(self._subscribers.values()))
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
         """Ban a source."""
