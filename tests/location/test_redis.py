@@ -77,7 +77,8 @@ async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
         "registered_epoch": NOW,
         "expires_epoch": NOW + 600,
     }
-    for written in (json.dumps(row), json.dumps(row, separators=(",", ":"), sort_keys=True)):
+    compact = json.dumps(row, separators=(",", ":"), sort_keys=True)
+    for written in (json.dumps(row), compact, json.dumps(row, indent=2), f" {compact}\n"):
         await client.hset(f"sipush:{{{AOR}}}:bindings", PHONE, written)
         assert await store.lookup(AOR, NOW) == Location((binding(cseq=5),))
         assert await store.bind(registration(binding(cseq=4))) is Refusal.OUT_OF_ORDER
