@@ -680,13 +680,16 @@ class ResponseContext:
         return min((b for b in branches if b.status), key=self._preference, default=None)
 
     def _preference(self, branch: Branch) -> tuple[int, int, int]:
-        """6xx, unless it is one member's of several; the lowest class; actionable 4xx; busy."""
+        """6xx, unless it is one member's of several; the lowest class; actionable 4xx; busy.
+
+        A 482 last: it says nothing of the user.
+        """
         status = branch.status
         first = 0 if status >= 600 and not self.search.members else status // 100
         return (
             first,
             0 if status in _ACTIONABLE else 1,
-            0 if status == Status.BUSY_HERE else 1,
+            0 if status == Status.BUSY_HERE else 2 if status == Status.LOOP_DETECTED else 1,
         )
 
     def _in(self, *states: BranchState) -> Iterator[Branch]:

@@ -533,6 +533,15 @@ def test_a_caller_who_gives_up_while_a_device_still_ends_the_call_gets_487() -> 
     assert context.next_timer() is None
 
 
+def test_of_two_accounts_on_one_phone_the_one_that_took_the_call_speaks_for_the_user() -> None:
+    context = make(fallback=True)
+    context.start([target("desk", "sales@x d"), target("desk", "bob@x d", "tcp/2")], NOW)
+    assert context.response_received(0, 482, NOW) == [Forward(0)]
+    context.response_received(0, 482, NOW)
+    context.response_received(1, 180, NOW)
+    assert context.response_received(1, 480, NOW) == [FallBack(480, Cause.NO_ANSWER)]
+
+
 def test_a_call_that_comes_back_from_another_server_is_no_call_of_ours() -> None:
     context = make()
     context.start([Target("sip:vm@pbx", "sip:vm@pbx", live=True)], NOW)
