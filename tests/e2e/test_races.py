@@ -63,6 +63,7 @@ async def run(world: World, seeds: range, restarts: int = 0) -> None:
         len(schedules) + n: (GroupSchedule.of(seed), free_port(PBX))
         for n, seed in enumerate(seeds[::2])
     }
+    world.begin_empty()
     daemon = await world.start(**settings(world.domain, len(schedules), groups, restarts))
     lives = Lives([daemon.log])
     races = [
@@ -115,6 +116,7 @@ async def call_for_help(world: World, seeds: range) -> None:
         "limits": {"stranger_rate": 20, "stranger_burst": 200, "failed_sign_ins": 0},
         "emergency": {"numbers": ["112", "911"], "route": [f"sip:psap@{PBX}:{port}"]},
     }
+    world.begin_empty()
     daemon = await world.start(**settings(world.domain, len(seeds), {}, 2) | crowded)
     lives, centre = Lives([daemon.log]), centre_at(port, daemon)
     centre.server_is_up = lives.is_up

@@ -51,16 +51,19 @@ class World:
     def __init__(self, directory: Path, store_type: str, shared: SharedDaemons) -> None:
         self.directory = directory
         self.domain = shared.new_domain()
-        self.store = shared.stores.empty(store_type)
-        "``[store]`` of the daemons of this test alone."
-        self.pushes = Pushes(shared.push_log, self.domain)
         self._store_type = store_type
         self._shared = shared
+        self.begin_empty()
+        self.pushes = Pushes(shared.push_log, self.domain)
         self._borrowed: dict[str, tuple[Daemon, int]] = {}
         "And the length of its log before."
         self._own: list[Daemon] = []
         self._phones: list[Phone] = []
         self._programs: list[Sipp | Baresip | Linphone | Program] = []
+
+    def begin_empty(self) -> None:
+        """What daemons of this test alone store from now on, no earlier one knows."""
+        self.store = self._shared.stores.empty(self._store_type)
 
     def account(self, user: str) -> Account:
         """A user of this test."""
