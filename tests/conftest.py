@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.servers.redis_sentinel import RedisWithSentinel
 from tests.servers.redis_server import RedisServer
@@ -33,6 +34,13 @@ def own_redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+async def redis_cli(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """What an operator sees and does there."""
+    async with Redis.from_url(own_redis_server.url, decode_responses=True) as client:
+        yield client
 
 
 @pytest.fixture

@@ -27,14 +27,6 @@ TIMEOUT = 0.5
 
 
 @pytest.fixture
-async def client(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """What an operator with redis-cli sees."""
-    client = Redis.from_url(own_redis_server.url, decode_responses=True)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 async def store(own_redis_server: RedisServer) -> AsyncIterator[RedisStore]:
     store = RedisStore(RedisConfig(url=own_redis_server.url, timeout=TIMEOUT))
     await store.open()
@@ -49,20 +41,20 @@ async def other_node(own_redis_server: RedisServer) -> AsyncIterator[RedisStore]
     await store.close()
 
 
-async def test_the_keys_can_be_read_by_a_person(store: RedisStore, client: Redis):
+async def test_the_keys_can_be_read_by_a_person(store: RedisStore, redis_cli: Redis):
     await store.bind(registration(binding(user_agent="Phöne"), push=(record(),)))
     await store.put_subscriber(Subscriber(AOR, "a" * 32, hold=False))
-    keys = set(await client.keys())
+    keys = set(await redis_cli.keys())
     assert keys == {f"sipush:{{{AOR}}}:{kind}" for kind in ("bindings", "push", "subscriber")}
-    row = json.loads(await client.hget(f"sipush:{{{AOR}}}:bindings", PHONE))
+    row = json.loads(await redis_cli.hget(f"sipush:{{{AOR}}}:bindings", PHONE))
     assert row["contact"] == "sip:101@192.0.2.1:5060"
-    assert "Phöne" in await client.hget(f"sipush:{{{AOR}}}:bindings", PHONE)
-    assert json.loads(await client.hget(f"sipush:{{{AOR}}}:push", PHONE))["platform"] == "apns"
-    assert (await client.hgetall(f"sipush:{{{AOR}}}:subscriber"))["hold"] == "0"
+    assert "Phöne" in await redis_cli.hget(f"sipush:{{{AOR}}}:bindings", PHONE)
+    assert json.loads(await redis_cli.hget(f"sipush:{{{AOR}}}:push", PHONE))["platform"] == "apns"
+    assert (await redis_cli.hgetall(f"sipush:{{{AOR}}}:subscriber"))["hold"] == "0"
 
 
 async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
-    store: RedisStore, client: Redis
+    store: RedisStore, redis_cli: Redis
 ):
     row = {
         "device": PHONE,
@@ -79,42 +71,42 @@ async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
     }
     compact = json.dumps(row, separators=(",", ":"), sort_keys=True)
     for written in (json.dumps(row), compact, json.dumps(row, indent=2), f" {compact}\n"):
-        await client.hset(f"sipush:{{{AOR}}}:bindings", PHONE, written)
+        await redis_cli.hset(f"sipush:{{{AOR}}}:bindings", PHONE, written)
         assert await store.lookup(AOR, NOW) == Location((binding(cseq=5),))
         assert await store.bind(registration(binding(cseq=4))) is Refusal.OUT_OF_ORDER
         fresh = binding(cseq=6)
         assert await store.bind(registration(fresh)) == Location((fresh,))
 
 
-async def test_all_keys_of_an_aor_share_a_cluster_slot(store: RedisStore, client: Redis):
+async def test_all_keys_of_an_aor_share_a_cluster_slot(store: RedisStore, redis_cli: Redis):
     await store.bind(registration(binding(), push=(record(),)))
     await store.put_subscriber(Subscriber(AOR))
-    assert len({key_slot(key.encode()) for key in await client.keys()}) == 1
+    assert len({key_slot(key.encode()) for key in await redis_cli.keys()}) == 1
 
 
-async def test_keys_live_as_long_as_their_last_row(store: RedisStore, client: Redis):
+async def test_keys_live_as_long_as_their_last_row(store: RedisStore, redis_cli: Redis):
     longer = binding("contact:other", "sip:101@192.0.2.2", expires_epoch=NOW + 900)
     await store.bind(registration(binding(), longer, push=(record(),)))
-    assert 890_000 < await client.pttl(f"sipush:{{{AOR}}}:bindings") <= 900_000
-    assert 604_790_000 < await client.pttl(f"sipush:{{{AOR}}}:push") <= 604_800_000
+    assert 890_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:bindings") <= 900_000
+    assert 604_790_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:push") <= 604_800_000
     await store.bind(registration(unbind=(("contact:other", ""),), cseq=2))
-    assert 590_000 < await client.pttl(f"sipush:{{{AOR}}}:bindings") <= 600_000
+    assert 590_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:bindings") <= 600_000
 
 
-async def test_flushed_scripts_are_sent_again(store: RedisStore, client: Redis):
+async def test_flushed_scripts_are_sent_again(store: RedisStore, redis_cli: Redis):
     await store.bind(registration(binding()))
-    await client.script_flush()
+    await redis_cli.script_flush()
     many = [binding(aor=f"{n}@example.com") for n in range(20)]
     outcomes = await asyncio.gather(*(store.bind(registration(row)) for row in many))
     assert outcomes == [Location((row,)) for row in many]
 
 
-async def test_what_is_asked_at_once_travels_together(store: RedisStore, client: Redis):
-    await client.config_resetstat()
+async def test_what_is_asked_at_once_travels_together(store: RedisStore, redis_cli: Redis):
+    await redis_cli.config_resetstat()
     rows = [binding(aor=f"{n}@example.com") for n in range(64)]
     await asyncio.gather(*(store.bind(registration(row)) for row in rows))
-    assert (await client.info("commandstats"))["cmdstat_hset"]["calls"] == 64
-    assert (await client.info("stats"))["total_reads_processed"] < 20
+    assert (await redis_cli.info("commandstats"))["cmdstat_hset"]["calls"] == 64
+    assert (await redis_cli.info("stats"))["total_reads_processed"] < 20
 
 
 async def test_a_killed_redis_is_an_error_and_a_restarted_one_is_used(
@@ -138,9 +130,9 @@ async def test_a_restart_between_two_requests_is_not_noticed(
     assert await store.bind(registration(binding())) == Location((binding(),))
 
 
-async def test_a_connection_that_redis_closed_is_not_noticed(store: RedisStore, client: Redis):
+async def test_a_connection_that_redis_closed_is_not_noticed(store: RedisStore, redis_cli: Redis):
     before = await store.bind(registration(binding()))
-    await client.client_kill_filter(_type="normal", skipme=True)
+    await redis_cli.client_kill_filter(_type="normal", skipme=True)
     assert await store.lookup(AOR, NOW) == before
 
 
@@ -188,11 +180,11 @@ async def test_a_redis_that_is_not_there_is_named(own_redis_server: RedisServer)
 
 
 async def test_the_password_is_the_first_line_of_its_file(
-    own_redis_server: RedisServer, client: Redis, tmp_path: Path
+    own_redis_server: RedisServer, redis_cli: Redis, tmp_path: Path
 ):
     file = tmp_path / "password"
     file.write_text("open sesame\n# of the test\n")
-    await client.config_set("requirepass", "open sesame")
+    await redis_cli.config_set("requirepass", "open sesame")
     store = RedisStore(RedisConfig(url=own_redis_server.url, password_file=file))
     await store.open()
     assert await store.lookup(AOR, NOW) == Location()
@@ -200,11 +192,11 @@ async def test_the_password_is_the_first_line_of_its_file(
 
 
 async def test_a_wrong_password_is_an_error_that_does_not_show_it(
-    own_redis_server: RedisServer, client: Redis, tmp_path: Path
+    own_redis_server: RedisServer, redis_cli: Redis, tmp_path: Path
 ):
     file = tmp_path / "password"
     file.write_text("open sesame")
-    await client.config_set("requirepass", "another")
+    await redis_cli.config_set("requirepass", "another")
     store = RedisStore(RedisConfig(url=own_redis_server.url, password_file=file))
     with pytest.raises(LocationError, match="password") as caught:
         await store.open()
@@ -218,20 +210,20 @@ def test_an_option_of_the_url_that_is_wrong_is_a_config_error():
         make_store(StoreConfig(type="redis", redis=config))
 
 
-async def test_a_key_of_another_kind_is_an_error_and_stays(store: RedisStore, client: Redis):
-    await client.set(f"sipush:{{{AOR}}}:bindings", "mine")
+async def test_a_key_of_another_kind_is_an_error_and_stays(store: RedisStore, redis_cli: Redis):
+    await redis_cli.set(f"sipush:{{{AOR}}}:bindings", "mine")
     with pytest.raises(LocationError, match="WRONGTYPE"):
         await store.bind(registration(binding()))
-    assert await client.get(f"sipush:{{{AOR}}}:bindings") == "mine"
+    assert await redis_cli.get(f"sipush:{{{AOR}}}:bindings") == "mine"
 
 
-async def test_when_memory_is_out_nothing_is_half_done(store: RedisStore, client: Redis):
+async def test_when_memory_is_out_nothing_is_half_done(store: RedisStore, redis_cli: Redis):
     before = await store.bind(registration(binding(), push=(record(),)))
-    await client.config_set("maxmemory", "1")
+    await redis_cli.config_set("maxmemory", "1")
     replace = registration(binding("token:t", cseq=2), push=(record("token:t", "new"),))
     with pytest.raises(LocationError, match="maxmemory"):
         await store.bind(replace)
-    await client.config_set("maxmemory", "0")
+    await redis_cli.config_set("maxmemory", "0")
     assert await store.lookup(AOR, NOW) == before
 
 
@@ -297,9 +289,9 @@ async def test_a_node_is_told_since_when_it_may_have_missed_registrations(
 
 
 async def test_a_user_who_may_not_hear_of_registrations_is_told_so(
-    other_node: RedisStore, client: Redis
+    other_node: RedisStore, redis_cli: Redis
 ):
-    await client.execute_command("ACL", "SETUSER", "default", "resetchannels")
+    await redis_cli.execute_command("ACL", "SETUSER", "default", "resetchannels")
     other_node.listen(lambda aor: None)
     with pytest.raises(LocationError, match="may this user use channels"):
         await other_node.open()
@@ -341,21 +333,21 @@ async def test_the_calls_of_a_dead_node_are_taken_over_by_one_other(
     assert await other_node.claim_held_calls("alive", 10, own=True) == []
 
 
-async def test_messages_are_a_hash_a_person_can_read(store: RedisStore, client: Redis):
+async def test_messages_are_a_hash_a_person_can_read(store: RedisStore, redis_cli: Redis):
     await store.put_message(message(), 10)
     key = f"sipush:{{{AOR}}}:messages"
-    assert await client.hget(key, f"{int(NOW)} {NOW!r} {NOW + 3600!r} k1") == (
+    assert await redis_cli.hget(key, f"{int(NOW)} {NOW!r} {NOW + 3600!r} k1") == (
         "MESSAGE sip:101@example.com SIP/2.0\r\n\r\n"
     )
-    assert 3_590_000 < await client.pttl(key) <= 3_600_000
+    assert 3_590_000 < await redis_cli.pttl(key) <= 3_600_000
     assert [name async for name in store.aors()] == []
 
 
 async def test_a_message_never_gets_a_number_below_one_that_another_node_put(
-    store: RedisStore, client: Redis
+    store: RedisStore, redis_cli: Redis
 ):
     await store.put_message(message("k1"), 10)
-    await client.set("sipush:message-id", 1)  # as if this node had drawn its number long ago
+    await redis_cli.set("sipush:message-id", 1)  # as if this node had drawn its number long ago
     second = await store.put_message(message("k2", stored_epoch=5.0), 10)
     assert second is not None
     assert second.id == int(NOW) + 1

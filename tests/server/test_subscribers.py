@@ -88,14 +88,6 @@ async def test_users_of_the_configuration_win(clock: Clock):
 
 
 @pytest.fixture
-async def client(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """What an operator does with redis-cli."""
-    client = Redis.from_url(own_redis_server.url, decode_responses=True)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 async def store(own_redis_server: RedisServer) -> AsyncIterator[RedisStore]:
     """The store of a daemon."""
     store = RedisStore(RedisConfig(url=own_redis_server.url, timeout=5))
@@ -138,21 +130,21 @@ async def told(store: RedisStore, other: RedisStore, clock: Clock) -> Told:
     return told
 
 
-async def reads(client: Redis) -> int:
-    statistics = await client.info("commandstats")
+async def reads(redis_cli: Redis) -> int:
+    statistics = await redis_cli.info("commandstats")
     return int(statistics["cmdstat_hgetall"]["calls"])
 
 
 async def test_one_who_is_not_changed_is_read_once_in_ten_minutes(
-    told: Told, client: Redis, clock: Clock
+    told: Told, redis_cli: Redis, clock: Clock
 ):
     for _ in range(599):
         clock.now += 1
         assert await told.get() == OLD
-    assert await reads(client) == 1
+    assert await reads(redis_cli) == 1
     clock.now += 2
     assert await told.get() == OLD
-    assert await reads(client) == 2
+    assert await reads(redis_cli) == 2
 
 
 async def test_a_change_counts_at_once_and_the_next_one_too(told: Told, other: RedisStore):
@@ -170,11 +162,11 @@ async def test_one_who_is_removed_is_none_at_once(told: Told, other: RedisStore)
     assert await told.get() == NEW
 
 
-async def test_a_change_by_hand_counts_too(told: Told, client: Redis):
-    await client.hset(f"sipush:{{{AOR}}}:subscriber", "hold", "0")
+async def test_a_change_by_hand_counts_too(told: Told, redis_cli: Redis):
+    await redis_cli.hset(f"sipush:{{{AOR}}}:subscriber", "hold", "0")
     assert await told.change() == AOR
     assert await told.get() == Subscriber(AOR, "a" * 32, hold=False)
-    await client.flushdb()
+    await redis_cli.flushdb()
     assert await told.change() is None
     assert await told.get() is None
 
@@ -195,9 +187,9 @@ async def test_what_changes_while_it_is_read_is_not_kept(
 
 
 async def test_what_changes_while_the_connection_is_broken_counts_when_it_is_back(
-    told: Told, other: RedisStore, client: Redis
+    told: Told, other: RedisStore, redis_cli: Redis
 ):
-    await client.client_kill_filter(_type="pubsub", skipme=True)
+    await redis_cli.client_kill_filter(_type="pubsub", skipme=True)
     await other.put_subscriber(NEW)
     assert await told.change() is None
     assert await told.get() == NEW
@@ -207,9 +199,9 @@ async def test_what_changes_while_the_connection_is_broken_counts_when_it_is_bac
 
 
 async def test_without_the_right_to_track_they_are_kept_for_ten_seconds(
-    other: RedisStore, client: Redis, own_redis_server: RedisServer, clock: Clock
+    other: RedisStore, redis_cli: Redis, own_redis_server: RedisServer, clock: Clock
 ):
-    await client.execute_command("ACL", "SETUSER", "default", "-client")
+    await redis_cli.execute_command("ACL", "SETUSER", "default", "-client")
     store = RedisStore(RedisConfig(url=own_redis_server.url))
     store.listen(lambda aor: None)
     await store.open()
