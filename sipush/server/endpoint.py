@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
-
 import structlog
 
 from sipush.core.routing import Rejection
@@ -33,15 +30,15 @@ class Endpoint:
     def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer or forward a new request."""
         self._proxy.bucket.flow_active(transaction.flow.name)
-        handler = self._registrar if request.method == "REGISTER" else self._proxy
-        self._tasks.start(self._guard(transaction, handler.handle(transaction, request)))
+        self._tasks.start(self._handle(transaction, request))
 
-    async def _guard(
-        self, transaction: ServerTransactionHandle, work: Coroutine[Any, Any, None]
-    ) -> None:
+    async def _handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Nothing goes unanswered: every error becomes a final response."""
         try:
-            await work
+            if request.method == "REGISTER":
+                await self._registrar.handle(transaction, request)
+            else:
+                await self._proxy.handle(transaction, request)
         except MessageError as error:
             rejection = Rejection(Status(error.status), error.reason)
             reject(transaction, rejection, self._proxy.new_id())
