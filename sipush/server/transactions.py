@@ -184,6 +184,12 @@ class _Server(ServerTransaction):
             self._layer.settled()
         self._perform(actions)
 
+    def answered_before(self) -> None:
+        """Another process has sent a 2xx to this INVITE."""
+        self.completed = True
+        self.advance(Event.SUCCESS)
+        self._set_timer(Timer.L)
+
     def request_repeated(self) -> None:
         self._perform(self.advance(Event.REQUEST))
 
@@ -473,16 +479,16 @@ class TransactionLayer:
     ) -> ServerTransactionHandle:
         """Go on with the server transaction of an INVITE that another process accepted.
 
-        ``request`` is as it was handed over then. ``answered``: with a 2xx; then there is nothing
-        to go on with but the handle, over which 2xx may be repeated.
+        ``request`` is as it was handed over then. ``answered``: with a 2xx, which may be repeated
+        over the handle; the INVITE, if its caller repeats it, is no new one.
         """
         key = server_key(request, request.top_via, request.method)
-        server = _Server(self, key, flow, request)
-        handle = server.handle = ServerTransactionHandle(server, request)
+        server = self._servers[key] = _Server(self, key, flow, request)
+        handle = ServerTransactionHandle(server, request)
         if answered:
-            server.completed = True
+            server.answered_before()
         else:
-            self._servers[key] = server
+            server.handle = handle
             self.pending += 1
         return handle
 

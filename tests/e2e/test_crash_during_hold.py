@@ -358,6 +358,32 @@ async def test_an_answer_that_was_lost_in_the_crash_arrives_when_the_phone_repea
     assert answer.tag("to") == first.tag("to")
 
 
+async def test_an_invite_that_is_repeated_after_its_answer_and_a_crash_is_no_new_call(
+    world: World, transport: str
+) -> None:
+    daemon = await world.start(wake=LONG)
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice", transport)
+    call = await alice.call("bob")
+    await world.pushes.next()
+    incoming = await (await world.registered(daemon, "bob", "UDP", push)).incoming()
+    incoming.reply(200)
+    await call.expect(200)  # and nothing of it is left with her but the INVITE
+    await daemon.restart_after_kill()
+    await daemon.log_event("call_resumed")
+    if transport == "TCP":
+        again = await world.phone(daemon, "alice", transport)
+        again.wire.host = alice.wire.host_port
+        call.phone = again
+    call.resend_invite()
+    await call.phone.wire.heard()
+    incoming.reply(200)
+    answer, _ = await in_time(call.final(), incoming.expect("ACK"))
+    assert answer.tag("to") == incoming.tag
+    assert incoming.phone.wire.count("INVITE") == 1
+
+
 async def test_a_refusal_that_was_lost_in_the_crash_is_sent_again(world: World) -> None:
     daemon = await world.start(wake={"hold": 0.5, "probe": 0.25})
     await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
