@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.e2e.daemon import PBX, account
-from tests.e2e.races import NO_ANSWER, Race, users
+from tests.e2e.races import DECLINED, NO_ANSWER, Race, users
 from tests.e2e.robots import Device, Network, Ring, Robot, Stance
 from tests.e2e.schedules import DevicePlan, Group, GroupSchedule
 from tests.e2e.wire import Msg
@@ -161,7 +161,7 @@ class GroupRace(Race):
         if answered:
             allowed.add('SIP;cause=200;text="Call completed elsewhere"')
         if declined:
-            allowed.add('SIP;cause=603;text="Declined elsewhere"')
+            allowed.add(DECLINED)
         if self.caller.cancelled:
             allowed.add(self.schedule.caller.reason)
         if reason not in allowed:
