@@ -117,8 +117,13 @@ def came_from(ip: str, flow: str) -> bool:
 
 
 def _route_mac(text: bytes, call_id: str, key: bytes) -> bytes:
-    call = blake2b(call_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-    return blake2b(b"route" + call + text, key=key, digest_size=_MAC_BYTES).digest()
+    text = b"route" + _call_digest(call_id) + text
+    return blake2b(text, key=key, digest_size=_MAC_BYTES).digest()
+
+
+@lru_cache(maxsize=16)  # an INVITE gets two tokens
+def _call_digest(call_id: str) -> bytes:
+    return blake2b(call_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def _masked(text: bytes, mac: bytes, key: bytes) -> bytes:

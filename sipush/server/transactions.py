@@ -210,10 +210,10 @@ class _Server(ServerTransaction):
     def _perform(self, actions: tuple[Action, ...], ack: Request | None = None) -> None:
         for action in actions:
             match action:
-                case Send():
-                    self._send()
                 case SetTimer():
                     self._set_timer(action.timer)
+                case Send():
+                    self._send()
                 case Deliver():
                     assert ack is not None
                     self._layer.user.ack_received(self.flow, ack)
@@ -290,7 +290,7 @@ class ClientTransactionHandle(ClientTransaction):
         self._cancel_reason: str | None = None
         self._settled = False
         self.request = request
-        "As sent, our Via on top; after a failure nobody asks for it, and it is forgotten."
+        "As sent, our Via on top; forgotten when nobody asks for it any more."
         self.flow = flow
 
     def cancel(self, reason: str | None = None) -> None:
@@ -339,17 +339,17 @@ class ClientTransactionHandle(ClientTransaction):
     def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
         for action in actions:
             match action:
+                case SetTimer():
+                    timer = action.timer
+                    self._layer.set_timer(timer, self._repeats, self, action.at_t2)
+                    if timer is Timer.A or timer is Timer.E:
+                        self._repeats += 1
                 case Send():
                     if action is Send.ACK:
                         assert response is not None
                         self._send(make_ack(self.request, response))
                     else:
                         self._send(self.request)
-                case SetTimer():
-                    timer = action.timer
-                    self._layer.set_timer(timer, self._repeats, self, action.at_t2)
-                    if timer is Timer.A or timer is Timer.E:
-                        self._repeats += 1
                 case Deliver():
                     self._deliver(action, response)
                 case Terminate():
@@ -370,9 +370,13 @@ class ClientTransactionHandle(ClientTransaction):
         if what is Deliver.MESSAGE:
             assert response is not None
             response.headers.pop_first_value("via", "Via")
+            on_response = self._on_response
             if response.status >= 200:
                 self._settle()
-            self._on_response(response)
+                if self._key[0] != "INVITE":  # nothing more is told: let go of whoever hears it
+                    self.request = _FORGOTTEN
+                    self._on_response = self._on_failure = _ignore
+            on_response(response)
         else:
             self._settle()
             self.request = _FORGOTTEN
