@@ -135,7 +135,7 @@ def _value(value: Any) -> str:
     """A JSON value; what nearly all are without the encoder's overhead."""
     if isinstance(value, str):
         return encode_basestring(value)
-    return str(value) if type(value) is int else _encode(value)
+    return repr(value) if type(value) in (int, float) else _encode(value)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
