@@ -162,8 +162,7 @@ def _fields(usual: Any, required: int) -> tuple[tuple[str, ...], Callable[[Any],
 
     Of the first ``required`` nothing is usual.
     """
-    named = usual._fields if isinstance(usual, Target) else None
-    names = named or tuple(field.name for field in fields(usual))
+    names = tuple(field.name for field in fields(usual))
     get = attrgetter(*names)
     return names, get, [_NOTHING] * required + [*get(usual)][required:]
 

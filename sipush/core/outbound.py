@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import a2b_base64, b2a_base64
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b, sha256, shake_256
 from hmac import compare_digest
-from typing import NamedTuple
 
 from sipush.core.bindings import Aor, without_reg_id
 
@@ -21,15 +21,21 @@ _PURR_MAC_BYTES = 12
 "With the day a multiple of three: no padding, which a URI parameter cannot hold."
 
 
-class RouteToken(NamedTuple):
+@dataclass(slots=True, init=False)
+class RouteToken:
     """Where requests towards one side of a dialog go."""
 
     flow: str
     "Name of the flow that side used when the dialog was made; empty when it was dialled by URI."
-    aor: str = ""
+    aor: str
     "AOR of a registered device, or empty."
-    device: str = ""
+    device: str
     "``device_digest`` of its device key, or empty."
+
+    def __init__(self, flow: str, aor: str = "", device: str = "") -> None:
+        self.flow = flow
+        self.aor = aor
+        self.device = device
 
 
 @lru_cache(maxsize=4096)
@@ -87,7 +93,7 @@ def encode_route_token(token: RouteToken, call_id: str, key: bytes) -> str:
     Good with this Call-ID only: who has seen it in one call must not reach the phone by it later,
     nor know an anonymous caller (RFC 3323) by it.
     """
-    text = "\n".join(token).encode("utf-8", "surrogateescape")
+    text = f"{token.flow}\n{token.aor}\n{token.device}".encode("utf-8", "surrogateescape")
     mac = _route_mac(text, call_id, key)
     user = b2a_base64(mac + _masked(text, mac, key), newline=False).decode()
     return user.rstrip("=").replace("+", "-").replace("/", "_")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from sipush.core.branch import (
     SUPERSEDED,
@@ -443,7 +444,7 @@ class ResponseContext:
         ``broken``: the first broke under the request, and the device may ring for it already.
         """
         target, *others = old.target.others
-        return self._move(old, target._replace(others=tuple(others)), now, same=broken)
+        return self._move(old, replace(target, others=tuple(others)), now, same=broken)
 
     def _move(self, old: Branch, target: Target, now: float, *, same: bool) -> list[Action]:
         """Go on with the device in another branch; ``same``: in the same client transaction."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from urllib.parse import quote
 
@@ -289,7 +289,7 @@ class AppPolicy:
     push_always: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class TargetPolicy:
     """What decides, for one request, whether a device is called, woken or left alone."""
 
@@ -298,6 +298,16 @@ class TargetPolicy:
     is_live: Callable[[Binding], bool]
     consents: Callable[[PushRecord], bool]
     "Whether the device wants pushes for this kind of request."
+
+    def __init__(
+        self,
+        apps: Mapping[str, AppPolicy],
+        is_live: Callable[[Binding], bool],
+        consents: Callable[[PushRecord], bool],
+    ) -> None:
+        self.apps = apps
+        self.is_live = is_live
+        self.consents = consents
 
     def target_set(self, location: Location, subscriber: Subscriber) -> list[Target]:
         """The devices of a user: those with a contact, and those that can only be woken."""
@@ -315,7 +325,7 @@ class TargetPolicy:
             flow = bound[0] if bound else None
             return self._target(device, flow, record, subscriber, live=False)
         first, *others = [self._target(device, b, record, subscriber, live=True) for b in live]
-        return first._replace(others=tuple(others)) if others else first
+        return replace(first, others=tuple(others)) if others else first
 
     def _target(
         self,

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from sipush.core.bindings import Aor, PushRecord
 
 
-class Target(NamedTuple):
+@dataclass(slots=True, init=False)
+class Target:
     """One member of the target set (§16.5): a device, or a URI the call falls back to."""
 
     device: str
     "Unique in the context: AOR and device key, or the URI of something that is not a device."
-    uri: str = ""
+    uri: str
     "Request-URI to forward with; empty when there is no contact."
-    flow: str = ""
+    flow: str
     "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
-    route: tuple[str, ...] = ()
+    route: tuple[str, ...]
     "Route values to add, topmost first (the Path of RFC 3327)."
-    edge: str = ""
+    edge: str
     "With ``route``: name of the flow that the REGISTER came over, from a proxy at our edge."
-    live: bool = False
+    live: bool
     "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
-    push: PushRecord | None = None
+    push: PushRecord | None
     "How to wake it; None when it must not be woken for this request."
-    hold: float = 0.0
+    hold: float
     "Seconds this request may wait for the device; without ``push``: for another flow of it."
-    push_always: bool = False
+    push_always: bool
     "Push in parallel with forwarding, not only when the device is unreachable."
-    others: tuple[Target, ...] = ()
+    others: tuple[Target, ...]
     "Further flows of the device, in the order in which they are tried when this one fails."
+
+    def __init__(
+        self,
+        device: str,
+        uri: str = "",
+        flow: str = "",
+        route: tuple[str, ...] = (),
+        edge: str = "",
+        *,
+        live: bool = False,
+        push: PushRecord | None = None,
+        hold: float = 0.0,
+        push_always: bool = False,
+        others: tuple[Target, ...] = (),
+    ) -> None:
+        self.device = device
+        self.uri = uri
+        self.flow = flow
+        self.route = route
+        self.edge = edge
+        self.live = live
+        self.push = push
+        self.hold = hold
+        self.push_always = push_always
+        self.others = others
 
     @property
     def wakeable(self) -> bool:
@@ -137,7 +162,7 @@ class Search:
             return turn.targets
         limit = self.turn_time
         self.turn_at = now + limit
-        return tuple(target._replace(hold=min(target.hold, limit)) for target in turn.targets)
+        return tuple(replace(target, hold=min(target.hold, limit)) for target in turn.targets)
 
     def end_turn(self) -> None:
         """The current turn has failed; the member does not come back when it wakes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
@@ -88,14 +88,16 @@ _UNHEARD = 0.1
 MAX_FALLBACKS = 5
 
 
-@dataclass(slots=True)
 class _Attempt:
     """What is out on one branch, and what came back."""
 
-    handle: ClientTransactionHandle | None = None
-    flow: Flow | None = None
-    "Over which it went out, or an answer came."
-    response: Response | None = None
+    __slots__ = ("flow", "handle", "response")
+
+    def __init__(self) -> None:
+        self.handle: ClientTransactionHandle | None = None
+        self.flow: Flow | None = None
+        "Over which it went out, or an answer came."
+        self.response: Response | None = None
 
 
 class Forwarding:
@@ -282,7 +284,7 @@ class Forwarding:
             if self.dialog_side is not None:
                 if target.device != self.dialog_side:
                     continue
-                target = target._replace(uri=self.request.uri)
+                target = replace(target, uri=self.request.uri)
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
                 branches = len(self.context.branches)

@@ -83,7 +83,7 @@ class Arriving:
             if target.live:
                 flows.setdefault(without_reg_id(target.device), []).append(target)
         targets = [
-            first._replace(others=tuple(rest)) if rest else first for first, *rest in flows.values()
+            replace(first, others=tuple(rest)) if rest else first for first, *rest in flows.values()
         ]
         self.targets = targets[: max_breadth(self.request)]
         devices = {without_reg_id(row.device) for row in location.bindings + location.push_records}
@@ -124,7 +124,7 @@ class Arriving:
     def _answered(self, place: int, status: int, response: Response | None) -> None:
         others = self.targets[place].others
         if others and status in FLOW_GONE and self.machine.state is ArrivalState.TRYING:
-            self.targets[place] = others[0]._replace(others=others[1:])  # RFC 5626 §7
+            self.targets[place] = replace(others[0], others=others[1:])  # RFC 5626 §7
             self.legs[place] = self._send(place)
             return
         if response is not None:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b, sha256
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -356,9 +356,9 @@ class Proxy:
             side = forwarding.policy.target(record.device, location, subscriber)
             forwarding.dialog_side = side.device
             hold = side.hold if request.method == "INVITE" else min(side.hold, NON_INVITE_HOLD)
-            target = target._replace(device=side.device, push=side.push, hold=hold)
+            target = replace(target, device=side.device, push=side.push, hold=hold)
             if side.live and side.flow:
-                target = target._replace(flow=side.flow, live=True)
+                target = replace(target, flow=side.flow, live=True)
         forwarding.start(TargetSet.of(target))
 
     def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
@@ -520,7 +520,7 @@ class Proxy:
         if refusal is None:
             return targets
         forwarding.not_held = refusal
-        return [target._replace(push=None, hold=0.0) for target in targets if target.live]
+        return [replace(target, push=None, hold=0.0) for target in targets if target.live]
 
     async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
         """The devices of all members but the caller."""

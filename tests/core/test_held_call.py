@@ -86,7 +86,7 @@ def test_the_hold_still_ends() -> None:
 
 def test_the_other_flows_of_a_device_come_back_too() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
-    twin = AWAKE._replace(others=(AWAKE._replace(flow="tcp/2"),))
+    twin = replace(AWAKE, others=(replace(AWAKE, flow="tcp/2"),))
     context.start([twin], 100.0)
     frozen = json.loads(json.dumps(freeze(context, 100.0, 1_000_000.0)))
     assert thaw(frozen, 7.0, 1_000_000.0).branches[0].target == twin
@@ -151,7 +151,7 @@ def test_a_device_that_was_pushed_and_fell_asleep_again_is_not_pushed_again() ->
     context.start([AWAKE], 100.0)
     context.timer_fired(101.5)
     context.branches[0].push_begun = True
-    context.binding_refreshed(AWAKE._replace(flow="tcp/2", uri="sip:bob@other"), 102.0)
+    context.binding_refreshed(replace(AWAKE, flow="tcp/2", uri="sip:bob@other"), 102.0)
     context.flow_failed(1, 103.0)
     assert context.branches[1].state is BranchState.WAKING
     assert again(context).pushes_to_begin() == []

@@ -113,7 +113,7 @@ def feed_delivery(machine: Delivery, text: str, known: set[str]) -> list[Deliver
         case "registered":
             return machine.registered(PHONE, known)
         case "new flow":
-            return machine.registered(PHONE._replace(flow="tcp/2"), known)
+            return machine.registered(replace(PHONE, flow="tcp/2"), known)
         case "other registered":
             return machine.registered(OTHER, known)
         case "stored":
@@ -184,7 +184,7 @@ def test_a_device_that_refused_a_message_is_not_asked_again() -> None:
 
 
 def test_a_refusal_on_one_flow_is_that_of_the_instance() -> None:
-    flows = [PHONE._replace(device=f"instance:urn:uuid:1;{n}") for n in (1, 2)]
+    flows = [replace(PHONE, device=f"instance:urn:uuid:1;{n}") for n in (1, 2)]
     known = {flow.device for flow in flows}
     machine = Delivery()
     machine.registered(flows[0], known)

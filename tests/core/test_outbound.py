@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_token_does_not_tell_whose_it_is_or_where() -> None:
     for secret in (b"bob", b"example", b"127.0.0.1", b"udp", TOKEN.device.encode()):
         assert secret not in raw
     for other in (
-        encode_route_token(TOKEN._replace(aor="bab@example.com"), CALL, KEY),
+        encode_route_token(replace(TOKEN, aor="bab@example.com"), CALL, KEY),
         encode_route_token(TOKEN, "another call", KEY),
     ):
         assert other[12:20] != user[12:20], "the same key stream twice gives both texts away"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -430,7 +431,7 @@ def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() 
     context = make()
     context.start([EDGE], NOW)
     assert context.binding_refreshed(EDGE, NOW) == [Retransmit(0)]
-    moved = EDGE._replace(uri="sip:bob@1.2.3.4:9")
+    moved = replace(EDGE, uri="sip:bob@1.2.3.4:9")
     assert context.binding_refreshed(moved, NOW) == [Abandon(0), Forward(1)]
 
 
