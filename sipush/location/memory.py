@@ -14,7 +14,6 @@ from sipush.location.store import (
     MissedListener,
     SubscriberListener,
     WakeListener,
-    each,
 )
 
 
@@ -68,9 +67,10 @@ class MemoryStore:
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """There is no other process."""
 
-    def aors(self) -> AsyncIterator[Aor]:
+    async def aors(self) -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record."""
-        return each(list(self._locations))
+        for aor in list(self._locations):
+            yield aor
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message, as far as this store stores anything."""
@@ -141,9 +141,10 @@ class MemoryStore:
         """Whether there was one."""
         return self._subscribers.pop(aor, None) is not None
 
-    def subscribers(self) -> AsyncIterator[Subscriber]:
+    async def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber."""
-        return each(list(self._subscribers.values()))
+        for subscriber in list(self._subscribers.values()):
+            yield subscriber
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
         """Ban a source."""

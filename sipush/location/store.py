@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.stored_message import Receipt, StoredMessage
@@ -115,12 +115,3 @@ class LocationStore(Protocol):
 
     async def secret(self) -> bytes:
         """32 random bytes, made at the first call ever and the same for every process since."""
-
-
-_Each = TypeVar("_Each")
-
-
-async def each(values: Iterable[_Each]) -> AsyncIterator[_Each]:
-    """What is at hand, one by one."""
-    for value in values:
-        yield value
