@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 import structlog
 
@@ -100,10 +100,21 @@ class _Attempt:
         self.response: Response | None = None
 
 
+class Way(NamedTuple):
+    """Where a call has been, and where it goes from there."""
+
+    destinations: tuple[str, ...]
+    aors: tuple[Aor, ...]
+    "Whose registrations it waits for."
+    fallbacks: Fallbacks
+    diversions: tuple[Diversion, ...]
+
+
 class Forwarding:
     """Drives one ResponseContext with real time, flows, the store and the push services."""
 
     __slots__ = (
+        "_before",
         "_early",
         "_expected",
         "_finals",
@@ -167,6 +178,8 @@ class Forwarding:
         self.fallbacks: Fallbacks = {}
         "Where it goes when the last destination does not take it."
         self.diversions: list[Diversion] = []
+        self._before: Way | None = None
+        "While it falls back: what ``way`` was."
         self.watched: dict[Aor, Subscriber] = {}
         self.seen: dict[Aor, Location] = {}
         "What was last heard of the watched users: another process needs it to see what is new."
@@ -624,6 +637,13 @@ class Forwarding:
         self.context.fallback = bool(fallbacks) and may_go_on
 
     @property
+    def way(self) -> Way:
+        """Where it has been, as far as the response context knows."""
+        return self._before or Way(
+            tuple(self.destinations), tuple(self.watched), self.fallbacks, tuple(self.diversions)
+        )
+
+    @property
     def _origin(self) -> str:
         """Where the call was sent last, as a URI."""
         return self.request.uri if len(self.destinations) == 1 else f"sip:{self.destinations[-1]}"
@@ -640,6 +660,7 @@ class Forwarding:
     async def _fall_back(self, status: int, cause: Cause) -> None:
         """Find where the call goes now: a URI of another server, or another user of ours."""
         targets = NOWHERE
+        self._before = self.way  # whoever went on from here would fall back himself
         if uri := self.fallbacks.get(cause):
             origin = self._origin
             self.tell("falling_back", to=uri, status=status, cause=cause.value)
@@ -648,6 +669,7 @@ class Forwarding:
             except (LocationError, MessageError) as error:
                 self.warn("fallback_failed", to=uri, reason=str(error))
             self.diversions.append(Diversion(origin, status, cause))
+        self._before = None
         self._perform(self.context.fall_back(targets, self._now))
         if self._unstored is None:
             self.transaction.trying()

@@ -144,7 +144,7 @@ class HeldCalls:
 
 def describe(forwarding: Forwarding) -> HeldCall:
     """Everything another process needs to go on with this request."""
-    now = asyncio.get_running_loop().time()
+    now, way = asyncio.get_running_loop().time(), forwarding.way
     return HeldCall(
         id=forwarding.push_id,
         request=storable(forwarding.request),
@@ -153,11 +153,11 @@ def describe(forwarding: Forwarding) -> HeldCall:
         tag=forwarding.tag,
         context=freeze(forwarding.context, now, time.time()),
         caller_aor=forwarding.caller_aor,
-        aors=tuple(forwarding.watched),
-        destinations=tuple(forwarding.destinations),
-        fallbacks={cause.value: uri for cause, uri in forwarding.fallbacks.items()},
+        aors=way.aors,
+        destinations=way.destinations,
+        fallbacks={cause.value: uri for cause, uri in way.fallbacks.items()},
         diversions=tuple(
-            (d.uri, d.status, d.cause.value if d.cause else "") for d in forwarding.diversions
+            (d.uri, d.status, d.cause.value if d.cause else "") for d in way.diversions
         ),
         created_epoch=forwarding.created_epoch,
         cancel_reason=forwarding.cancel_reason or "",

@@ -433,3 +433,24 @@ async def test_a_phone_that_had_moved_under_the_invite_keeps_the_call(world: Wor
     answer, _ = await in_time(call.final(), again.answer())
     assert answer.status == 200
     await in_time(call.hang_up(answer), again.hung_up())
+
+
+async def test_a_phone_that_still_ends_the_call_of_its_group_is_called_again_after_the_crash(
+    world: World,
+) -> None:
+    members = [world.aor("bob"), world.aor("carol")]
+    group = {"members": members, "fallback": f"sip:{world.aor('bob')}"}
+    daemon = await world.start(wake=LONG, groups={world.aor("desk"): group})
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    token = apns_token()
+    await world.sleeping(daemon, "carol", "TCP", x_push(token))
+    world.pushes.refuse(token, 410, "Unregistered")
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("desk")
+    await world.pushes.next()
+    await (await bob.incoming()).refuse(486)
+    await (await bob.incoming()).refuse(482)
+    await daemon.restart_after_kill()
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    await in_time(call.hang_up(answer), incoming.hung_up())

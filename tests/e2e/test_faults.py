@@ -160,6 +160,33 @@ async def test_a_push_is_not_sent_again_for_a_write_that_redis_carried_out_late(
         assert "call_resumed" not in {record["event"] for record in daemon.records}
 
 
+@ON_REDIS
+async def test_a_call_that_is_falling_back_when_the_server_dies_falls_back_in_the_next_life(
+    world: World, own_redis_server: RedisServer
+) -> None:
+    async with RedisRelay(own_redis_server.port) as relay:
+        world.store["redis"] |= {"url": relay.url, "timeout": 60.0}
+        daemon = await world.start(
+            wake={"hold": 0.5},
+            users={world.aor("bob"): {"fallback": f"sip:{world.aor('carol')}"}},
+        )
+        await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
+        carol = await world.phone(daemon, "carol")
+        await carol.register()
+        alice = await world.phone(daemon, "alice")
+        relay.stall_at(f"{{{world.aor('carol')}}}:bindings".encode())
+        call = await alice.call("bob")
+        await relay.stalled.wait()
+        await daemon.kill()
+        relay.go_on()
+        await daemon.start()
+        answer, incoming = await in_time(call.final(), carol.rings_and_answers())
+        assert answer.status == 200
+        assert incoming.invite.all("diversion") == [
+            f"<sip:{world.aor('bob')}>;reason=unavailable;counter=1"
+        ]
+
+
 async def that_helps(world: World, relay: RedisRelay, centre: FallbackServer) -> Daemon:
     """A daemon that would wait for Redis as long as it takes."""
     world.store["redis"] |= {"url": relay.url, "timeout": 60.0}
