@@ -100,12 +100,17 @@ class GroupRace(Race):
                 f"a member rings beside the voicemail: {other.invite}"
                 for device in self.devices
                 for other in device.rings
-                if other.invite.at > came.at and not (other.cancel or other.lost)
+                if other.invite.at > came.at
+                and not (other.cancel or other.lost or self._was_too_late(other))
             ]
         finals = self.caller.finals
         failed = finals and finals[0].status >= 300 and not self.caller.cancelled
         if rings and failed and not self._box_was_cut_off:
             self.faults.append("the voicemail was called and the caller not answered")
+
+    def _was_too_late(self, ring: Ring) -> bool:
+        """Whether a phone refused before it could hear the end of a call, as the server died."""
+        return ring.status >= 300 and self._died_after(ring)
 
     @property
     def _box_was_cut_off(self) -> bool:
