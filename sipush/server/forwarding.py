@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, assert_never
@@ -210,7 +210,7 @@ class Forwarding:
         "When that was."
         self._unstored: list[Response] | None = None
         "Provisional responses that wait until a call that is about to be held is stored."
-        self._finals: list[Response] = []
+        self._finals: list[Callable[[], None]] = []
         "Final responses that wait until what they mean for a held call is stored."
         self.started = False
         "The target set was opened."
@@ -417,7 +417,10 @@ class Forwarding:
                 self.proxy.held_call_limits.hold(self.caller_aor, aor, self._held)
                 self.proxy.tasks.spawn(self._push(branch, deadline))
             case Cancel(branch, cause):
-                self._cancel(branch, cause)
+                if self._finals:  # as true as the answer, which a crash may still undo
+                    self._finals.append(partial(self._cancel, branch, cause))
+                else:
+                    self._cancel(branch, cause)
             case Abandon(branch):
                 attempt = self.attempts.get(branch)  # None: it was made by a process that died
                 if attempt is not None and attempt.handle is not None:
@@ -690,15 +693,16 @@ class Forwarding:
         if self.context.invite and Status.OK <= status < 300:
             self.proxy.acknowledgements.expect(self.request.call_id)
         if status >= Status.OK and self.proxy.held_calls.holds(self):
-            self._finals.append(response)
+            self._finals.append(partial(self.transaction.respond, response))
         elif status < Status.OK and self._unstored is not None:
             self._unstored.append(response)
         else:
             self.transaction.respond(response)
 
-    def _answer(self, finals: list[Response]) -> None:
-        for response in finals:
-            self.transaction.respond(response)
+    @staticmethod
+    def _answer(finals: list[Callable[[], None]]) -> None:
+        for say in finals:
+            say()
 
     def _response(self, status: int, branch: int | None) -> Response:
         attempt = self.attempts.get(branch) if branch is not None else None

@@ -163,11 +163,15 @@ class Server:
 
     async def refresh(self, number: int | None = None) -> bytes:
         """REGISTER with the nonce at hand: what it was answered."""
-        self._count += 1
+        credentials = self.credentials()
         sequence = self._count + 1
-        credentials = authorization(self._nonce.decode(), self._count)
         await self.send(self.phone, _register(number or next(_numbers), sequence, credentials))
         return self.phone.sent[-1]
+
+    def credentials(self) -> str:
+        """For one more REGISTER with the nonce at hand."""
+        self._count += 1
+        return authorization(self._nonce.decode(), self._count)
 
     async def call(self) -> bytes:
         """INVITE 180 200 ACK BYE 200: the last."""
@@ -226,6 +230,12 @@ def _register(number: int, sequence: int, credentials: str) -> bytes:
         f"Allow: INVITE, ACK, CANCEL, BYE, MESSAGE\r\n{credentials}"
         f"X-Push: {push};app-id={APP_ID}\r\nContent-Length: 0\r\n\r\n"
     ).encode()
+
+
+def register_from(wire: int, credentials: str) -> bytes:
+    """The REGISTER of another device of the same user, which is not woken."""
+    text = _register(next(_numbers), 1, credentials).replace(b"X-Push", b"X-None")
+    return text.replace(b"127.0.0.1:20001", b"127.0.0.1:%d" % (20_000 + wire))
 
 
 def authorization(nonce: str, count: int) -> str:

@@ -13,7 +13,7 @@ from sipush.core.held_call import HeldCall
 from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 from sipush.server.held_calls import BEGINNING, KEPT
-from tests.bench.in_process import Server, configuration, invite, response
+from tests.bench.in_process import Server, configuration, invite, register_from, response
 from tests.server.stores import FallibleStore
 
 
@@ -128,6 +128,39 @@ async def test_the_caller_hears_of_an_answer_when_that_is_stored(tmp_path: Path)
     await server.register()
     assert (await server.wake()).startswith(b"SIP/2.0 200 ")
     assert store.heard_before[200][-1] == b"SIP/2.0 180 Ringing"
+
+
+class StoreThatSeesCancels(MemoryStore):
+    """A store that sees which requests the phone has got when an answer is stored."""
+
+    server: Server
+    got_before: tuple[bytes, ...] = ()
+
+    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+        await super().put_held_call(owner, held_id, held)
+        if HeldCall.from_json(held).final == 200:
+            self.got_before = self.got_before or methods(self.server)
+
+
+def methods(server: Server) -> tuple[bytes, ...]:
+    """Of the requests that the phone has got."""
+    return tuple(each.split()[0] for each in server.phone.sent if not each.startswith(b"SIP"))
+
+
+async def test_another_phone_hears_of_an_answer_when_that_is_stored(tmp_path: Path) -> None:
+    """Else a crash undoes the answer, and that phone was told what is not true."""
+    store = StoreThatSeesCancels()
+    server = store.server = Server(configuration(tmp_path), store)
+    await server.register()
+    other = server.wire(3)
+    await server.send(other, register_from(3, server.credentials()))
+    server.phone_leaves()
+    await server.send(server.caller, invite(1))
+    await server.phone_returns()
+    await server.send(server.phone, response(server.phone.sent[-1], "180 Ringing"))
+    await server.send(other, response(other.sent[-1], "200 OK"))
+    assert store.got_before == (b"INVITE",)
+    assert methods(server) == (b"INVITE", b"CANCEL")
 
 
 class StoreThatFillsUp(MemoryStore):
