@@ -205,7 +205,7 @@ async def test_an_app_is_pushed_before_its_binding_expires_even_after_a_restart(
     path = Path(world.store["sqlite"]["path"])
     with sqlite3.connect(path) as store:
         store.execute("UPDATE refreshes SET due_epoch = due_epoch - 450")
-        store.execute("UPDATE bindings SET expires_epoch = ?", (time.time() + 150,))
+        store.execute("UPDATE devices SET expires_epoch = ?", (time.time() + 150,))
     store.close()
     await daemon.start()
     push = await world.pushes.next()
