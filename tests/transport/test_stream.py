@@ -10,6 +10,7 @@ from sipush.errors import TransportError
 from sipush.sip.message import Message
 from sipush.transport.connection import Limits
 from sipush.transport.flow import Flow
+from tests.servers.ports import free_port
 from tests.transport.conftest import Open
 from tests.transport.support import Recorder, TcpPhone, register, send_for_ever, soon
 
@@ -83,8 +84,8 @@ async def test_a_connection_that_ends_is_told_once_and_its_name_never_comes_agai
     listen: Open, recorder: Recorder
 ) -> None:
     listeners = await listen("tcp")
-    phone = await TcpPhone.open(listeners.addresses[0].bound)
-    port = phone.address[1]
+    own = ("127.0.0.1", free_port("127.0.0.1"))
+    phone = await TcpPhone.open(listeners.addresses[0].bound, local_addr=own)
     phone.writer.write(register())
     flow, _ = await recorder.request()
     _reset(phone)
@@ -96,7 +97,7 @@ async def test_a_connection_that_ends_is_told_once_and_its_name_never_comes_agai
         flow.send(register())
     flow.close()
 
-    again = await TcpPhone.open(listeners.addresses[0].bound, local_addr=("127.0.0.1", port))
+    again = await TcpPhone.open(listeners.addresses[0].bound, local_addr=own)
     again.writer.write(register())
     other, _ = await recorder.request()
     assert other.remote == flow.remote
