@@ -267,16 +267,13 @@ class SqliteStore:
         return await self._write(job)
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        """Store or replace a held call."""
-        row = (held_id, owner, held.decode("ascii"))
-        await self._write(lambda connection: _run(connection, _PUT_HELD_CALL, row))
+        """Store or replace a held call, for the next process: its callers outlive no power cut."""
+        await self._write_unsynced(_PUT_HELD_CALL, (held_id, owner, held.decode("ascii")))
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
-        """The call is over: after a power cut it would be so too."""
-        sql, key = "DELETE FROM held_calls WHERE id = ? AND owner = ?", (held_id, owner)
-        await _running(self._writer).run(
-            lambda connection: _run(connection, sql, key), awaits_sync=False
-        )
+        """The call is over."""
+        sql = "DELETE FROM held_calls WHERE id = ? AND owner = ?"
+        await self._write_unsynced(sql, (held_id, owner))
 
     async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
         """All there are, when we start: only one daemon uses a file, so their process is dead."""
@@ -370,12 +367,14 @@ class SqliteStore:
     def _write(self, job: Job[T]) -> asyncio.Future[T]:
         return _running(self._writer).run(job)
 
+    def _write_unsynced(self, sql: str, values: tuple[str, ...]) -> asyncio.Future[None]:
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute(sql, values)
+
+        return _running(self._writer).run(job, awaits_sync=False)
+
     def _read(self, job: Job[T]) -> T:
         return _running(self._reader).run(job)
-
-
-def _run(connection: sqlite3.Connection, sql: str, values: tuple[str, ...]) -> None:
-    connection.execute(sql, values)
 
 
 def _running(worker: Worker | None) -> Worker:

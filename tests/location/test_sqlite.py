@@ -331,16 +331,18 @@ async def test_a_result_waits_for_the_sync_and_what_is_stored_meanwhile_shares_t
     may_sync.release(10)
 
 
-async def test_the_end_of_a_held_call_waits_for_no_sync(
+async def test_a_held_call_waits_for_no_sync(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    await store.put_held_call("node", "1", b"{}")
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
+    await store.put_held_call("node", "1", b"{}")
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT id, held FROM held_calls").fetchall() == [("1", "{}")]
     await store.remove_held_call("node", "1")
-    assert synced == []
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT count(*) FROM held_calls").fetchall() == [(0,)]
+    assert synced == []
 
 
 async def test_a_sync_that_fails_is_an_error_that_passes(
