@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import prometheus_client
 from prometheus_client import REGISTRY, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -39,9 +38,10 @@ class Tally(Collector):
 
 REGISTERS = Tally("sipush_registers", "REGISTER requests by outcome.", ["outcome"])
 REGISTERS.counts.update({("registered",): 0, ("unregistered",): 0, ("refused",): 0})
-UNUSABLE_PUSH_HEADERS = prometheus_client.Counter(
-    "sipush_unusable_push_headers", "Registrations whose push header could not be used."
+UNUSABLE_PUSH_HEADERS = Tally(
+    "sipush_unusable_push_headers", "Registrations whose push header could not be used.", []
 )
+UNUSABLE_PUSH_HEADERS.counts[()] = 0
 CALLS = Tally("sipush_calls", "INVITE requests by the class of their final response.", ["class"])
 PUSHES = Tally("sipush_pushes", "Pushes by service and result.", ["service", "result"])
 WAKE_UPS = Tally("sipush_wake_ups", "Devices pushed for a call, by what came of it.", ["outcome"])

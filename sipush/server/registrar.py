@@ -145,7 +145,7 @@ def _tell(update: Update, seen: Location | None, flow: str) -> None:
             push=[record.app_id for record in registration.push],
         )
     if update.push_fault:
-        UNUSABLE_PUSH_HEADERS.inc()
+        UNUSABLE_PUSH_HEADERS.counts[()] += 1
         log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
 
 
