@@ -159,8 +159,8 @@ class SqliteConfig(Section):
     """``[store.sqlite]``."""
 
     path: DataPath = Path("/var/lib/sipush/sipush.db")
-    synchronous: Literal["normal", "full"] = "full"
-    "``normal`` survives kill -9, ``full`` a power cut too."
+    synchronous: Literal["normal", "full"] = "normal"
+    "``full``: REGISTERs are answered only when a power cut, too, cannot take them back."
 
 
 class RedisConfig(Section):

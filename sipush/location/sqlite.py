@@ -117,8 +117,8 @@ class SqliteStore:
     """A LocationStore in one file, which other processes may read and write at the same time.
 
     All that is asked during one turn of the event loop shares one transaction, which the loop runs
-    itself; a thread syncs it (``SqliteWorker``). Lookups have a connection of their own and never
-    wait for that.
+    itself; a thread syncs it (``SqliteWorker``), and docs/storing.md says who waits for that.
+    Lookups have a connection of their own and never do.
     """
 
     subscriber_lifetime = UNTOLD_LIFETIME
@@ -137,8 +137,7 @@ class SqliteStore:
         """Create or migrate the file. Raises LocationError with what to do about it."""
         path = self._config.path
         opener = partial(connect, path)
-        # The worker syncs commits itself.
-        wal = path.with_name(f"{path.name}-wal") if self._config.synchronous == "full" else None
+        wal = path.with_name(f"{path.name}-wal")
         self._writer = SqliteWorker(opener, partial(explain, path), wal)
         self._reader = SqliteReader(opener, partial(explain, path))
         try:
@@ -165,7 +164,7 @@ class SqliteStore:
         return self._read(job)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
-        """Apply one REGISTER; a Location returned is on disk."""
+        """Apply one REGISTER; a Location returned outlives the process."""
 
         def job(connection: sqlite3.Connection) -> Location | Refusal:
             now = registration.now_epoch
@@ -180,7 +179,7 @@ class SqliteStore:
                 self._purge(connection, now)
             return after
 
-        return await self._write(job)
+        return await self._write_soon(job)
 
     def _is_purge_due(self, now_epoch: float) -> bool:
         """Once a second, and more often when many rows are added."""
@@ -205,7 +204,7 @@ class SqliteStore:
             _save(connection, record.aor, before, after)
             return after != before
 
-        return await self._write(job)
+        return await self._write_soon(job)
 
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Do nothing: a file tells nobody. One daemon uses it, and sees what the CLI writes."""
@@ -264,7 +263,7 @@ class SqliteStore:
             due = connection.execute(_TAKE_REFRESHES, (now_epoch,)).fetchall()
             return [(aor, device) for aor, device in map(rows.texts, due)]
 
-        return await self._write(job)
+        return await self._write_soon(job)
 
     async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
         """Store or replace a held call, for the next process: its callers outlive no power cut."""
@@ -325,7 +324,7 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> None:
             connection.execute(_PUT_BAN, row)
 
-        await self._write(job)
+        await self._write_soon(job)
 
     async def bans(self, now_epoch: float) -> dict[str, float]:
         """Those whose time is not over; the others are deleted."""
@@ -366,6 +365,11 @@ class SqliteStore:
 
     def _write(self, job: Job[T]) -> asyncio.Future[T]:
         return _running(self._writer).run(job)
+
+    def _write_soon(self, job: Job[T]) -> asyncio.Future[T]:
+        """Write what a power cut may take back for a second, if the operator lets it."""
+        awaits_sync = self._config.synchronous == "full"
+        return _running(self._writer).run(job, awaits_sync=awaits_sync)
 
     def _write_unsynced(self, sql: str, values: tuple[str, ...]) -> asyncio.Future[None]:
         def job(connection: sqlite3.Connection) -> None:

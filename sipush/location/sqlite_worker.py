@@ -13,8 +13,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import structlog
+
 from sipush.errors import LocationError
 from sipush.location.sqlite_file import BUSY_PAUSE, BUSY_TIMEOUT, is_busy
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
@@ -28,6 +32,9 @@ AT_ONCE = 32
 
 CHECKPOINT_EVERY = 400
 "Jobs between two checkpoints: some megabytes of WAL."
+
+SYNC_WITHIN = 1.0
+"Seconds until a commit is synced that nobody waits for."
 
 
 @dataclass(eq=False, slots=True)
@@ -46,17 +53,17 @@ class SqliteWorker:
 
     The loop runs them itself: they take microseconds, while a thread would wait for Python's lock
     after each statement. A thread does what takes long: it syncs what was committed, and only then
-    are the results handed out (all that is committed during one sync shares the next); and it
-    makes checkpoints, during which jobs wait.
+    are the results handed out to those who wait for that (all that is committed during one sync
+    shares the next); and it makes checkpoints, during which jobs wait.
 
     After an error of the database the connection is opened anew for the next jobs, so that a disk
     that is well again is used again.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], explain: Explain, wal: Path | None
+        self, connect: Callable[[], sqlite3.Connection], explain: Explain, wal: Path
     ) -> None:
-        """``connect``: with synchronous = normal. ``wal``: to be synced after each commit."""
+        """``connect``: with synchronous = normal. ``wal``: its file, to be synced."""
         self._connect = connect
         self._explain = explain
         self._wal = wal
@@ -64,7 +71,10 @@ class SqliteWorker:
         self._connection: sqlite3.Connection | None = None
         self._queue: list[_Queued] = []
         self._committed: list[_Queued] = []
-        "Not synced yet."
+        "Not synced yet, and waited for."
+        self._unsynced = False
+        "Whether anything was committed since the last sync began."
+        self._sync_timer: asyncio.TimerHandle | None = None
         self._scheduled = False
         self._syncing = False
         self._checkpointing = False
@@ -78,21 +88,23 @@ class SqliteWorker:
     def run(self, job: Job[T], *, awaits_sync: bool = True) -> asyncio.Future[T]:
         """What ``job`` returns, once that is stored. Raises LocationError, as the future does.
 
-        Without ``awaits_sync`` it is committed, which kill -9 cannot undo, but a power cut could.
+        Without ``awaits_sync`` it is committed, which kill -9 cannot undo, and is synced within
+        SYNC_WITHIN: a power cut before that could undo it.
         """
         if self._closing:
             raise LocationError("the store is closed")
         if len(self._queue) + len(self._committed) >= MAX_QUEUED:
             raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(_Queued(job, future, awaits_sync and self._wal is not None))
+        self._queue.append(_Queued(job, future, awaits_sync))
         self._schedule()
         return future
 
     async def close(self) -> None:
         """Finish what is queued, close the connection and end the thread."""
         self._closing = True
-        while self._queue or self._syncing or self._checkpointing:
+        while self._queue or self._syncing or self._checkpointing or self._unsynced:
+            self._sync_late()
             self._changed.clear()
             await self._changed.wait()
         self._disconnect()
@@ -119,12 +131,13 @@ class SqliteWorker:
             done = batch
         self._busy_since = 0.0
         del self._queue[: len(done)]
-        if self._wal_file == -1:  # all have failed, or need no sync
+        if self._wal_file == -1:  # all have failed
             _hand_out(done)
         else:
             _hand_out([queued for queued in done if not queued.awaits_sync])
             self._committed += [queued for queued in done if queued.awaits_sync]
-            self._sync()
+            self._unsynced = True
+            self._sync_in_time()
         self._since_checkpoint += len(done)
         if self._since_checkpoint >= CHECKPOINT_EVERY:
             self._checkpoint()
@@ -153,8 +166,7 @@ class SqliteWorker:
         connection = self._connect()
         connection.execute("PRAGMA busy_timeout = 0")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
-        if self._wal is not None:
-            self._wal_file = _open_to_sync(self._wal)
+        self._wal_file = _open_to_sync(self._wal)
         return connection
 
     def _may_wait(self, error: Exception) -> bool:
@@ -168,6 +180,8 @@ class SqliteWorker:
     def _fail(self, batch: list[_Queued], error: Exception) -> None:
         if isinstance(error, sqlite3.Error | OSError):
             error = LocationError(self._explain(error))
+        if not batch:  # nobody hears of it
+            log.error("store_not_synced", reason=str(error))
         for queued in batch:
             queued.error = error
         self._disconnect()
@@ -180,12 +194,28 @@ class SqliteWorker:
         if self._wal_file != -1:  # perhaps it is being synced
             self._thread.run(partial(os.close, self._wal_file), lambda error: None)
             self._wal_file = -1
+            self._unsynced = False  # the next sync is one of the whole file
 
     # -- what takes long --
 
+    def _sync_in_time(self) -> None:
+        """At once for those who wait."""
+        if self._committed:
+            self._sync()
+        elif self._unsynced and self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(SYNC_WITHIN, self._sync_late)
+
+    def _sync_late(self) -> None:
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
+            self._sync_timer = None
+        if self._unsynced:
+            self._sync()
+
     def _sync(self) -> None:
-        if self._committed and not self._syncing:
+        if not self._syncing:
             self._syncing = True
+            self._unsynced = False
             batch, self._committed = self._committed, []
             sync = partial(os.fdatasync, self._wal_file)
             self._thread.run(sync, partial(self._synced, batch))
@@ -195,7 +225,7 @@ class SqliteWorker:
         if error is not None:
             self._fail(batch, error)
         _hand_out(batch)
-        self._sync()
+        self._sync_in_time()
         self._changed.set()
 
     def _checkpoint(self) -> None:

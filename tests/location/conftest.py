@@ -19,7 +19,7 @@ def store_config(request: pytest.FixtureRequest, tmp_path: Path) -> StoreConfig:
     if request.param == "redis":
         url = request.getfixturevalue("redis_server").url
         redis = RedisConfig(url=url, prefix=f"test-{secrets.token_hex(4)}")
-    sqlite = SqliteConfig(path=tmp_path / "sipush.db", synchronous="normal")
+    sqlite = SqliteConfig(path=tmp_path / "sipush.db")
     return StoreConfig(type=request.param, sqlite=sqlite, redis=redis)
 
 

@@ -12,7 +12,7 @@ from tests.location.rows import binding, record, registration
 
 
 async def main(path: Path) -> None:
-    store = SqliteStore(SqliteConfig(path=path, synchronous="normal"))
+    store = SqliteStore(SqliteConfig(path=path))
     await store.open()
     cseq = 0
     while True:

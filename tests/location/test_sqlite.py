@@ -15,20 +15,24 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Queue
 
 import pytest
+from structlog.testing import capture_logs
 
 from sipush.config import SqliteConfig
 from sipush.core.bindings import Location, Subscriber
 from sipush.errors import LocationError
-from sipush.location import sqlite, sqlite_file
+from sipush.location import sqlite, sqlite_file, sqlite_worker
 from sipush.location.sqlite import SqliteStore
 from sipush.location.sqlite_worker import CHECKPOINT_EVERY
 from tests.location.rows import AOR, NOW, TABLET, binding, message, record, registration
+
+Write = Callable[[SqliteStore], Awaitable[object]]
 
 MARKS = ", ".join("?" * 12)
 
@@ -44,6 +48,36 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     await store.open()
     yield store
     await store.close()
+
+
+@pytest.fixture
+async def full_store(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(SqliteConfig(path=path, synchronous="full"))
+    await store.open()
+    yield store
+    await store.close()
+
+
+@dataclass
+class Disk:
+    """Syncs as often as it may, and tells when it has."""
+
+    may_sync: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    synced: Queue[int] = field(default_factory=Queue)
+
+    def sync(self, file: int) -> None:
+        assert self.may_sync.acquire(timeout=10)
+        os.fsync(file)
+        self.synced.put(file)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """Takes the place of the disk once the test has begun, and works again at its end."""
+    disk = Disk()
+    monkeypatch.setattr(os, "fdatasync", disk.sync)
+    yield disk
+    disk.may_sync.release(1000)
 
 
 async def reopened(path: Path) -> SqliteStore:
@@ -304,16 +338,9 @@ async def test_no_statement_reads_a_whole_table(store: SqliteStore, path: Path, 
 
 
 async def test_a_result_waits_for_the_sync_and_what_is_stored_meanwhile_shares_the_next(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    full_store: SqliteStore, disk: Disk
 ):
-    synced, may_sync, sync = [], threading.Semaphore(0), os.fdatasync
-
-    def slow(file: int) -> None:
-        assert may_sync.acquire(timeout=10)
-        sync(file)
-        synced.append(file)
-
-    monkeypatch.setattr(os, "fdatasync", slow)
+    store = full_store
     first = asyncio.ensure_future(store.bind(registration(binding())))
     while not (await store.lookup(AOR, NOW)).bindings:  # noqa: ASYNC110 - a reader sees it
         await asyncio.sleep(0)
@@ -322,32 +349,109 @@ async def test_a_result_waits_for_the_sync_and_what_is_stored_meanwhile_shares_t
     while not (await store.lookup(aors[-1], NOW)).bindings:  # noqa: ASYNC110 - the same
         await asyncio.sleep(0)
     assert not first.done()
-    may_sync.release()
+    disk.may_sync.release()
     assert isinstance(await first, Location)
     assert not any(other.done() for other in others)
-    may_sync.release()
+    disk.may_sync.release()
     assert all(isinstance(outcome, Location) for outcome in await asyncio.gather(*others))
-    assert len(synced) == 2
-    may_sync.release(10)
+    assert disk.synced.qsize() == 2
 
 
-async def test_a_held_call_waits_for_no_sync(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+WAITS_FOR_NO_SYNC = {
+    "binding": lambda store: store.bind(registration(binding(), push=(record(),))),
+    "push record": lambda store: store.remove_push_record(record()),
+    "due refresh": lambda store: store.take_refreshes(NOW),
+    "ban": lambda store: store.put_ban("192.0.2.1", NOW),
+    "held call": lambda store: store.put_held_call("node", "1", b"{}"),
+    "held call's end": lambda store: store.remove_held_call("node", "1"),
+}
+WAITS_FOR_THE_SYNC = {
+    "message": lambda store: store.put_message(message(), 10),
+    "message's end": lambda store: store.remove_message(message(id=1), NOW),
+    "subscriber": lambda store: store.put_subscriber(Subscriber(AOR, "a" * 32)),
+    "subscriber's end": lambda store: store.remove_subscriber(AOR),
+    "secret": lambda store: store.secret(),
+}
+
+
+@pytest.mark.parametrize("write", WAITS_FOR_NO_SYNC.values(), ids=WAITS_FOR_NO_SYNC)
+async def test_written_at_once_and_on_the_disk_within_a_second(
+    store: SqliteStore, disk: Disk, monkeypatch: pytest.MonkeyPatch, write: Write
 ):
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
+    monkeypatch.setattr(sqlite_worker, "SYNC_WITHIN", 0.05)
+    await write(store)
+    await write(store)
+    assert disk.synced.empty()
+    disk.may_sync.release(2)
+    await asyncio.to_thread(disk.synced.get, timeout=10)
+    assert disk.synced.empty()
+    await write(store)
+    await asyncio.to_thread(disk.synced.get, timeout=10)
+
+
+@pytest.mark.parametrize("write", WAITS_FOR_THE_SYNC.values(), ids=WAITS_FOR_THE_SYNC)
+async def test_written_when_it_is_on_the_disk(store: SqliteStore, disk: Disk, write: Write):
+    written = asyncio.ensure_future(write(store))
+    await store.put_held_call("node", "1", b"{}")  # the next transaction has been, too
+    assert not written.done()
+    disk.may_sync.release()
+    await written
+    assert disk.synced.qsize() == 1
+
+
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+async def test_closing_leaves_all_on_the_disk(path: Path, disk: Disk, synchronous: str):
+    disk.may_sync.release(1)  # the one of its opening
+    store = SqliteStore(SqliteConfig(path=path, synchronous=synchronous))
+    await store.open()
+    disk.synced.get(timeout=10)
     await store.put_held_call("node", "1", b"{}")
+    closing = asyncio.ensure_future(store.close())
+    disk.may_sync.release(1)
+    await closing
+    assert disk.synced.qsize() == 1
+
+
+async def test_a_held_call_waits_for_no_sync_even_if_registers_do(
+    full_store: SqliteStore, disk: Disk, path: Path
+):
+    await full_store.put_held_call("node", "1", b"{}")
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT id, held FROM held_calls").fetchall() == [("1", "{}")]
-    await store.remove_held_call("node", "1")
+    await full_store.remove_held_call("node", "1")
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT count(*) FROM held_calls").fetchall() == [(0,)]
-    assert synced == []
+    assert disk.synced.empty()
+
+
+async def test_a_late_sync_that_fails_is_told_to_the_operator(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+):
+    failed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def broken(file: int) -> None:
+        loop.call_soon_threadsafe(failed.set)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sqlite_worker, "SYNC_WITHIN", 0.01)
+    with capture_logs() as lines, monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        await store.bind(registration(binding()))
+        await failed.wait()
+        while not lines:  # noqa: ASYNC110 - the thread's word is on its way
+            await asyncio.sleep(0)
+    (line,) = lines
+    assert (line["event"], line["log_level"]) == ("store_not_synced", "error")
+    assert "Input/output error" in line["reason"]
+    assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
 
 
 async def test_a_sync_that_fails_is_an_error_that_passes(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    full_store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ):
+    store = full_store
+
     def broken(file: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -359,7 +463,7 @@ async def test_a_sync_that_fails_is_an_error_that_passes(
 
 
 async def test_the_log_of_writes_does_not_grow_for_ever(path: Path):
-    store = SqliteStore(SqliteConfig(path=path, synchronous="normal"))
+    store = SqliteStore(SqliteConfig(path=path))
     await store.open()
     wal = path.with_name(f"{path.name}-wal")
     sizes = []
