@@ -7,7 +7,7 @@ PYTHON ?= $(or $(shell /usr/bin/python3 -c 'import sys; \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # uv takes seconds where pip takes a minute; pip knows a machine's own index, where uv cannot help.
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
 TEST_PACKAGES := redis-server sip-tester baresip-core linphone-cli chromium iproute2 iptables faketime
