@@ -39,6 +39,7 @@ from sipush.config_values import (
     Port,
     RedisUrl,
     Seconds,
+    ServerUri,
     Sha256Hex,
     SipUriText,
 )
@@ -269,6 +270,8 @@ class DomainConfig(Section):
     """One ``[domains."example.com"]``: what holds for its users and groups."""
 
     fallback: Fallback = ""
+    route: list[ServerUri] = []
+    "Servers that have the users we do not have, tried in order."
 
 
 class EmergencyConfig(Section):

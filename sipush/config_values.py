@@ -79,6 +79,12 @@ def _sip_uri(value: str) -> str:
     return value
 
 
+def _server(value: str) -> str:
+    if parse_sip_uri(value).user is not None:
+        raise ValueError
+    return value
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError
@@ -164,6 +170,10 @@ HostPort = Annotated[str, AfterValidator(_guard("host or host:port", _host_port)
 Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
 _A_SIP_URI = "a SIP URI such as sip:voicemail@pbx.example.com"
 SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]
+ServerUri = Annotated[
+    str,
+    AfterValidator(_guard("a SIP URI without a user, such as sip:pbx.example.com", _server)),
+]
 Fallback = Annotated[
     str | dict[str, str],
     BeforeValidator(_guard(f"{_A_SIP_URI}, or a table of them by cause", _fallback)),

@@ -106,6 +106,7 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             for aor, group in config.groups.items()
         },
         fallbacks=fallbacks(config),
+        routes={name: domain.route for name, domain in config.domains.items() if domain.route},
         emergency=EmergencyPolicy(
             numbers=frozenset(config.emergency.numbers),
             route=tuple(config.emergency.route),

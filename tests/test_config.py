@@ -202,6 +202,11 @@ WRONG = [
         'users."112@localhost": is an emergency number (allowed: another name)',
     ),
     (
+        'domains.localhost.route = ["sip:700@192.0.2.10"]',
+        'domains.localhost.route[0]: is "sip:700@192.0.2.10" '
+        "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",
+    ),
+    (
         'emergency.numbers = ["112"]',
         "emergency: has numbers and no route (allowed: a route with or without numbers)",
     ),

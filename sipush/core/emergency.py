@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote
 
 from sipush.core.bindings import Aor
 from sipush.core.pidf import CivicAddress, pidf_lo
-from sipush.core.target_set import Target, TargetSet, Turn
+from sipush.core.target_set import TargetSet
 from sipush.errors import MessageError
 from sipush.sip.grammar import unescape
 from sipush.sip.headers import field_value
 from sipush.sip.message import Request
-from sipush.sip.uri import parse_sip_uri
-
-#: Seconds a server of the route may stay silent before the next one is tried.
-PATIENCE = 4.0
+from sipush.sip.uri import parse_sip_uri, with_user
 
 METHODS = frozenset({"INVITE", "MESSAGE"})
 "The requests that may be emergency calls, or emergency texts."
@@ -40,9 +36,8 @@ class EmergencyPolicy:
         )
 
     def target_set(self) -> TargetSet:
-        """The servers of the route, one after the other until one shows signs of life."""
-        turns = (Turn((Target(device=uri, uri=uri, live=True),)) for uri in self.route)
-        return TargetSet(tuple(turns), PATIENCE, only_until_heard=True, members=True)
+        """The servers of the route."""
+        return TargetSet.in_order(self.route)
 
 
 NO_EMERGENCIES = EmergencyPolicy()
@@ -95,7 +90,7 @@ def emergency_request(
         headers.remove("p-asserted-identity")
     user, _, domain = caller.rpartition("@")
     if caller and "p-asserted-identity" not in headers:
-        headers.append("P-Asserted-Identity", f"<sip:{quote(user, safe=_UNESCAPED)}@{domain}>")
+        headers.append("P-Asserted-Identity", f"<{with_user(f'sip:{domain}', user)}>")
     if caller and address and "geolocation" not in headers:
         content_id = f"{boundary}@{domain}"
         headers.append("Geolocation", f"<cid:{content_id}>")
@@ -120,8 +115,6 @@ def _attach(request: Request, document: bytes, content_id: str, boundary: str) -
     request.set_body(body, f'multipart/mixed;boundary="{boundary}"')
 
 
-_UNESCAPED = "-_.!~*'()&=+$,;?/"
-"What may stand in the user part of a SIP URI as it is (RFC 3261 §25.1)."
 _DESCRIBE_THE_BODY = (
     "content-type",
     "content-disposition",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sipush.core.bindings import Aor, PushRecord
+
+PATIENCE = 4.0
+"Seconds that a server may stay silent before the next one is tried."
 
 
 @dataclass(slots=True, init=False)
@@ -110,6 +114,12 @@ class TargetSet:
     def of(cls, *targets: Target) -> TargetSet:
         """All at once."""
         return cls((Turn(targets),))
+
+    @classmethod
+    def in_order(cls, uris: Iterable[str]) -> TargetSet:
+        """Servers, one after the other until one shows signs of life."""
+        turns = (Turn((Target(device=uri, uri=uri, live=True),)) for uri in uris)
+        return cls(tuple(turns), PATIENCE, only_until_heard=True, members=True)
 
     @property
     def all(self) -> tuple[Target, ...]:

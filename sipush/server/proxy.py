@@ -70,7 +70,7 @@ from sipush.sip.fields import parse_name_addr
 from sipush.sip.grammar import number
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
-from sipush.sip.uri import parse_sip_uri
+from sipush.sip.uri import parse_sip_uri, with_user
 from sipush.transport.address import is_ip
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
@@ -117,6 +117,8 @@ class ProxyPolicy:
     groups: Mapping[Aor, Group]
     fallbacks: Mapping[str, Fallbacks]
     "By AOR and, for all users and groups of it, by domain."
+    routes: Mapping[str, Sequence[str]]
+    "By domain: URIs of the servers that have the users we do not have."
     emergency: EmergencyPolicy
     _are_peers: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     "By IP address: working it out takes long."
@@ -492,7 +494,7 @@ class Proxy:
             return targets
         subscriber = await self.subscribers.get(aor)
         if subscriber is None:
-            return None
+            return await self._elsewhere(forwarding, aor)
         forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
         if (uri := self._sent_on(forwarding, aor)) is not None:
             forwarding.divert(Status.MOVED_TEMPORARILY, None)
@@ -500,6 +502,25 @@ class Proxy:
         if self._is_busy(forwarding, aor):
             return NOWHERE
         return TargetSet.of(*await self._user_targets(forwarding, subscriber))
+
+    async def _elsewhere(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
+        """The servers that may have a user we do not have, but for the one that asks us for him."""
+        user, _, domain = aor.rpartition("@")
+        asks = forwarding.transaction.flow.remote[0]
+        only = "sips:" if wants_tls(forwarding.request) else ""
+        uris = []
+        for server in self.policy.routes.get(domain, ()):
+            if not server.lower().startswith(only):
+                continue
+            with suppress(TransportError):
+                _, address, _ = await self._resolve(server)
+                if address[0] == asks:
+                    continue
+            uris.append(with_user(server, user))
+        if not uris:
+            return None
+        forwarding.sent_to(aor, {})
+        return TargetSet.in_order(uris)
 
     def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
         return self.policy.forwards.get(aor) if forwarding.context.invite else None

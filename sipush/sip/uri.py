@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from urllib.parse import quote
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import is_plain_host, number, unescape
@@ -134,6 +135,16 @@ def _usual_sip_uri(text: str) -> SipUri | None:
     if port is None or port > 65535 or len(digits) > 5:
         return None
     return SipUri("sip", user, None, host.lower(), port, {}, None)
+
+
+def with_user(server: str, user: str) -> str:
+    """The URI of a user, not escaped, at a server, whose URI has none."""
+    scheme, _, rest = server.partition(":")
+    return f"{scheme}:{quote(user, safe=_UNESCAPED, errors='surrogateescape')}@{rest}"
+
+
+_UNESCAPED = "-_.!~*'()&=+$,;?/"
+"What may stand in the user part as it is (§25.1)."
 
 
 @dataclass(frozen=True, slots=True)

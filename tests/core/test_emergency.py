@@ -12,12 +12,12 @@ from sipush.core.branch import (
     Respond,
 )
 from sipush.core.emergency import (
-    PATIENCE,
     EmergencyPolicy,
     emergency_request,
     is_emergency,
 )
 from sipush.core.routing import Rejection, ToAor, ToDialog, ToEmergency, destination
+from sipush.core.target_set import PATIENCE
 from sipush.errors import MessageError
 from sipush.sip.message import Request, parse_datagram
 from tests.core.test_response_context import NOW, make

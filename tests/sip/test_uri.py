@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sipush.errors import MessageError
-from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
+from sipush.sip.uri import (
+    SipUri,
+    TelUri,
+    contact_key,
+    parse_sip_uri,
+    parse_tel_uri,
+    with_user,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,19 @@ def test_a_telephone_number_loses_what_only_people_read(
 @pytest.mark.parametrize("text", ["tel:", "tel:-", "tel:a b", "tel:12;", "sip:+12@a", "tel:12>"])
 def test_what_is_no_telephone_number_is_none(text: str) -> None:
     assert parse_tel_uri(text) is None
+
+
+@pytest.mark.parametrize(
+    ("server", "user", "uri"),
+    [
+        ("sip:192.0.2.10;transport=tcp", "+49301234", "sip:+49301234@192.0.2.10;transport=tcp"),
+        ("sips:pbx.example.com:5062", "#21*", "sips:%2321*@pbx.example.com:5062"),
+        ("sip:[2001:db8::1]", "a@b:c d\udcff", "sip:a%40b%3Ac%20d%FF@[2001:db8::1]"),
+    ],
+)
+def test_a_user_at_a_server(server: str, user: str, uri: str) -> None:
+    assert with_user(server, user) == uri
+    assert parse_sip_uri(uri).aor.rpartition("@")[0] == user
 
 
 def test_a_contact_stays_the_same_when_only_its_push_token_changes() -> None:

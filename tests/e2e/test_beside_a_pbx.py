@@ -1,0 +1,135 @@
+"""What is for users and numbers of the domain that are not here goes to the PBX (D3)."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from tests.e2e.daemon import PBX, Daemon, in_time
+from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.test_messages import message, take
+from tests.e2e.wire import OutCall
+from tests.e2e.world import World, apns_token, x_push
+from tests.servers.ports import free_port
+
+pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+
+
+async def with_route(world: World, *servers: str, **changes: Any) -> Daemon:
+    """A daemon whose domain has these servers."""
+    return await world.start(domains={world.domain: {"route": list(servers)}}, **changes)
+
+
+def address(pbx: FallbackServer) -> str:
+    return f"sip:{pbx.ip}:{pbx.port}"
+
+
+async def test_a_number_that_nobody_has_is_called_at_the_pbx(world: World, transport: str) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice", transport)
+        await alice.register()
+        call = await alice.call("%23100*7", challenged=True)
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite.uri == pbx.uri("%23100*7")
+        assert f"<sip:{world.aor('%23100*7')}>" in incoming.invite["to"]
+        assert not incoming.invite.all("diversion")
+        await in_time(incoming.hang_up(), call.requested("BYE"))
+
+
+async def test_the_pbx_hangs_up_and_is_hung_up(world: World, transport: str) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice", transport)
+        call = await alice.call("0301234567")
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_server_that_fails_or_refuses_is_followed_by_the_next(world: World) -> None:
+    async with FallbackServer() as refusing, FallbackServer() as pbx:
+        nobody = f"sip:{PBX}:{free_port()}"
+        daemon = await with_route(world, nobody, address(refusing), address(pbx))
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("700")
+        await (await refusing.phone(daemon).incoming()).refuse(503)
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_the_answer_of_the_pbx_goes_back(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("700")
+        final, _ = await in_time(call.final(), (await pbx.phone(daemon).incoming()).refuse(404))
+        assert final.status == 404
+
+
+async def test_a_request_is_not_sent_back_to_the_pbx_it_comes_from(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        call = await pbx.phone(daemon).call("700", domain=world.domain, challenged=False)
+        assert (await call.final()).status == 404
+
+
+async def test_the_pbx_wakes_a_phone_that_is_here(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        push = x_push(apns_token())
+        await world.sleeping(daemon, "bob", "UDP", push)
+        call = await pbx.phone(daemon).call("bob", domain=world.domain, challenged=False)
+        await world.pushes.next()
+        bob = await world.registered(daemon, "bob", "UDP", push)
+        answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+        assert answer.status == 200
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_fallback_may_be_a_number_of_the_pbx(world: World) -> None:
+    async with FallbackServer() as pbx:
+        users = {world.aor("bob"): {"fallback": f"sip:{world.aor('700')}"}}
+        daemon = await with_route(world, address(pbx), users=users)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert incoming.invite.uri == pbx.uri("700")
+        assert world.aor("bob") in incoming.invite["diversion"]
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_message_to_somebody_there_goes_there(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice")
+        await alice.register()
+        sent, taken = await in_time(message(alice, "700", "hello").sent(), take(pbx.phone(daemon)))
+        assert (sent.status, taken.uri, taken.body) == (200, pbx.uri("700"), "hello")
+
+
+async def test_a_caller_that_does_not_sign_in_gets_nowhere(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        stranger = await world.phone(daemon, "nobody")
+        call = await stranger.call("0900123456", challenged=False)
+        assert (await call.final()).status == 407
+
+
+async def test_a_secure_call_goes_to_no_server_that_is_not(world: World) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice")
+        call = OutCall(alice, f"sips:{world.aor('700')}", (), f"call-{secrets.token_hex(8)}")
+        call.send_invite()
+        await call.authorize(await call.expect(407))
+        assert (await call.final()).status == 404
+
+
+async def test_without_a_route_nobody_has_that_number(world: World) -> None:
+    daemon = await world.daemon()
+    alice = await world.phone(daemon, "alice")
+    assert (await (await alice.call("700")).final()).status == 404
