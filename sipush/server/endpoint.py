@@ -27,6 +27,18 @@ class Endpoint:
         self._proxy = proxy
         self._tasks = Tasks()
 
+    def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
+        """A challenge, which the registrar makes anew when the REGISTER is repeated."""
+        if request.method != "REGISTER":
+            return None
+        try:
+            response = self._registrar.challenge(flow, request)
+        except MessageError:
+            return None  # to be answered as all others are
+        if response is not None:
+            self._proxy.bucket.flow_active(flow.name)
+        return response
+
     def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer or forward a new request."""
         self._proxy.bucket.flow_active(transaction.flow.name)

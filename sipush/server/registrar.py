@@ -32,11 +32,14 @@ from sipush.server.push_bucket import PushBucket
 from sipush.server.subscribers import Subscribers
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.digest import find_credentials
-from sipush.sip.message import Request
+from sipush.sip.message import Request, Response
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri
+from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
+
+_NOT_SERVED = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
 
 
 @dataclass(slots=True, eq=False)
@@ -57,14 +60,36 @@ class Registrar:
     gate: Gate
     messages: Messages = field(init=False)
     "Set once, when the proxy has been built."
+    _tag: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tag = self.new_id()
+
+    def challenge(self, flow: Flow, request: Request) -> Response | None:
+        """The answer to a REGISTER without credentials; None for any other. Raises MessageError.
+
+        Nothing is kept of it: it is half of all REGISTERs, and all that strangers send.
+        """
+        if "authorization" in request.headers.first:
+            return None
+        tag = f"{self._tag}.{hash(request.call_id)}"  # the same in every repetition (§8.2.7)
+        aor = self._aor(request)
+        if aor is None:
+            return rejection_response(request, _NOT_SERVED, tag)
+        domain, client = aor.rpartition("@")[2], self.gate.client(flow)
+        return self.authenticator.challenge(request, domain, self.clock(), tag, client=client)
+
+    def _aor(self, request: Request) -> Aor | None:
+        """Whose bindings it is about; None when that is not our business (§10.3 steps 1, 5)."""
+        aor = self.realm.aor(parse_sip_uri(request.to.uri))
+        return aor if self.realm.serves(parse_sip_uri(request.uri)) else None
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""
         tag = self.new_id()
-        aor = self.realm.aor(parse_sip_uri(request.to.uri))
-        if aor is None or not self.realm.serves(parse_sip_uri(request.uri)):
-            rejection = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
-            transaction.respond(rejection_response(request, rejection, tag))
+        aor = self._aor(request)
+        if aor is None:
+            transaction.respond(rejection_response(request, _NOT_SERVED, tag))
             return
         flow, gate = transaction.flow, self.gate
         since, client = self.clock(), gate.client(flow)

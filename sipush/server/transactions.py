@@ -56,6 +56,13 @@ class Failure(Enum):
 class TransactionUser(Protocol):
     """What the layer tells the proxy core; called on the event loop, must not block or raise."""
 
+    def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
+        """The answer to a request that needs no transaction (§8.2.7), or None.
+
+        The request is one that ``request_received`` would hear of, or its repetition, but no
+        INVITE, whose ACK belongs to a transaction.
+        """
+
     def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """A new request that passed ``check``, its top Via stamped; never an ACK or a CANCEL."""
 
@@ -640,6 +647,11 @@ class TransactionLayer:
         if request.method == "ACK":
             self._ack_received(flow, request, server_key(request, via, "INVITE"))
             return
+        if request.method not in _STATEFUL:
+            response = self.user.stateless_answer(flow, request)
+            if response is not None:
+                self.send_stateless(response, flow)
+                return
         key = server_key(request, via, request.method)
         known = self._servers.get(key)
         if known is not None:
@@ -688,6 +700,7 @@ class TransactionLayer:
             self.user.cancelled(invite.handle, cancel)
 
 
+_STATEFUL = frozenset({"INVITE", "CANCEL"})
 _FORGOTTEN = Request("", "", Headers())
 
 

@@ -113,6 +113,24 @@ def test_a_refusal_on_udp_is_repeated_until_its_ack_comes() -> None:
     assert wire.events == ["request INVITE"]
 
 
+def test_what_is_answered_statelessly_is_answered_anew_when_it_is_repeated() -> None:
+    wire = Wire()
+    wire.stateless = make_response(request("REGISTER"), 401, to_tag="b1")
+    for _ in range(2):
+        wire.receive(request_bytes("REGISTER"))
+    assert wire.flow.take_lines() == ["SIP/2.0 401 Unauthorized"] * 2
+    assert wire.layer.server_transactions == wire.layer.timers == 0
+    assert wire.events == []
+
+
+@pytest.mark.parametrize("method", ["INVITE", "ACK", "CANCEL"])
+def test_what_belongs_to_an_invite_is_never_answered_statelessly(method: str) -> None:
+    wire = call()
+    wire.stateless = make_response(request("REGISTER"), 401, to_tag="b1")
+    wire.receive(request_bytes(method))
+    assert "SIP/2.0 401 Unauthorized" not in wire.flow.take_lines()
+
+
 def test_server_transactions_are_told_by_method_and_state() -> None:
     wire = call()
     wire.receive(request_bytes("OPTIONS", via="SIP/2.0/UDP a;branch=z9hG4bKother"))

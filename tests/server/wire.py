@@ -96,12 +96,17 @@ class Wire:
         self.handles: list[ServerTransactionHandle] = []
         self.responses: list[Response] = []
         self.failures: list[Failure] = []
+        self.stateless: Response | None = None
+        "The answer to whatever comes and may have one without a transaction."
         self.back: WireFlow | None = None
         "Where a response goes whose connection has closed."
 
     def receive(self, data: bytes) -> None:
         """The peer sent this."""
         self.layer.message_received(self.flow, parse_datagram(data))
+
+    def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
+        return self.stateless
 
     def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
         self.handles.append(transaction)
