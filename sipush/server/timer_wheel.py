@@ -27,6 +27,16 @@ class Timed(Protocol):
         """``timer`` ran out; never earlier, up to one resolution later."""
 
 
+class _Bucket:
+    """What fires together. In pairs, they would be one more object for each to be kept so long."""
+
+    __slots__ = ("owners", "timers")
+
+    def __init__(self, owners: list[Timed], timers: list[Timer]) -> None:
+        self.owners = owners
+        self.timers = timers
+
+
 class TimerWheel:
     """Timers bucketed by the time they fire."""
 
@@ -36,7 +46,7 @@ class TimerWheel:
         self._clock = clock
         self._call_later = call_later
         self._resolution = resolution
-        self._buckets: dict[int, list[tuple[Timed, Timer]]] = {}
+        self._buckets: dict[int, _Bucket] = {}
         self._ticks: list[int] = []
         "Heap of the keys of ``_buckets``."
         self._armed: int | None = None
@@ -47,16 +57,17 @@ class TimerWheel:
         tick = int((self._clock() + delay) / self._resolution) + 1
         bucket = self._buckets.get(tick)
         if bucket is not None:
-            bucket.append((owner, timer))
+            bucket.owners.append(owner)
+            bucket.timers.append(timer)
             return
-        self._buckets[tick] = [(owner, timer)]
+        self._buckets[tick] = _Bucket([owner], [timer])
         heappush(self._ticks, tick)
         if self._armed is None or tick < self._armed:
             self._arm(tick)
 
     def __len__(self) -> int:
         """How many timers have not run out, those that nobody needs any more included."""
-        return sum(map(len, self._buckets.values()))
+        return sum(len(bucket.timers) for bucket in self._buckets.values())
 
     def _arm(self, tick: int) -> None:
         self._armed = tick
@@ -70,7 +81,8 @@ class TimerWheel:
         # At least our own tick: the loop may wake us a rounding error early.
         due = max(tick, int(self._clock() / self._resolution))
         while self._ticks and self._ticks[0] <= due:
-            for owner, timer in self._buckets.pop(heappop(self._ticks)):
+            bucket = self._buckets.pop(heappop(self._ticks))
+            for owner, timer in zip(bucket.owners, bucket.timers, strict=True):
                 try:
                     owner.timer_fired(timer)
                 except Exception:  # a bug must cost one transaction, not all that end with it

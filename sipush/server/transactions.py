@@ -137,6 +137,7 @@ class _Server(ServerTransaction):
 
     __slots__ = (
         "_bytes",
+        "_is_invite",
         "_key",
         "_layer",
         "_max_repeats",
@@ -153,6 +154,7 @@ class _Server(ServerTransaction):
         self.flow = flow
         self._layer = layer
         self._key = key
+        self._is_invite = request.method == "INVITE"
         self._repeats = 0
         self._max_repeats = 1 << 30
         self._bytes = b""
@@ -169,14 +171,14 @@ class _Server(ServerTransaction):
     @property
     def method(self) -> str:
         """That of the request."""
-        return self._key[0]
+        return self._key.partition("\n")[0]
 
     def respond(self, response: Response, max_repeats: int | None = None) -> None:
         if max_repeats is not None:
             self._max_repeats = max_repeats
         status = response.status
         event = response_event(status)
-        if self._key[0] != "INVITE":
+        if not self._is_invite:
             if event is Event.PROVISIONAL and status != Status.TRYING:
                 return
             if status == Status.REQUEST_TIMEOUT:
@@ -243,7 +245,7 @@ class _Server(ServerTransaction):
             self.flow.send(self._bytes)
         except TransportError as error:
             log.debug("response_not_sent", flow=self.flow.name, error=str(error))
-            if self.method == "INVITE" and self.flow.closed and self._max_repeats != _OF_REFUSAL:
+            if self._is_invite and self.flow.closed and self._max_repeats != _OF_REFUSAL:
                 self._send_back()
             else:
                 self._perform(self.advance(Event.TRANSPORT_ERROR))
@@ -380,7 +382,9 @@ class ClientTransactionHandle(ClientTransaction):
             on_response = self._on_response
             if response.status >= 200:
                 self._settle()
-                if self._key[0] != "INVITE":  # nothing more is told: let go of whoever hears it
+                if (
+                    self.request.method != "INVITE"
+                ):  # nothing more is told: let go of whoever hears it
                     self.request = _FORGOTTEN
                     self._on_response = self._on_failure = _ignore
             on_response(response)
@@ -619,7 +623,7 @@ class TransactionLayer:
         on_response: Callable[[Response], None],
         on_failure: Callable[[Failure], None],
     ) -> ClientTransactionHandle:
-        key = (request.method, branch)
+        key = f"{request.method}\n{branch}"
         client = ClientTransactionHandle(
             self, key, request, flow, on_response=on_response, on_failure=on_failure
         )

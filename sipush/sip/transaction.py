@@ -156,8 +156,12 @@ def is_reliable(transport: str) -> bool:
     return transport != "UDP"
 
 
-TransactionKey = tuple[str, ...]
-"""Equal for two messages of one transaction (§17.1.3, §17.2.3)."""
+TransactionKey = str
+"""Equal for two messages of one transaction (§17.1.3, §17.2.3): lines, the method first.
+
+No part can hold the end of a line. A tuple of them would take three times the memory, and they are
+kept for 32 seconds each.
+"""
 
 
 def server_key(request: Request, via: Via, method: str) -> TransactionKey:
@@ -167,15 +171,16 @@ def server_key(request: Request, via: Via, method: str) -> TransactionKey:
     RFC 2543 rules hold, less the To tag: an INVITE has none where its ACK has the response's.
     """
     branch = via.params.get("branch") or ""
-    cseq = str(request.cseq.number)
+    cseq = request.cseq.number
     if branch.startswith(BRANCH_COOKIE):
         # Some phones answer a challenge in the branch of the challenged request. Without the CSeq
         # that would be its retransmission, and they would never get in.
-        return method, branch, via.sent_by.lower(), cseq
+        return f"{method}\n{branch}\n{via.sent_by.lower()}\n{cseq}"
     from_tag = request.from_.tag or ""
-    return method, request.uri, request.call_id, from_tag, cseq, via.sent_by.lower(), branch
+    sent_by = via.sent_by.lower()
+    return f"{method}\n{request.uri}\n{request.call_id}\n{from_tag}\n{cseq}\n{sent_by}\n{branch}"
 
 
 def client_key(response: Response, via: Via) -> TransactionKey:
     """The client transaction that ``response``, with top Via ``via``, answers (§17.1.3)."""
-    return response.cseq.method, via.branch
+    return f"{response.cseq.method}\n{via.branch}"
