@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
+from typing import Final
 
 from sipush.core.bindings import Aor, Subscriber
 from sipush.sip.digest import (
@@ -22,13 +23,13 @@ from sipush.sip.status import Status
 MAX_USED = 50_000
 
 #: 64*T1: seconds in which what an earlier life left unanswered is repeated.
-RECALL = 32.0
+RECALL: Final = 32.0
 
 #: What must not be challenged anew when it is repeated: a phone may ring for it, a user have it.
-_RECALLED = frozenset({"INVITE", "MESSAGE"})
+_RECALLED: Final = frozenset({"INVITE", "MESSAGE"})
 
 #: The nonce count of a client without qop, which cannot count: its nonce serves once.
-_ALL = 1 << 32
+_ALL: Final = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Challenge:
     "The password was wrong, or there is no such user: somebody may be guessing."
 
 
-_ACCEPTED, _NO_CREDENTIALS = Accepted(), Challenge()
-_STALE, _WRONG = Challenge(stale=True), Challenge(wrong=True)
+_ACCEPTED: Final = Accepted()
+_NO_CREDENTIALS: Final = Challenge()
+_STALE: Final = Challenge(stale=True)
+_WRONG: Final = Challenge(wrong=True)
 
 
 class Authenticator:
@@ -85,7 +88,7 @@ class Authenticator:
         "Copied for each nonce: making it takes longer than what it then hashes."
         self._started_at = started_at
         self._life = int(started_epoch * 1000)
-        self._born = f"{self._life:x}"
+        self._born = str(self._life)
         self._lifetime = nonce_lifetime
         self._algorithms = algorithms
         self._dummy_ha1 = self._mac("nobody")
@@ -123,8 +126,8 @@ class Authenticator:
         """A new nonce: life, time in it, serial number and a keyed hash of them and the client."""
         self._serial += 1
         age = int((now - self._started_at) * 1000)
-        stamp = f"{self._born}-{age:x}-{self._serial:x}"
-        return f"{stamp}-{self._mac(f'{stamp} {client}')}"
+        stamp = f"{self._born}.{age}.{self._serial}"
+        return f"{stamp}.{self._mac(f'{stamp} {client}')}"
 
     def verify(
         self,
@@ -164,15 +167,15 @@ class Authenticator:
 
     def _slot(self, nonce: str, client: str, method: str, now: float) -> int | str | None:
         """Under what its uses are counted; None when it is not ours, not his, too old or used."""
-        stamp, _, mac = nonce.rpartition("-")
+        stamp, _, mac = nonce.rpartition(".")
         if not mac.isascii() or not compare_digest(mac, self._mac(f"{stamp} {client}")):
             return None
-        born, minted, serial = stamp.split("-")
-        age = now - self._started_at - int(minted, 16) / 1000
+        born, minted, serial = stamp.split(".")
+        age = now - self._started_at - int(minted) / 1000
         if born == self._born:
-            number = int(serial, 16)
+            number = int(serial)
             return number if age <= self._lifetime and number >= self._floor else None
-        earlier = (self._life - int(born, 16)) / 1000
+        earlier = (self._life - int(born)) / 1000
         recalled = earlier > 0 and method in _RECALLED and now <= self._recall_until
         return nonce if recalled and age + earlier <= self._lifetime else None
 

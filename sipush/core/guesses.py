@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from sipush.core.bindings import Aor, Location
 from sipush.core.outbound import came_from
@@ -122,4 +123,4 @@ def _is_own(device: str) -> bool:
     return device.startswith(("instance:", "token:"))
 
 
-_SPEAKING = frozenset({"contact", *HEADERS})
+_SPEAKING: Final = frozenset({"contact", *HEADERS})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from sipush.core.bindings import (
     Binding,
@@ -13,7 +14,7 @@ from sipush.core.bindings import (
     without_reg_id,
 )
 
-_INSTANCE = "instance:"
+_INSTANCE: Final = "instance:"
 
 
 def live(

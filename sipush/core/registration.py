@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
-from typing import assert_never
+from typing import Final, assert_never
 
 from sipush.core.bindings import (
     Aor,
@@ -43,14 +43,14 @@ HeaderList = tuple[tuple[str, str], ...]
 SUPPORTED = ("path", "outbound")
 "Option tags of the registrar (§19.2)."
 
-REFRESH_AHEAD = 150
+REFRESH_AHEAD: Final = 150
 """Seconds before a binding expires that its device is pushed to refresh it: 120 (RFC 8599 §5.5),
 and what it takes to find out that it is time."""
 
-PNSREG = 180
+PNSREG: Final = 180
 "Seconds before a binding expires that a phone which can must refresh it unasked (RFC 8599 §8.4)."
 
-SHORTEST_REFRESHED = 2 * PNSREG
+SHORTEST_REFRESHED: Final = 2 * PNSREG
 """Seconds. A binding shorter than that would be refreshed more often than a battery bears: 423
 (RFC 8599 §5.6.1.1), unless the operator grants no longer one."""
 
@@ -151,7 +151,7 @@ def _missing(request: Request) -> list[str]:
     return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
-_TELLTALES = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
+_TELLTALES: Final = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
 
 
 def wants_location(request: Request) -> bool:
@@ -167,7 +167,7 @@ def wants_location(request: Request) -> bool:
     return True
 
 
-_SPEAKING = (*HEADERS, "contact")
+_SPEAKING: Final = (*HEADERS, "contact")
 
 
 class _TooBriefError(Exception):
@@ -500,11 +500,11 @@ class _Register:
         self.headers[name, value] = None
 
 
-_BY_URI = frozenset({RFC8599, LINPHONE})
-_FLAG = {True: "true", False: "false"}
-_NOTHING = Location()
-_NO_SERVICE: frozenset[Platform] = frozenset()
-_OWN = {"apns": Platform.APNS, "fcm": Platform.FCM}
+_BY_URI: Final = frozenset({RFC8599, LINPHONE})
+_FLAG: Final = {True: "true", False: "false"}
+_NOTHING: Final = Location()
+_NO_SERVICE: Final[frozenset[Platform]] = frozenset()
+_OWN: Final = {"apns": Platform.APNS, "fcm": Platform.FCM}
 
 
 def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | None:
@@ -561,7 +561,7 @@ def ok_response(
     return make_response(request, Status.OK, None, to_tag, fields)
 
 
-_SUPPORTED = ("supported", f"Supported: {', '.join(SUPPORTED)}")
+_SUPPORTED: Final = ("supported", f"Supported: {', '.join(SUPPORTED)}")
 
 
 @lru_cache(maxsize=1)

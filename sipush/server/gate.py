@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -39,7 +40,7 @@ TOO_MANY = "Too Many Requests Before Signing In"
 TELL_EVERY = 10.0
 "Seconds between lines about strangers who send too much."
 
-_IN_TURN = frozenset({"INVITE", "CANCEL"})
+_IN_TURN: Final = frozenset({"INVITE", "CANCEL"})
 "A call costs many times what reading it costs. A CANCEL stays behind what it cancels."
 
 MAX_HELD_BACK = 10_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
@@ -39,7 +40,7 @@ from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
 
-_NOT_SERVED = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
+_NOT_SERVED: Final = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
 
 
 @dataclass(slots=True, eq=False)

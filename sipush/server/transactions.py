@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import structlog
 
@@ -40,7 +40,7 @@ from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
 
-_OF_REFUSAL = 2
+_OF_REFUSAL: Final = 2
 "Times that an answer is repeated to somebody whom nobody knows; nor is he called back."
 
 
@@ -181,7 +181,7 @@ class _Server(ServerTransaction):
         if not self._is_invite:
             if event is Event.PROVISIONAL and status != Status.TRYING:
                 return
-            if status == Status.REQUEST_TIMEOUT:
+            if event is Event.FAILURE and status == Status.REQUEST_TIMEOUT:
                 event = Event.GIVE_UP
         actions = self.advance(event)
         if not actions:
@@ -704,8 +704,8 @@ class TransactionLayer:
             self.user.cancelled(invite.handle, cancel)
 
 
-_STATEFUL = frozenset({"INVITE", "CANCEL"})
-_FORGOTTEN = Request("", "", Headers())
+_STATEFUL: Final = frozenset({"INVITE", "CANCEL"})
+_FORGOTTEN: Final = Request("", "", Headers())
 
 
 def _ignore(_: object) -> None:

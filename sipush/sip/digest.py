@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from hmac import compare_digest
+from typing import Final
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -38,7 +39,8 @@ class Algorithm(Enum):
         return hashlib.sha256(data).hexdigest()
 
 
-_ALGORITHMS = {algorithm.value: algorithm for algorithm in Algorithm}
+_ALGORITHMS: Final = {algorithm.value: algorithm for algorithm in Algorithm}
+_NAMES: Final = {algorithm: name for name, algorithm in _ALGORITHMS.items()}
 
 
 @dataclass(slots=True, init=False)
@@ -90,11 +92,11 @@ class Credentials:
 
 
 # Tried where a token begins only: from each of its letters, a long one would take its square.
-_PARAM = re.compile(
+_PARAM: Final = re.compile(
     rf'(?<!{TOKEN_CHAR})({TOKEN})\s*=\s*(?:"({QUOTED_TEXT})"|([^\s,"]+))', re.DOTALL
 )
-_HEX = "0123456789abcdefABCDEF"
-_USUAL = frozenset(
+_HEX: Final = "0123456789abcdefABCDEF"
+_USUAL: Final = frozenset(
     {
         *("username", "realm", "nonce", "uri", "response"),
         *("algorithm", "qop", "nc", "cnonce", "opaque"),
@@ -142,7 +144,7 @@ def _usual_params(text: str) -> dict[str, str] | None:
     if "\\" in text:
         return None
     params: dict[str, str] = {}
-    for part in text.replace(", ", ",").split(","):
+    for part in text.split(", " if ", " in text else ","):
         name, _, value = part.partition("=")
         if name not in _USUAL or name in params:
             return None
@@ -176,7 +178,8 @@ def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
 
 def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:
     """One WWW-Authenticate or Proxy-Authenticate value (RFC 7616 §3.3)."""
-    text = f'Digest realm={quote_string(realm)}, nonce="{nonce}", algorithm={algorithm.value}'
+    name = _NAMES[algorithm]  # ``value`` of an Enum costs as much as all the rest
+    text = f'Digest realm={quote_string(realm)}, nonce="{nonce}", algorithm={name}'
     return text + (', stale=true, qop="auth"' if stale else ', qop="auth"')
 
 

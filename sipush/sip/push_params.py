@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from sipush.sip.grammar import parse_params, unescape, unquote_string
 from sipush.sip.headers import Headers, field_value
 
-HEADERS = ("x-push", "x-p-push", "portsip-push")
+HEADERS: Final = ("x-push", "x-p-push", "portsip-push")
 "Names of the push header, best first: when several disagree, the first of them counts."
 
-RFC8599 = "rfc8599"
-LINPHONE = "linphone"
+RFC8599: Final = "rfc8599"
+LINPHONE: Final = "linphone"
 
-NO_EXTRA: Mapping[str, str] = {}
+NO_EXTRA: Final[Mapping[str, str]] = {}
 
 
 @dataclass(slots=True, init=False)
@@ -147,8 +148,8 @@ def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
     return PushParams(provider, app_id, call, message, allow_call, allow_message, dialect, values)
 
 
-_SYSTEMS = {"ios": "apns", "android": "fcm"}
-_FLAGS = {"true": True, "false": False}
+_SYSTEMS: Final = {"ios": "apns", "android": "fcm"}
+_FLAGS: Final = {"true": True, "false": False}
 
 
 def _flag(text: str, name: str) -> bool:

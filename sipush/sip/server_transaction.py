@@ -5,6 +5,8 @@ A server transaction begins with its request already delivered, so neither table
 
 from __future__ import annotations
 
+from typing import Final
+
 from sipush.sip.timers import Timer
 from sipush.sip.transaction import (
     TERMINATE,
@@ -103,8 +105,10 @@ NON_INVITE_ROWS = (
     Row(State.COMPLETED, Timer.J, "unreliable", State.TERMINATED, (TERMINATE,)),
 )
 
-_INVITE = {reliable: transitions(INVITE_ROWS, reliable) for reliable in (False, True)}
-_NON_INVITE = {reliable: transitions(NON_INVITE_ROWS, reliable) for reliable in (False, True)}
+_INVITE: Final = {reliable: transitions(INVITE_ROWS, reliable) for reliable in (False, True)}
+_NON_INVITE: Final = {
+    reliable: transitions(NON_INVITE_ROWS, reliable) for reliable in (False, True)
+}
 
 
 class ServerTransaction(Machine):

@@ -12,6 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from sipush.errors import MessageError, TransportError
 from sipush.sip.message import parse_datagram
@@ -19,12 +20,12 @@ from sipush.transport.address import ListenAddress, family_of, format_address, p
 from sipush.transport.flow import Address, Receiver
 from sipush.transport.stun import binding_response
 
-BATCH = 256
+BATCH: Final = 256
 "Datagrams read before other work of the loop gets its turn …"
-SLICE = 0.01
+SLICE: Final = 0.01
 "… or as many as are read and answered in so many seconds."
 
-CALLS = (b"INVITE ", b"CANCEL ")
+CALLS: Final = (b"INVITE ", b"CANCEL ")
 """How datagrams begin that are heard after all others: reading one costs a tenth of hearing it, and
 a thousand calls at once must not keep a REGISTER waiting that came behind them."""
 CALLS_SLICE = 0.003
@@ -38,11 +39,11 @@ SOCKET_BUFFER = 4 << 20
 MAX_FLOWS = 10_000
 "Flows kept at hand; beyond, all are forgotten: they hold no state that the next datagram lacks."
 
-MIN_MESSAGE = 12
+MIN_MESSAGE: Final = 12
 "No SIP message is shorter; phones keep their NAT open with all kinds of short junk."
 
-_MAX_DATAGRAM = 65_535
-_SEND_ATTEMPTS = 3
+_MAX_DATAGRAM: Final = 65_535
+_SEND_ATTEMPTS: Final = 3
 
 # Linux values that Python 3.11's socket module does not name.
 _IP_PKTINFO = 8
