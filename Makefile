@@ -35,6 +35,8 @@ demo: .venv/runtime.stamp ## Watch a killed phone ring, on loopback
 	@exec $(BIN)/sipush demo
 
 test: .venv/dev.stamp $(COMPILED) packages $(BROWSER)/node_modules/.stamp ## Run all tests
+	@# Meanwhile; the tests of Asterisk wait for it, and tell what went wrong.
+	@.ci/fetch-asterisk run/asterisk >/dev/null 2>&1 &
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # BENCH="server --servers sqlite,kamailio-fm --operations register" measures only that.

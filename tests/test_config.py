@@ -14,6 +14,7 @@ from tests import schema
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "config" / "sipush.toml"
 REFERENCE = ROOT / "docs" / "configuration.md"
+ASTERISK = ROOT / "config" / "asterisk"
 KEYS = dict(schema.keys())
 
 
@@ -352,3 +353,14 @@ def test_the_reference_tells_the_default(key: str) -> None:
         assert told == "none"
     else:
         assert tomllib.loads(f"value = {told.strip('`')}")["value"] == schema.default(KEYS[key])
+
+
+def test_the_configuration_beside_asterisk_is_valid() -> None:
+    config = load(ASTERISK / "sipush.toml")
+    assert [peer.name for peer in config.peers] == ["asterisk"]
+
+
+@pytest.mark.parametrize("file", sorted(ASTERISK.iterdir()), ids=lambda file: file.name)
+def test_the_guide_to_asterisk_shows_the_files_that_are_tested(file: Path) -> None:
+    guide = (ROOT / "docs" / "asterisk.md").read_text(encoding="utf-8")
+    assert f"\n{file.read_text(encoding='utf-8')}```\n" in guide
