@@ -14,6 +14,7 @@ from sipush.location.store import (
     MissedListener,
     SubscriberListener,
     WakeListener,
+    Written,
 )
 
 
@@ -114,9 +115,13 @@ class MemoryStore:
             del self._refreshes[key]
         return due
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
         """Store or replace a held call, as far as this store stores anything."""
         self._held_calls[owner, held_id] = held
+        if written is not None:
+            written()
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
         """The call is over."""

@@ -31,6 +31,7 @@ from sipush.location.store import (
     MissedListener,
     SubscriberListener,
     WakeListener,
+    Written,
 )
 
 _SCAN_COUNT = b"500"
@@ -196,18 +197,22 @@ class RedisStore:
         due = await self._redis.call(b"1", self._refreshes, now, script=TAKE_REFRESHES)
         return [rows.refresh_of(member) for member in due]
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
         """Store or replace a held call; one that was given up is not stored later."""
         key, field = self._held_calls(owner), rows.encode(held_id)
-        if not await self._put_in_time(key, field, held):
+        if not await self._put_in_time(key, field, held, written):
             await self._read_clock()  # it was set since
-            if not await self._put_in_time(key, field, held):
+            if not await self._put_in_time(key, field, held, written):
                 raise LocationError("Redis: stored too late")
 
-    async def _put_in_time(self, key: bytes, field: bytes, held: bytes) -> bool:
+    async def _put_in_time(
+        self, key: bytes, field: bytes, held: bytes, written: Written | None
+    ) -> bool:
         until = asyncio.get_running_loop().time() + self._clock_ahead + self._timeout
-        put = self._redis.call(b"1", key, repr(until).encode(), field, held, script=PUT_HELD_CALL)
-        return bool(await put)
+        args = (b"1", key, repr(until).encode(), field, held)
+        return bool(await self._redis.call(*args, script=PUT_HELD_CALL, written=written))
 
     async def _read_clock(self) -> None:
         """Raises LocationError."""

@@ -37,6 +37,10 @@ MAX_PIPELINE = 256
 MAX_QUEUED = 10_000
 "Commands waiting for their turn; beyond it they are refused at once."
 
+READ_AT_ONCE = 16384
+"""Bytes that Redis reads before it replies. If we are killed it carries those out; what comes after
+them it may drop, as it cannot reply any more."""
+
 _PING_INTERVAL = 10.0
 "Seconds after which one who listens asks whether Redis is still there."
 
@@ -51,20 +55,31 @@ _SENTINEL_PORT = 26379
 class _Command:
     """A command, or a script's keys and arguments, and who waits for the reply."""
 
-    __slots__ = ("args", "future", "script")
+    __slots__ = ("args", "future", "script", "written")
 
     def __init__(
-        self, args: tuple[bytes, ...], script: Script | None, future: asyncio.Future[Any]
+        self,
+        args: tuple[bytes, ...],
+        script: Script | None,
+        future: asyncio.Future[Any],
+        written: Callable[[], None] | None = None,
     ) -> None:
         self.args = args
         self.script = script
         self.future = future
+        self.written = written
 
     def packed(self) -> bytes:
         """As it is sent, a script by its digest."""
         if self.script is None:
             return _pack(self.args)
         return _pack((b"EVALSHA", self.script.sha, *self.args))
+
+    def tell_written(self) -> None:
+        """That it is out of our hands."""
+        if self.written is not None:
+            written, self.written = self.written, None
+            written()
 
 
 def _unawaited(args: tuple[bytes, ...]) -> _Command:
@@ -129,6 +144,7 @@ class _Link(asyncio.Protocol):
         self._stream = transport.get_protocol()
         transport.set_protocol(self)
         self.write: Callable[[bytes], None] = transport.write
+        self.unsent: Callable[[], int] = transport.get_write_buffer_size
         if self._hearing is not None:
             self.write(_pack((b"SUBSCRIBE", self._hearing.channel)))
 
@@ -205,6 +221,8 @@ class RedisPipeline:
         "The pipeline under way, as far as it was not answered."
         self._forgotten: list[_Command] = []
         "Commands of it whose scripts Redis did not know."
+        self._tells = False
+        "Whether somebody waits to hear that a command is out of our hands."
         self._busy = False
         "Whether a pipeline is under way, or will be when this turn of the event loop is over."
         self._deadline = 0.0
@@ -218,11 +236,17 @@ class RedisPipeline:
         "When we were connected for certain (UNIX seconds)."
 
     def call(
-        self, *args: bytes, script: Script | None = None, tracked: bool = False
+        self,
+        *args: bytes,
+        script: Script | None = None,
+        tracked: bool = False,
+        written: Callable[[], None] | None = None,
     ) -> asyncio.Future[Any]:
         """The reply to a command, or to ``script`` with its number of keys, keys and arguments.
 
         With ``tracked``, and if it ``tracks``, Redis tells when what was read is changed.
+        ``written`` is called, at the latest when a reply comes that is true, as soon as a Redis
+        that works will carry the command out though we be killed; it must not raise.
         Raises LocationError, as the future does. After one that is not Redis's own word the
         command may still have been carried out.
         """
@@ -234,7 +258,8 @@ class RedisPipeline:
         future: asyncio.Future[Any] = loop.create_future()
         if tracked and self.tracks:
             self._waiting.append(_unawaited(_TRACK_NEXT))
-        self._waiting.append(_Command(args, script, future))
+        self._waiting.append(_Command(args, script, future, written))
+        self._tells = self._tells or written is not None
         if not self._busy:
             self._busy = True
             loop.call_soon(self._begin)
@@ -282,7 +307,13 @@ class RedisPipeline:
         self._deadline = loop.time() + self._timeout
         if self._timer is None:
             self._timer = loop.call_at(self._deadline, self._check_deadline)
+        size = 0
         for _ in range(min(len(self._waiting), MAX_PIPELINE)):
+            command = self._waiting[0]
+            if self._tells:
+                size += len(command.packed())
+                if command.written is not None and self._sent and size > READ_AT_ONCE:
+                    break  # the next pipeline begins with it
             self._sent.append(self._waiting.popleft())
         if self._waiting and self._sent[-1].args is _TRACK_NEXT:
             self._sent.append(self._waiting.popleft())  # nothing may come between the two
@@ -294,7 +325,20 @@ class RedisPipeline:
         if self._link is None:
             self._connecting = asyncio.create_task(self._connect())
         else:
-            self._link.write(b"".join([command.packed() for command in self._sent]))
+            packed = [command.packed() for command in self._sent]
+            self._link.write(b"".join(packed))
+            if self._tells and not self._link.unsent():
+                self._written(packed)
+
+    def _written(self, packed: list[bytes]) -> None:
+        """These have just been handed to the kernel."""
+        self._tells = any(command.written is not None for command in self._waiting)
+        size = 0
+        for command, text in zip(self._sent, packed, strict=True):
+            size += len(text)
+            if size > READ_AT_ONCE:
+                break
+            command.tell_written()
 
     async def _connect(self) -> None:
         began_epoch = time.time()
@@ -325,6 +369,8 @@ class RedisPipeline:
                 command.future.set_exception(LocationError(self._explain(reply)))
         elif not command.future.done():
             command.future.set_result(reply)
+            if reply:
+                command.tell_written()
         self._sent.popleft()
         if not self._sent:
             self._go_on()

@@ -31,6 +31,7 @@ from sipush.location.store import (
     MissedListener,
     SubscriberListener,
     WakeListener,
+    Written,
 )
 
 Worker = TypeVar("Worker", SqliteWorker, SqliteReader)
@@ -265,9 +266,12 @@ class SqliteStore:
 
         return await self._write_soon(job)
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
         """Store or replace a held call, for the next process: its callers outlive no power cut."""
-        await self._write_unsynced(_PUT_HELD_CALL, (held_id, owner, held.decode("ascii")))
+        values = (held_id, owner, held.decode("ascii"))
+        await self._write_unsynced(_PUT_HELD_CALL, values, written)
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
         """The call is over."""
@@ -371,11 +375,13 @@ class SqliteStore:
         awaits_sync = self._config.synchronous == "full"
         return _running(self._writer).run(job, awaits_sync=awaits_sync)
 
-    def _write_unsynced(self, sql: str, values: tuple[str, ...]) -> asyncio.Future[None]:
+    def _write_unsynced(
+        self, sql: str, values: tuple[str, ...], committed: Written | None = None
+    ) -> asyncio.Future[None]:
         def job(connection: sqlite3.Connection) -> None:
             connection.execute(sql, values)
 
-        return _running(self._writer).run(job, awaits_sync=False)
+        return _running(self._writer).run(job, awaits_sync=False, committed=committed)
 
     def _read(self, job: Job[T]) -> T:
         return _running(self._reader).run(job)

@@ -44,6 +44,7 @@ class _Queued:
     job: Job[Any]
     future: asyncio.Future[Any]
     awaits_sync: bool
+    committed: Callable[[], None] | None
     result: Any = None
     error: Exception | None = None
 
@@ -85,18 +86,25 @@ class SqliteWorker:
         self._loop = asyncio.get_running_loop()
         self._thread = _Thread(self._loop)
 
-    def run(self, job: Job[T], *, awaits_sync: bool = True) -> asyncio.Future[T]:
+    def run(
+        self,
+        job: Job[T],
+        *,
+        awaits_sync: bool = True,
+        committed: Callable[[], None] | None = None,
+    ) -> asyncio.Future[T]:
         """What ``job`` returns, once that is stored. Raises LocationError, as the future does.
 
         Without ``awaits_sync`` it is committed, which kill -9 cannot undo, and is synced within
         SYNC_WITHIN: a power cut before that could undo it.
+        ``committed`` is called at once when it is, and must not raise.
         """
         if self._closing:
             raise LocationError("the store is closed")
         if len(self._queue) + len(self._committed) >= MAX_QUEUED:
             raise LocationError(f"the disk is too slow: {MAX_QUEUED} requests wait for it")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(_Queued(job, future, awaits_sync))
+        self._queue.append(_Queued(job, future, awaits_sync, committed))
         self._schedule()
         return future
 
@@ -160,6 +168,9 @@ class SqliteWorker:
                 self._queue.insert(0, self._queue.pop(number))
                 return [queued]
         self._connection.execute("COMMIT")
+        for queued in batch:
+            if queued.committed is not None:
+                queued.committed()
         return batch
 
     def _open(self) -> sqlite3.Connection:

@@ -14,6 +14,9 @@ WakeListener = Callable[[Aor], None]
 MissedListener = Callable[[float], None]
 """Called on the event loop: of Registrations since then (UNIX seconds) we may not have heard."""
 
+Written = Callable[[], None]
+"""Called on the event loop when what was asked for is out of our hands."""
+
 SubscriberListener = Callable[[Aor | None], None]
 """Called on the event loop when a subscriber that was read, or is just being read, was changed or
 removed; with None any of them may have been."""
@@ -72,8 +75,15 @@ class LocationStore(Protocol):
         Each is handed out once, to one process; whether its binding is still there is not known.
         """
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        """Store or replace a held call (ASCII JSON) of the process ``owner``."""
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        """Store or replace a held call (ASCII JSON) of the process ``owner``.
+
+        ``written``, which must not raise, is called in the turn of the event loop in which this is
+        out of our hands: a store that works has it from then on, though we be killed. Whether it
+        did its work is known at the end; if it is known before to have failed, nothing is called.
+        """
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:
         """The call is over."""

@@ -30,7 +30,7 @@ from h2.exceptions import ProtocolError
 
 from sipush.core.push_request import PushOutcome, PushResult
 from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, distrusted
-from sipush.push.provider import Begin, begin_now
+from sipush.push.provider import Begin, Leave, begin_now
 
 QUIET = 1.0
 "Seconds without a byte, a request being open, after which the peer is pinged."
@@ -122,10 +122,29 @@ class Http2Connection(asyncio.Protocol):
 
         Raises StreamLostError when the service refused or lost the request, and WithdrawnError.
         """
-        await self._stream_granted(len(body))
-        if begin is not None:
-            await self._keep_stream(len(body), begin)
-            await self._stream_granted(len(body))  # still: or the peer has changed its mind
+        sent: list[int] = []
+
+        def leave() -> None:
+            if self._has_room(self._kept):  # still: or the peer has changed its mind
+                sent.append(self._send(headers, body))
+
+        try:
+            await self._stream_granted(len(body))
+            await self._keep_stream(len(body), begin, leave)
+            if not sent:
+                await self._stream_granted(len(body))
+                sent.append(self._send(headers, body))
+            return await self._streams[sent[0]].answer
+        finally:
+            for stream_id in sent:
+                self._forget(stream_id)
+
+    def close(self) -> None:
+        """Give up what is open and close the connection."""
+        self._lose("connection closed")
+
+    def _send(self, headers: Sequence[Header], body: bytes) -> int:
+        """The stream of the request, which has left. Raises StreamLostError."""
         try:
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, headers)
@@ -133,23 +152,16 @@ class Http2Connection(asyncio.Protocol):
         except ProtocolError:  # no stream ids left
             self._lose("protocol error")
             raise StreamLostError("protocol error", unprocessed=True) from None
-        stream = self._streams[stream_id] = _Stream(self._loop.create_future())
+        self._streams[stream_id] = _Stream(self._loop.create_future())
         self._flush()
         self._watch()
-        try:
-            return await stream.answer
-        finally:
-            self._forget(stream_id)
+        return stream_id
 
-    def close(self) -> None:
-        """Give up what is open and close the connection."""
-        self._lose("connection closed")
-
-    async def _keep_stream(self, size: int, begin: Begin) -> None:
+    async def _keep_stream(self, size: int, begin: Begin | None, leave: Leave) -> None:
         """Nobody else takes the stream while ``begin`` is under way. Raises WithdrawnError."""
         self._kept.append(size)
         try:
-            await begin_now(begin)
+            await begin_now(begin, leave)
         finally:
             self._kept.remove(size)
             self._state_changed()
@@ -157,21 +169,22 @@ class Http2Connection(asyncio.Protocol):
     async def _stream_granted(self, size: int) -> None:
         try:
             async with asyncio.timeout(STALL):
-                while not self._may_send(size):
+                while not self._has_room([*self._kept, size]):
                     await self._changed.wait()
         except TimeoutError:
             self._stalled = True
             raise StreamLostError("no stream granted", unprocessed=True) from None
 
-    def _may_send(self, size: int) -> bool:
+    def _has_room(self, sizes: Sequence[int]) -> bool:
+        """Whether requests of these sizes may be sent. Raises StreamLostError."""
         if self.closed or self._draining:
             raise StreamLostError(self._why_closed or "GOAWAY", unprocessed=True)
         settings = self._h2.remote_settings
         return (
             self._settled
-            and self._h2.open_outbound_streams + len(self._kept) < settings.max_concurrent_streams
-            and size + sum(self._kept) <= self._h2.outbound_flow_control_window
-            and size <= settings.initial_window_size
+            and self._h2.open_outbound_streams + len(sizes) <= settings.max_concurrent_streams
+            and sum(sizes) <= self._h2.outbound_flow_control_window
+            and max(sizes, default=0) <= settings.initial_window_size
         )
 
     def _forget(self, stream_id: int) -> None:

@@ -52,7 +52,7 @@ class Http1Client:
 
         async def trace(step: str, _: object) -> None:
             if step == "http11.send_request_headers.started":  # the connection is open
-                await begin_now(begin)
+                await begin_now(begin)  # httpx sends in a later turn
 
         post = partial(self._client.stream, "POST", url, extensions={"trace": trace})
         try:

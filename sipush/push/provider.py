@@ -7,19 +7,28 @@ from typing import Protocol
 
 from sipush.core.push_request import PushOutcome, PushRequest
 
-Begin = Callable[[], Awaitable[bool]]
+Leave = Callable[[], None]
+Begin = Callable[[Leave], Awaitable[bool]]
+"""Has the push ``leave`` in the same turn of the event loop in which that it begins is out of our
+hands; what can only leave later awaits it. False: the push is withdrawn, and has not left."""
 
 
 class WithdrawnError(Exception):
     """The push is not wanted any more; nothing was sent."""
 
 
-async def begin_now(begin: Begin | None) -> None:
+def later() -> None:
+    """The ``Leave`` of what cannot leave within a turn of the event loop."""
+
+
+async def begin_now(begin: Begin | None, leave: Leave = later) -> None:
     """To be awaited when nothing stands between a push and its open connection any more.
 
-    Raises WithdrawnError.
+    Raises WithdrawnError, and what ``leave`` raises.
     """
-    if begin is not None and not await begin():
+    if begin is None:
+        leave()
+    elif not await begin(leave):
         raise WithdrawnError
 
 

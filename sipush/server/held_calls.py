@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,7 +12,8 @@ import structlog
 from sipush.core.bindings import Location
 from sipush.core.held_call import HeldCall, freeze, storable
 from sipush.errors import LocationError
-from sipush.location.store import LocationStore
+from sipush.location.store import LocationStore, Written
+from sipush.push.provider import Leave
 from sipush.server import waking
 from sipush.server.tasks import Tasks
 
@@ -24,8 +24,9 @@ LEASE = 15.0
 "Seconds after its last sign of life that a process keeps its held calls."
 KEPT = 32.0
 "64*T1: seconds after its end that a call is kept. Its final response may have to be repeated."
-BEGINNING = 8
-"Pushes whose begin is being stored, and which have not left: so many a crash can cost."
+BEGINNING = 4
+"""Pushes whose begin is on its way to the store: a crash never costs more. In Redis about as many
+as it reads at once."""
 
 log = structlog.get_logger()
 
@@ -44,6 +45,7 @@ class HeldCalls:
         self._ended: dict[str, asyncio.TimerHandle] = {}
         self._unwritten: dict[str, asyncio.Task[None]] = {}
         "What writes down the calls that have changed in this turn of the loop."
+        self._closing = False
         self.recovered = asyncio.Event()
         "Our calls of an earlier life go on, or the store did not tell them."
 
@@ -83,18 +85,55 @@ class HeldCalls:
     async def _remove_stored(self, held_id: str) -> None:
         await self._quietly(self._store.remove_held_call(self.owner, held_id))
 
-    def beginning(self, forwarding: Forwarding) -> AbstractAsyncContextManager[None]:
-        """To be held while the begin of a push is stored, if the store knows its call."""
-        return self._beginning if self._held.get(forwarding.push_id) else nullcontext()
+    async def begin(self, forwarding: Forwarding, leave: Leave) -> bool:
+        """Write down that a push begins, and have it ``leave`` as soon as that is out of our hands.
 
-    async def store(self, forwarding: Forwarding) -> bool:
+        False: the store knows the call and did not take this, so the push has not left. Raises
+        what ``leave`` raises.
+        """
+        known = self._held.get(forwarding.push_id)
+        if not known:
+            if known is not None:
+                await self.store(forwarding)
+            leave()
+            return True
+        async with self._beginning:
+            left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            self._tasks.spawn(self._begin(forwarding, leave, left))
+            return await left
+
+    async def _begin(
+        self, forwarding: Forwarding, leave: Leave, left: asyncio.Future[bool]
+    ) -> None:
+        def written() -> None:
+            if left.done():  # nobody waits for it any more
+                return
+            try:
+                leave()
+            except Exception as error:
+                left.set_exception(error)
+            else:
+                left.set_result(True)
+
+        stored = await self.store(forwarding, written)
+        if not left.done():
+            left.set_result(False)
+            return
+        # It has left, and the store did not take it: whoever goes on from there would push again.
+        while not stored and self.holds(forwarding) and not self._closing:
+            await asyncio.sleep(waking.STORE_PAUSE)
+            stored = await self.store(forwarding)
+
+    async def store(self, forwarding: Forwarding, written: Written | None = None) -> bool:
         """Write a held call down; without a store it goes on, but would not survive a crash.
 
         False: the store has an earlier state, and the next process would go on from that.
+        ``written``: for ``put_held_call``.
         """
         held = describe(forwarding)
         known = self._held.setdefault(held.id, False)
-        stored = await self._quietly(self._store.put_held_call(self.owner, held.id, held.to_json()))
+        put = self._store.put_held_call(self.owner, held.id, held.to_json(), written)
+        stored = await self._quietly(put)
         if stored and held.id in self._held:
             self._held[held.id] = True
         return stored or not known
@@ -137,6 +176,7 @@ class HeldCalls:
 
     async def close(self) -> None:
         """Finish writing. What is still held is left for the next process."""
+        self._closing = True
         for held_id in list(self._ended):
             self._remove(held_id)
         await self._tasks.finish()

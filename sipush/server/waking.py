@@ -15,12 +15,14 @@ from sipush.core.wake_up import WakeUp, freeze, outcome, seconds, thaw
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.metrics import WAKE_SECONDS, WAKE_UPS
+from sipush.push.provider import Leave
 
 if TYPE_CHECKING:
     from sipush.server.forwarding import Forwarding
 
+
 STORE_PAUSE = 1.0
-"Seconds before a push whose begin could not be stored is tried again."
+"Seconds before what could not be stored, though it must be, is tried again."
 
 
 def kind(forwarding: Forwarding) -> PushKind:
@@ -48,17 +50,28 @@ async def push(forwarding: Forwarding, branch: int, deadline: float) -> PushResu
     return wake_up.push.result
 
 
-async def _begin(forwarding: Forwarding, branch: int) -> bool:
-    """From now on a crash costs the push: nobody could tell whether it was sent."""
-    context, held_calls = forwarding.context, forwarding.proxy.held_calls
+async def _begin(forwarding: Forwarding, branch: int, leave: Leave) -> bool:
+    """Whether the push was still wanted when it could leave.
+
+    A crash in between costs the push: nobody could tell whether it was sent.
+    """
+    context = forwarding.context
     which = context.branches[branch]
-    if not which.push_begun:
-        async with held_calls.beginning(forwarding):
-            which.push_begun = context.push_wanted(branch)
-            if which.push_begun and held_calls.holds(forwarding):
-                which.push_begun = await held_calls.store(forwarding)
-    # One that has not begun would be sent again after a crash.
-    return which.push_begun and context.push_wanted(branch)
+    left = False
+
+    def leave_if_wanted() -> None:
+        nonlocal left
+        left = context.push_wanted(branch)
+        if left:
+            leave()
+
+    if which.push_begun:
+        leave_if_wanted()
+    elif context.push_wanted(branch):
+        which.push_begun = True
+        # One that has not begun would be sent again after a crash.
+        which.push_begun = await forwarding.proxy.held_calls.begin(forwarding, leave_if_wanted)
+    return left
 
 
 async def cancel(forwarding: Forwarding, branch: int) -> None:
@@ -72,13 +85,16 @@ async def cancel(forwarding: Forwarding, branch: int) -> None:
     record, deadline = which.target.push, which.tombstone_at
     if record is not None and record.platform is not Platform.APNS and deadline is not None:
         request = _request(forwarding, PushKind.CANCEL, record, deadline)
-        begin = partial(_is_awaited_in_vain, forwarding, branch)
+        begin = partial(_begin_in_vain, forwarding, branch)
         await forwarding.proxy.dispatcher.send(request, begin)
 
 
-async def _is_awaited_in_vain(forwarding: Forwarding, branch: int) -> bool:
+async def _begin_in_vain(forwarding: Forwarding, branch: int, leave: Leave) -> bool:
     """Whether the device may still wake for the call that is over."""
-    return forwarding.context.branches[branch].tombstone_at is not None
+    awaited = forwarding.context.branches[branch].tombstone_at is not None
+    if awaited:
+        leave()
+    return awaited
 
 
 def _request(

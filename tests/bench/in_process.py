@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from sipush.config import Config, load
@@ -108,8 +109,7 @@ class Pushed:
         self.requests: list[PushRequest] = []
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
-        await begin_now(begin)
-        self.requests.append(request)
+        await begin_now(begin, partial(self.requests.append, request))
         return PushOutcome(PushResult.ACCEPTED)
 
     async def close(self) -> None:

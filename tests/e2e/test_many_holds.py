@@ -93,7 +93,7 @@ async def test_calls_held_at_once_outlive_the_server(world: World, holds: int) -
     finals = Counter(caller.finals[0].status for caller in callers)
     assert set(finals) <= {200, 480}, finals
     assert finals[200] == len(pushed), "a device was pushed, and its caller not answered"
-    # Those whose begin was in the store, or on its way there, and whose bytes had not left.
+    # Those whose begin was out of its hands, and whose bytes were not yet.
     assert holds - len(pushed) <= BEGINNING, finals
     for robot in (*callers, *devices.values()):
         assert not robot.faults, robot.faults

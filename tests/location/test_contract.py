@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -575,6 +576,13 @@ async def test_a_held_call_is_claimed_by_the_next_life_of_its_owner(store: Locat
         b'{"n": 2}',
         b'{"odd": "\\udce9"}',
     ]
+
+
+async def test_who_stores_a_held_call_hears_once_that_it_is_out_of_our_hands(store: LocationStore):
+    heard: list[bytes] = []
+    for held in (b'{"n": 1}', b'{"n": 2}'):
+        await store.put_held_call("a", "1", held, partial(heard.append, held))
+    assert heard == [b'{"n": 1}', b'{"n": 2}']
 
 
 async def test_a_call_that_is_over_is_not_claimed(store: LocationStore):

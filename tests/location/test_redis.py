@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from sipush.errors import ConfigError, LocationError
 from sipush.location import make_store, redis_connection
 from sipush.location.redis import RedisStore
 from tests.location.rows import AOR, NOW, PHONE, binding, message, record, registration
+from tests.servers.redis_relay import RedisRelay
 from tests.servers.redis_sentinel import MASTER, RedisWithSentinel
 from tests.servers.redis_server import RedisServer
 
@@ -169,6 +171,35 @@ async def test_a_held_call_is_stored_although_the_clock_of_redis_was_set(store: 
     store._clock_ahead -= 3600.0
     await store.put_held_call("node", "call", b"{}")
     assert await store.claim_held_calls("node", 1.0, own=True) == [b"{}"]
+
+
+async def test_a_held_call_is_out_of_our_hands_when_redis_will_read_it_at_once(
+    own_redis_server: RedisServer,
+):
+    """What is behind that may be dropped if we are killed, so its reply is waited for."""
+    async with RedisRelay(own_redis_server.port) as relay:
+        store = RedisStore(RedisConfig(url=relay.url))
+        await store.open()
+        await store.put_held_call("node", "first", b"{}")  # its script is there, too
+        relay.stall_at(b"{held}:calls:")
+        is_written, heard = asyncio.Event(), []
+
+        def written(name: str) -> None:
+            heard.append(name)
+            is_written.set()
+
+        large = b'"%b"' % (b"x" * redis_connection.READ_AT_ONCE)
+        puts = [
+            asyncio.create_task(store.put_held_call("node", name, held, partial(written, name)))
+            for name, held in (("small", b"{}"), ("large", large), ("behind", b"{}"))
+        ]
+        await is_written.wait()
+        await relay.stalled.wait()
+        assert heard == ["small"]
+        relay.go_on()
+        await asyncio.gather(*puts)
+        assert heard == ["small", "large", "behind"]
+        await store.close()
 
 
 async def test_a_redis_that_is_not_there_is_named(own_redis_server: RedisServer):

@@ -16,7 +16,7 @@ from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push.dispatcher import Dispatcher, build_apps
-from sipush.push.provider import Begin, begin_now
+from sipush.push.provider import Begin, Leave, begin_now
 
 from .conftest import ALERT_TOKEN, FCM_TOKEN, VOIP_TOKEN, call
 
@@ -71,7 +71,7 @@ async def test_a_push_begins_when_it_can_be_sent_at_once(
 ) -> None:
     tokens_issued = []
 
-    async def begin() -> bool:
+    async def begin(leave: Leave) -> bool:
         tokens_issued.append(service.tokens_issued)
         return True
 
@@ -87,12 +87,12 @@ async def test_a_push_begins_when_a_stream_is_free_which_is_then_its_own(
     connections_accepted = []
     second_begun = asyncio.Event()
 
-    async def begin_first() -> bool:
+    async def begin_first(leave: Leave) -> bool:
         connections_accepted.append(service.connections_accepted)
         await second_begun.wait()
         return True
 
-    async def begin_second() -> bool:
+    async def begin_second(leave: Leave) -> bool:
         connections_accepted.append(service.connections_accepted)
         second_begun.set()
         return True
@@ -105,12 +105,28 @@ async def test_a_push_begins_when_a_stream_is_free_which_is_then_its_own(
     assert connections_accepted == [1, 2]
 
 
+@pytest.mark.parametrize("platform", [Platform.APNS, Platform.FCM])
+async def test_a_push_leaves_while_it_begins(
+    platform: Platform, dispatcher: Dispatcher, service: PushService
+) -> None:
+    arrived = []
+
+    async def begin(leave: Leave) -> bool:
+        leave()
+        arrived.append(await service.next_push())
+        return True
+
+    outcome = await dispatcher.send(call(platform), begin)
+    assert outcome.result is PushResult.ACCEPTED
+    assert service.pushes == arrived
+
+
 async def test_a_webhook_event_begins_when_its_connection_is_open(service: PushService) -> None:
     config = service.app_config(webhook=True).model_copy(update={"apns": None})
     dispatcher = Dispatcher(build_apps({DEFAULT_APP: config}))
     connections_accepted = []
 
-    async def begin() -> bool:
+    async def begin(leave: Leave) -> bool:
         connections_accepted.append(service.connections_accepted)
         return len(connections_accepted) < 2
 
@@ -133,7 +149,7 @@ async def test_a_push_to_a_service_that_is_not_there_has_not_begun(
     dispatcher = Dispatcher(build_apps({DEFAULT_APP: AppConfig(apns=apns, fcm=fcm)}))
     begun = 0
 
-    async def begin() -> bool:
+    async def begin(leave: Leave) -> bool:
         nonlocal begun
         begun += 1
         return True
@@ -315,7 +331,7 @@ async def test_a_push_that_nobody_wants_any_more_is_not_sent_or_not_again(
     provider = ScriptedProvider(list(outcomes))
     dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
 
-    async def begin() -> bool:
+    async def begin(leave: Leave) -> bool:
         return wanted.pop(0)
 
     outcome = await dispatcher.send(call(Platform.APNS), begin)
@@ -330,7 +346,7 @@ async def test_a_push_that_waits_for_its_turn_can_be_withdrawn() -> None:
     await provider.began.wait()
     over = asyncio.Event()
 
-    async def begin() -> bool:
+    async def begin(leave: Leave) -> bool:
         return not over.is_set()
 
     second = asyncio.ensure_future(dispatcher.send(call(Platform.APNS), begin))

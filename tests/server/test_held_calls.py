@@ -12,9 +12,16 @@ from typing import Any
 from sipush.core.held_call import HeldCall
 from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
+from sipush.location.store import Written
 from sipush.server.held_calls import BEGINNING, KEPT
 from tests.bench.in_process import Server, configuration, invite, register_from, response
 from tests.server.stores import FallibleStore
+
+
+def cancel_of(invite: bytes) -> bytes:
+    """The caller's CANCEL."""
+    head = invite.partition(b"\r\nContact:")[0].replace(b"INVITE", b"CANCEL")
+    return head + b"\r\nContent-Length: 0\r\n\r\n"
 
 
 async def held_by(server: Server) -> HeldCall:
@@ -76,9 +83,11 @@ class CountingStore(MemoryStore):
 
     written = 0
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
         self.written += 1
-        await super().put_held_call(owner, held_id, held)
+        await super().put_held_call(owner, held_id, held, written)
 
 
 async def test_what_changes_in_one_turn_of_the_loop_is_written_down_once(tmp_path: Path) -> None:
@@ -114,8 +123,10 @@ class WatchingStore(MemoryStore):
         super().__init__()
         self.heard_before: dict[int, list[bytes]] = {}
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        await super().put_held_call(owner, held_id, held)
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        await super().put_held_call(owner, held_id, held, written)
         final = HeldCall.from_json(held).final
         heard = [each.partition(b"\r\n")[0] for each in self.server.caller.sent]
         self.heard_before.setdefault(final, heard)
@@ -136,8 +147,10 @@ class StoreThatSeesCancels(MemoryStore):
     server: Server
     got_before: tuple[bytes, ...] = ()
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        await super().put_held_call(owner, held_id, held)
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        await super().put_held_call(owner, held_id, held, written)
         if HeldCall.from_json(held).final == 200:
             self.got_before = self.got_before or methods(self.server)
 
@@ -172,11 +185,13 @@ class StoreThatFillsUp(MemoryStore):
         self.emptied = False
         self.refused = asyncio.Event()
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
         if self.states and not self.emptied:
             self.refused.set()
             raise LocationError("disk full")
-        await super().put_held_call(owner, held_id, held)
+        await super().put_held_call(owner, held_id, held, written)
         self.states.append(HeldCall.from_json(held).context["branches"][0])
 
 
@@ -208,6 +223,96 @@ async def test_a_push_for_a_call_that_the_store_does_not_know_waits_for_nothing(
     assert len(server.pushed.requests) == 1
 
 
+def begins(held: bytes) -> bool:
+    """Whether the push of a held call is on its way, or may be."""
+    return bool(HeldCall.from_json(held).context["branches"][0].get("push_begun"))
+
+
+class StoreThatHandsOver(MemoryStore):
+    """A store that hands over what it was given, and only then hears that it was refused."""
+
+    server: Server
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = True
+        self.pushed_before_and_after: list[int] = []
+        self.has_begun = asyncio.Event()
+
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        if written is not None:
+            requests = self.server.pushed.requests
+            self.pushed_before_and_after = [len(requests)]
+            written()
+            self.pushed_before_and_after.append(len(requests))
+            if self.refuses:
+                self.refuses = False
+                raise LocationError("out of memory")
+        await super().put_held_call(owner, held_id, held)
+        if begins(held):
+            self.has_begun.set()
+
+
+async def test_a_push_leaves_in_the_turn_in_which_its_begin_is_handed_over(tmp_path: Path) -> None:
+    """Whoever is killed in between has not sent it, and nobody else will."""
+    store = StoreThatHandsOver()
+    store.refuses = False
+    server = store.server = Server(configuration(tmp_path), store)
+    await held_by(server)
+    assert store.pushed_before_and_after == [0, 1]
+    assert len(server.pushed.requests) == 1
+
+
+async def test_a_begin_that_was_refused_when_its_push_had_left_is_stored_again(
+    tmp_path: Path,
+) -> None:
+    """Else who goes on after a crash would push again."""
+    store = StoreThatHandsOver()
+    server = store.server = Server(configuration(tmp_path), store)
+    await server.register()
+    server.phone_leaves()
+    await server.send(server.caller, invite(1))
+    await store.has_begun.wait()
+    assert store.pushed_before_and_after == [0, 1]
+    assert len(server.pushed.requests) == 1
+
+
+class StoreThatIsAsked(MemoryStore):
+    """A store that waits before it hands over that a push begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        if written is not None:
+            self.asked.set()
+            await self.may.wait()
+        await super().put_held_call(owner, held_id, held, written)
+
+
+async def test_a_push_does_not_leave_when_the_call_is_over_before_its_begin_is_handed_over(
+    tmp_path: Path,
+) -> None:
+    store = StoreThatIsAsked()
+    server = Server(configuration(tmp_path), store)
+    await server.register()
+    server.phone_leaves()
+    called = invite(1)
+    calling = asyncio.ensure_future(server.send(server.caller, called))
+    await store.asked.wait()
+    cancelling = asyncio.ensure_future(server.send(server.caller, cancel_of(called)))
+    store.may.set()
+    await calling
+    await cancelling
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 487 ")
+    assert server.pushed.requests == []
+
+
 class SlowStore(MemoryStore):
     """A store that takes some turns of the loop."""
 
@@ -217,14 +322,16 @@ class SlowStore(MemoryStore):
         self.most_begun_and_not_sent = 0
         self.sent: Callable[[], int] = lambda: 0
 
-    async def put_held_call(self, owner: str, held_id: str, held: bytes) -> None:
-        await super().put_held_call(owner, held_id, held)
-        if HeldCall.from_json(held).context["branches"][0].get("push_begun"):
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        if begins(held):
             self.begun.add(held_id)
             on_the_way = len(self.begun) - self.sent()
             self.most_begun_and_not_sent = max(self.most_begun_and_not_sent, on_the_way)
         for _ in range(20):
             await asyncio.sleep(0)
+        await super().put_held_call(owner, held_id, held, written)
 
 
 async def test_few_pushes_are_begun_and_not_sent(tmp_path: Path) -> None:
