@@ -295,6 +295,13 @@ class PeerConfig(Section):
     "An address or a network."
 
 
+class NodeConfig(Section):
+    """``[node]``: this server among several on one Redis."""
+
+    uri: ServerUri | Literal[""] = ""
+    "How the others reach it. Empty: it is alone."
+
+
 class MetricsConfig(Section):
     """``[metrics]``: for Prometheus."""
 
@@ -401,6 +408,7 @@ class Config(Section):
     domains: dict[Annotated[str, AfterValidator(_check_domain)], DomainConfig] = {}
     emergency: Annotated[EmergencyConfig, AfterValidator(_check_emergency)] = EmergencyConfig()
     peers: list[PeerConfig] = []
+    node: NodeConfig = NodeConfig()
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
 

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 def contradictions(config: Config) -> list[str]:
     """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
-    return [*_groups(config), *_addresses(config), *_numbers(config), *_sentinels(config)]
+    return [
+        *_groups(config),
+        *_addresses(config),
+        *_numbers(config),
+        *_sentinels(config),
+        *_node(config),
+    ]
 
 
 def _groups(config: Config) -> Iterator[str]:
@@ -47,6 +53,11 @@ def _sentinels(config: Config) -> Iterator[str]:
     redis = config.store.redis
     if redis.sentinels and redis.url.startswith("unix:"):
         yield "store.redis.url: is a socket beside sentinels (allowed: redis:// or rediss://)"
+
+
+def _node(config: Config) -> Iterator[str]:
+    if config.node.uri and config.store.type != "redis":
+        yield f'node.uri: has no use for store.type = "{config.store.type}" (allowed: with "redis")'
 
 
 def _is_ours(aor: str, config: Config) -> bool:

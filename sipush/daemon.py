@@ -202,7 +202,7 @@ class Daemon:
         return blake2b(b"nonce" + node.encode(), key=key, digest_size=32).digest()
 
     def _is_vital(self, request: Request) -> bool:
-        return is_vital(request, self._proxy.key, self._proxy.policy.emergency)
+        return is_vital(request, self._proxy.route_key, self._proxy.policy.emergency)
 
     def _realm(self) -> Realm:
         listeners, sip = self._listeners, self._config.sip

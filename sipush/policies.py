@@ -75,6 +75,7 @@ def registration_policy(config: Config) -> RegistrationPolicy:
         **values,
         max_push_records=config.limits.push_records,
         apps={app_id: services(app) for app_id, app in config.apps.items()},
+        node=config.node.uri,
     )
 
 
@@ -106,6 +107,7 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             for aor, group in config.groups.items()
         },
         fallbacks=fallbacks(config),
+        node=config.node.uri,
         routes={name: domain.route for name, domain in config.domains.items() if domain.route},
         emergency=EmergencyPolicy(
             numbers=frozenset(config.emergency.numbers),

@@ -203,6 +203,10 @@ WRONG = [
         'users."112@localhost": is an emergency number (allowed: another name)',
     ),
     (
+        'node.uri = "sip:192.0.2.31"',
+        'node.uri: has no use for store.type = "sqlite" (allowed: with "redis")',
+    ),
+    (
         'domains.localhost.route = ["sip:700@192.0.2.10"]',
         'domains.localhost.route[0]: is "sip:700@192.0.2.10" '
         "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",

@@ -18,6 +18,7 @@ from sipush.core.bindings import (
     Refusal,
     Registration,
 )
+from sipush.core.nodes import path_here
 from sipush.core.outbound import purr
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
@@ -72,6 +73,8 @@ class RegistrationPolicy:
     "How long a push record outlives the last REGISTER."
     apps: Mapping[str, frozenset[Platform]] = field(default_factory=dict)
     "The services configured for each app-id."
+    node: str = ""
+    "Our URI for the other nodes on the store; empty: there are none."
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +331,14 @@ class _Register:
             self.cseq,
             self.flow,
             format_params(params) if params else "",
-            self.path,
+            self.path or self._path_here(device),
             self.request.headers.get("user-agent") or "",
             self.now,
         )
+
+    def _path_here(self, device: str) -> tuple[str, ...]:
+        node = self.policy.node
+        return (path_here(node, self.flow, self.aor, device, self.key),) if node else ()
 
     def _expires(self, contact: NameAddr) -> int:
         """What is granted: the parameter, else the header, else the default (§10.3 step 6)."""

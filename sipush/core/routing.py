@@ -17,6 +17,7 @@ from sipush.core.bindings import (
 )
 from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
 from sipush.core.fallback import Cause
+from sipush.core.nodes import ANY_CALL, path_to
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
@@ -74,7 +75,17 @@ class ToDialog:
         self.token = token
 
 
-Destination = ToServer | ToAor | ToEmergency | ToDialog | Rejection
+@dataclass(slots=True, init=False)
+class ToFlow:
+    """For a device whose flow we hold, from another node that looked it up (RFC 5626 §5.3)."""
+
+    token: RouteToken
+
+    def __init__(self, token: RouteToken) -> None:
+        self.token = token
+
+
+Destination = ToServer | ToAor | ToEmergency | ToDialog | ToFlow | Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +216,15 @@ def destination(
     routes = request.headers.values("route") if "route" in request.headers.first else []
     own = 0
     if routes:
-        token, own = _own_routes(routes, request.call_id, realm, key)
+        token, way, own = _own_routes(routes, request.call_id, realm, key)
         _take_off(request.headers, own, len(routes))
         if token is not None:
             # A token is good for its Call-ID only; nor may it begin another dialog with that.
             if request.to.tag is None:
                 return Rejection(Status.FORBIDDEN, "Route of a Dialog")
             return ToDialog(token)
+        if way is not None:
+            return ToFlow(way)
     if emergency.covers(request) and _is_for_us(request.uri, realm):
         request.headers.remove("route")
         return ToEmergency()
@@ -234,9 +247,12 @@ def _is_for_us(uri: str, realm: Realm) -> bool:
 
 def _own_routes(
     routes: Sequence[str], call_id: str, realm: Realm, key: bytes
-) -> tuple[RouteToken | None, int]:
-    """How many Routes lead to us. Of the one or two we recorded, the last names the side."""
-    token, own = None, 0
+) -> tuple[RouteToken | None, RouteToken | None, int]:
+    """How many Routes lead to us. Of the one or two we recorded, the last names the side.
+
+    Before their number: the token of a dialog, and that of a flow by which a node came here.
+    """
+    token, way, own = None, None, 0
     for count, route in enumerate(routes, 1):
         user, at, place = route.partition("@")
         if at and count < len(routes) and routes[count].endswith(at + place):
@@ -246,11 +262,13 @@ def _own_routes(
         elif at:
             user = parse_sip_uri(parse_name_addr(route).uri).user or ""
         ours = decode_route_token(user, call_id, key) if at else None
+        if ours is None and at:
+            way = decode_route_token(user, ANY_CALL, key) or way
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
-        if ours is None and not realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri)):
+        if not (ours or way or realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri))):
             break
         token, own = ours or token, count
-    return token, own
+    return token, way, own
 
 
 def _take_off(headers: Headers, own: int, total: int) -> None:
@@ -298,14 +316,18 @@ class TargetPolicy:
     is_live: Callable[[Binding], bool]
     consents: Callable[[PushRecord], bool]
     "Whether the device wants pushes for this kind of request."
+    node: str
+    "Our URI for the other nodes, or empty."
 
     def __init__(
         self,
         apps: Mapping[str, AppPolicy],
         is_live: Callable[[Binding], bool],
         consents: Callable[[PushRecord], bool],
+        node: str = "",
     ) -> None:
         self.apps = apps
+        self.node = node
         self.is_live = is_live
         self.consents = consents
 
@@ -340,12 +362,13 @@ class TargetPolicy:
         hold = 0.0
         if app is not None and subscriber.hold:
             hold = app.hold if subscriber.hold_seconds is None else subscriber.hold_seconds
+        path = path_to(binding, self.node) if binding else ()
         return Target(
             device=f"{subscriber.aor} {device}",
             uri=binding.contact if binding else "",
-            flow=binding.flow if binding and not binding.path else "",
-            route=binding.path if binding else (),
-            edge=binding.flow if binding and binding.path else "",
+            flow=binding.flow if binding and not path else "",
+            route=path,
+            edge=binding.flow if binding and path else "",
             live=live,
             push=record if hold > 0 else None,
             hold=hold,

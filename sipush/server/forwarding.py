@@ -145,6 +145,7 @@ class Forwarding:
         "request",
         "seen",
         "side",
+        "side_called",
         "started",
         "tag",
         "transaction",
@@ -188,6 +189,8 @@ class Forwarding:
         self.policy: TargetPolicy | None = None
         self.dialog_side: str | None = None
         "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
+        self.side_called: RouteToken | None = None
+        "The device of ours that another node calls, by which requests of the dialog find it."
         self.side: RouteToken | None = None
         "The device at the other end of the dialog, when it is not waited for with a push."
         self.wake_ups: dict[str, WakeUp] = {}
@@ -493,10 +496,7 @@ class Forwarding:
     async def _connect(self, branch: int, target: Target) -> None:
         """Reach a server by URI: a fallback, or the first hop of a Path."""
         try:
-            if target.route:
-                flow = await self.proxy.connect_edge(target.route[0], target.edge)
-            else:
-                flow = await self.proxy.connect(target.uri)
+            flow = await self.proxy.next_hop(target)
         except (TransportError, MessageError) as error:
             self.warn("next_hop_unreachable", target=target.device, reason=str(error))
             self._perform(self.context.flow_failed(branch, self._now))
@@ -562,13 +562,15 @@ class Forwarding:
         downstream = RouteToken(
             flow.name, aor if registered else "", device_digest(device if registered else "")
         )
+        if (called := self.side_called) is not None:
+            downstream = RouteToken(flow.name, called.aor, called.device)
         return [
             self._route_uri(upstream, came_over),
             self._route_uri(downstream, flow),
         ]
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
-        user = encode_route_token(token, self.request.call_id, self.proxy.key)
+        user = encode_route_token(token, self.request.call_id, self.proxy.route_key)
         sips = wants_tls(self.request)
         return f"{server_uri(user, flow.transport, flow.sent_by, sips=sips)};lr"
 

@@ -28,6 +28,7 @@ from sipush.core.messages import (
     Remembered,
     Respond,
 )
+from sipush.core.nodes import path_to
 from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.response_context import FLOW_GONE
 from sipush.core.routing import caller, forward_request, max_breadth, strip_push_params
@@ -205,7 +206,8 @@ class Arriving:
         except LocationError as error:
             log.warning("messages_not_delivered", aor=aor, reason=str(error))
             return
-        fresh = [b for b in location.bindings if (b.path or b.flow) not in tried]
+        node = proxy.policy.node
+        fresh = [b for b in location.bindings if (path_to(b, node) or b.flow) not in tried]
         self.messages.deliver(aor, location, fresh, register=False)
 
     async def _discard(self, message: StoredMessage) -> None:

@@ -12,6 +12,7 @@ import structlog
 
 from sipush.core.bindings import Aor, Binding, Location
 from sipush.core.messages import Arrival, Delivery, Remembered
+from sipush.core.nodes import path_to
 from sipush.core.stored_message import (
     REPEATED,
     StoredMessage,
@@ -154,14 +155,15 @@ class Messages:
 
     def target(self, binding: Binding) -> Target:
         """Where a device is, and whether it seems to be awake."""
-        flow = self.proxy.transports.flow(binding.flow)
+        path = path_to(binding, self.proxy.policy.node)
+        flow = self.proxy.transports.flow(binding.flow) if not path else None
         return Target(
             binding.device,
             binding.contact,
-            "" if binding.path else binding.flow,
-            binding.path,
-            edge=binding.flow if binding.path else "",
-            live=bool(binding.path) or (flow is not None and not flow.closed),
+            "" if path else binding.flow,
+            path,
+            edge=binding.flow if path else "",
+            live=bool(path) or (flow is not None and not flow.closed),
         )
 
     def send(self, request: Request, target: Target, answered: Answered, unique: str = "") -> Leg:

@@ -22,6 +22,7 @@ from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
+from sipush.core.nodes import is_in_clear, is_of_node, path_to, route_key
 from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
@@ -33,6 +34,7 @@ from sipush.core.routing import (
     ToAor,
     ToDialog,
     ToEmergency,
+    ToFlow,
     ToServer,
     destination,
     forward_request,
@@ -117,6 +119,8 @@ class ProxyPolicy:
     groups: Mapping[Aor, Group]
     fallbacks: Mapping[str, Fallbacks]
     "By AOR and, for all users and groups of it, by domain."
+    node: str
+    "Our URI for the other nodes on the store; empty: there are none."
     routes: Mapping[str, Sequence[str]]
     "By domain: URIs of the servers that have the users we do not have."
     emergency: EmergencyPolicy
@@ -146,7 +150,7 @@ class Proxy:
     realm: Realm
     policy: ProxyPolicy
     key: bytes
-    "Signs Record-Routes; the same in every process on one store."
+    "The same in every process on one store."
     authenticator: Authenticator
     store: LocationStore
     locations: Locations
@@ -178,6 +182,11 @@ class Proxy:
         """Requests that have been accepted and not been finished."""
         return len(self._forwardings)
 
+    @property
+    def route_key(self) -> bytes:
+        """Makes our Record-Routes."""
+        return route_key(self.key, self.policy.node)
+
     # -- requests --
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
@@ -186,13 +195,16 @@ class Proxy:
         if rejection is not None:
             reject(transaction, rejection, self.new_id())
             return
-        where = destination(request, self.realm, self.key, self.policy.emergency)
+        where = destination(request, self.realm, self.route_key, self.policy.emergency)
         if request.method == "OPTIONS" and number(request.headers.get("max-forwards") or "") == 0:
             where = ToServer()  # §16.3
         match where:
             case ToDialog(token):
                 forwarding = self._open(transaction, request, None)
                 await _until_started(forwarding, self._forward_in_dialog(forwarding, token))
+            case ToFlow(token):
+                forwarding = self._open(transaction, request, None)
+                await _until_started(forwarding, self._forward_over(forwarding, token))
             case ToAor(aor) if request.method == "MESSAGE":
                 await self._message_to_user(transaction, request, aor)
             case ToAor(aor):
@@ -259,8 +271,7 @@ class Proxy:
         forwarding.diversions = [
             Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
         ]
-        is_live = self._is_live_for(request)
-        forwarding.policy = TargetPolicy(self.policy.apps, is_live, _consents_to_calls)
+        forwarding.policy = self._target_policy(request, _consents_to_calls)
         forwarding.created_epoch = held.created_epoch
         forwarding.cancel_reason = held.cancel_reason or None
         forwarding.final = held.final
@@ -302,14 +313,17 @@ class Proxy:
 
     async def forward_ack(self, ack: Request) -> None:
         """The ACK of a 2xx goes its own way (§16.7 step 10, §17.1.1.3), without a transaction."""
-        where = destination(ack, self.realm, self.key)
-        if not isinstance(where, ToDialog):
+        where = destination(ack, self.realm, self.route_key)
+        if isinstance(where, ToDialog):
+            target = await self._dialog_target(where.token, ack)
+        elif isinstance(where, ToFlow):
+            target = Target("flow", ack.uri, where.token.flow)
+        else:
             log.debug("stray_ack", call_id=ack.call_id)
             return
-        target = await self._dialog_target(where.token, ack)
         flow = self.transports.flow(target.flow) if target.flow else None
         if flow is None and target.live:
-            flow = await self.connect(target.uri)
+            flow = await self.next_hop(target)
         if flow is None:
             log.info("ack_lost", call_id=ack.call_id, reason="the flow is gone")
             return
@@ -352,8 +366,7 @@ class Proxy:
         forwarding.seen[token.aor] = location
         target = await self._dialog_target(token, request)
         is_ours = partial(self._is_referred_to, reference)
-        is_live = self._is_live_for(request)
-        forwarding.policy = TargetPolicy(self.policy.apps, is_live, is_ours)
+        forwarding.policy = self._target_policy(request, is_ours)
         for record in filter(is_ours, location.push_records):
             side = forwarding.policy.target(record.device, location, subscriber)
             forwarding.dialog_side = side.device
@@ -362,6 +375,18 @@ class Proxy:
             if side.live and side.flow:
                 target = replace(target, flow=side.flow, live=True)
         forwarding.start(TargetSet.of(target))
+
+    async def _forward_over(self, forwarding: Forwarding, token: RouteToken) -> None:
+        """To a device of ours that another node looked up: it does what else there is to do."""
+        transaction, request = forwarding.transaction, forwarding.request
+        flow = self.transports.flow(token.flow)
+        if self.draining and not request.to.tag:
+            reject(transaction, DRAINING, forwarding.tag)
+        elif flow is None or flow.closed:
+            reject(transaction, Rejection(Status.FLOW_FAILED), forwarding.tag)
+        else:
+            forwarding.side_called = token
+            forwarding.start(TargetSet.of(Target("flow", request.uri, flow.name, live=True)))
 
     def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
         """Whether a PURR is that of a device that may be pushed for it."""
@@ -412,11 +437,16 @@ class Proxy:
 
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
         """One side of a dialog, whose user has these bindings."""
-        names = [b.flow for b in bindings if is_side(token, b, request.uri)]
+        mine = [b for b in bindings if is_side(token, b, request.uri)]
+        away = [b for b in mine if is_of_node(b) and path_to(b, self.policy.node)]
+        names = [b.flow for b in mine if b not in away]
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor and token.flow not in names:
             newest = filter(None, map(self.transports.flow, names))
             flow = next((each for each in newest if not each.closed), flow)
+        if away and not names:
+            newer = away[0]
+            return Target("dialog", request.uri, route=newer.path, edge=newer.flow, live=True)
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
@@ -469,8 +499,7 @@ class Proxy:
     async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
         transaction, request = forwarding.transaction, forwarding.request
         consents = _consents_to_calls if request.method == "INVITE" else _never
-        is_live = self._is_live_for(request)
-        forwarding.policy = TargetPolicy(self.policy.apps, is_live, consents)
+        forwarding.policy = self._target_policy(request, consents)
         targets = await self._targets(forwarding, aor)
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
@@ -572,14 +601,23 @@ class Proxy:
         forwarding.sent_to(uri, {})
         return TargetSet.of(Target(device=uri, uri=uri, live=True))
 
+    def _target_policy(
+        self, request: Request, consents: Callable[[PushRecord], bool]
+    ) -> TargetPolicy:
+        policy = self.policy
+        return TargetPolicy(policy.apps, self._is_live_for(request), consents, policy.node)
+
     def _is_live_for(self, request: Request) -> Callable[[Binding], bool]:
         """What counts as reachable: for a sips: URI only what is reached over TLS."""
         if wants_tls(request):
-            return lambda binding: is_secure(binding.flow) and self._is_live(binding)
+            return lambda binding: self._is_secure(binding) and self._is_live(binding)
         return self._is_live
 
+    def _is_secure(self, binding: Binding) -> bool:
+        return is_secure(binding.flow) and not is_in_clear(binding, self.policy.node)
+
     def _is_live(self, binding: Binding) -> bool:
-        if binding.path:
+        if path_to(binding, self.policy.node):
             return True
         flow = self.transports.flow(binding.flow)
         return flow is not None and not flow.closed
@@ -679,6 +717,12 @@ class Proxy:
         """A flow to a server that the configuration names. Raises Transport-, MessageError."""
         transport, address, host = await self._resolve(uri)
         return await self.transports.connect(transport, address, host)
+
+    async def next_hop(self, target: Target) -> Flow:
+        """A flow to a target that has none: a server, or the first hop of a Path."""
+        if target.route:
+            return await self.connect_edge(target.route[0], target.edge)
+        return await self.connect(target.uri)
 
     async def connect_edge(self, route: str, registered_over: str) -> Flow:
         """A flow to the first hop of a Path, which any user may have written.

@@ -1,0 +1,58 @@
+"""Several nodes on one store: who holds a phone's flow is its edge (RFC 3327, RFC 5626 §5.3).
+
+A binding over a flow of ours has a Path of one value that leads here and names the flow. The other
+nodes see a device behind a proxy, as they do one behind an edge of the operator; we, the flow.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+
+from sipush.core.bindings import Binding
+from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.sip.uri import with_user
+
+ANY_CALL = "\n"
+"""In place of a Call-ID: the tokens of nodes are good for any. No Call-ID is equal to it, so that a
+token which a phone has seen in a dialog is not one of them."""
+
+
+@lru_cache(maxsize=4)
+def route_key(key: bytes, node: str) -> bytes:
+    """The key of the route tokens of ``node``, its URI; ``key`` alone where there is one only.
+
+    Of its own: in the route set of a dialog the tokens of two nodes follow each other.
+    """
+    return blake2b(b"routes" + node.encode(), key=key, digest_size=32).digest() if node else key
+
+
+def path_here(node: str, flow: str, aor: str, device: str, key: bytes) -> str:
+    """A Path value that leads to this flow by way of ``node``, its URI."""
+    token = RouteToken(flow, aor, device_digest(device))
+    user = encode_route_token(token, ANY_CALL, route_key(key, node))
+    return f"<{with_user(node, user)};{_MARK}>"
+
+
+def path_to(binding: Binding, node: str) -> tuple[str, ...]:
+    """The proxies between ``node``, our URI or empty, and the device: without ourselves."""
+    path = binding.path
+    return () if node and is_of_node(binding) and path[0].endswith(_tail(node)) else path
+
+
+def is_of_node(binding: Binding) -> bool:
+    """Whether its flow is that of a node, which ``path_to`` leads to unless it is ours."""
+    return bool(binding.path) and binding.path[0].endswith(f";{_MARK}>")
+
+
+def is_in_clear(binding: Binding, node: str) -> bool:
+    """Whether the way from here to the node that has its flow is without TLS."""
+    path = path_to(binding, node)
+    return is_of_node(binding) and bool(path) and not path[0].startswith("<sips:")
+
+
+def _tail(node: str) -> str:
+    return f"@{node.partition(':')[2]};{_MARK}>"
+
+
+_MARK = "lr;node"
