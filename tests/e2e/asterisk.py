@@ -7,7 +7,6 @@ import tempfile
 import tomllib
 import wave
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.e2e.daemon import PBX
@@ -31,7 +30,7 @@ _MODULES = (
     *("res_pjsip_diversion", "res_pjsip_header_funcs", "res_pjsip_rfc3326", "res_pjsip_nat"),
     *("res_pjsip_authenticator_digest", "res_pjsip_outbound_authenticator_digest"),
     *("res_pjsip_acl", "res_pjsip_dlg_options", "res_pjsip_path", "res_pjsip_registrar"),
-    *("res_pjsip_refer", "res_pjsip_messaging", "res_pjsip_mwi", "res_pjsip_logger"),
+    *("res_pjsip_refer", "res_pjsip_mwi", "res_pjsip_mwi_body_generator", "res_pjsip_logger"),
     *("res_rtp_asterisk", "res_timing_timerfd"),
     *("codec_ulaw", "codec_alaw", "format_wav", "bridge_simple", "pbx_config", "pbx_spool"),
     *("func_callerid", "func_cut", "func_logic", "app_dial", "app_echo", "app_voicemail"),
@@ -168,17 +167,13 @@ class Asterisk:
         """The folder of a box."""
         return self.work / "voicemail/default" / number
 
-    async def __aenter__(self) -> Asterisk:
+    async def start(self) -> None:
+        """Spawn it and wait until it says that it is ready."""
         self._program = await Program.start(*self._command, "-f")
         await self.said("Asterisk Ready.", patience=START_PATIENCE)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
+        """Kill it, and remove its folder."""
         if self._program is not None:
             await self._program.kill()
         self._folder.cleanup()

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.e2e.asterisk import Asterisk, fetched
 from tests.e2e.daemon import Daemon, account, ha1, in_time, merged
-from tests.e2e.wire import OutCall
+from tests.e2e.wire import InCall, OutCall
 from tests.e2e.world import World, apns_token, x_push
 
 pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
@@ -31,16 +31,19 @@ async def asterisk_root() -> Path:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def asterisk(world: World, asterisk_root: Path) -> AsyncIterator[Asterisk]:
-    """One that runs."""
-    async with Asterisk(asterisk_root, world.domain) as asterisk:
-        yield asterisk
+    """One that ``beside`` starts."""
+    asterisk = Asterisk(asterisk_root, world.domain)
+    yield asterisk
+    await asterisk.close()
 
 
 async def beside(asterisk: Asterisk, world: World, **changes: Any) -> Daemon:
-    """A daemon that knows it, with users who have boxes there."""
+    """A daemon with users who have boxes there, and then Asterisk, which finds it."""
     users = {world.aor(user): {"ha1_md5": world.ha1(user)} for user in ("101", "102")}
     usual = {"wake": {"hold": 0.4, "no_answer": 0.5}, "users": users}
-    return await world.start(**merged(merged(asterisk.sipush, usual), changes))
+    daemon = await world.start(**merged(merged(asterisk.sipush, usual), changes))
+    await asterisk.start()
+    return daemon
 
 
 async def leave_a_message(asterisk: Asterisk, call: OutCall, box: str, greeting: str) -> None:
@@ -64,8 +67,11 @@ async def test_who_calls_a_phone_that_never_wakes_is_recorded_in_its_box(
     await asterisk.said(f"Playing '{asterisk.box('101')}/unavail.")
     await asterisk.said("open writing")
     await asterisk.heard(packets=50)
+    logged = len(daemon.log.all)
     alice.command("hangup")
     await asterisk.said("Spawn extension (from-sipush, voicemail")
+    await daemon.log_event("failed", start=logged, method="NOTIFY", status=480)
+    assert len(world.pushes.all) == 1, "pushed for the lamp of new messages"
 
     (message,) = asterisk.box("101").glob("INBOX/*.wav")
     with wave.open(str(message)) as recording:
@@ -92,6 +98,19 @@ async def test_the_caller_is_greeted_by_cause(
         await incoming.cancelled()
     await leave_a_message(asterisk, call, "101", greeting)
     await asterisk.said(f'"CAUSE={cause}"')
+
+
+async def test_a_new_message_lights_the_lamp_of_a_phone(world: World, asterisk: Asterisk) -> None:
+    daemon = await beside(asterisk, world)
+    phone = await world.registered(daemon, "101", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("101")
+    await (await phone.incoming()).refuse(486)
+    await leave_a_message(asterisk, call, "101", "busy")
+    notify = await phone.wire.expect("NOTIFY")
+    assert notify.body.startswith("Messages-Waiting: yes")
+    InCall(phone, notify).reply(200)
+    await daemon.log_event("answered", method="NOTIFY", status=200)
 
 
 async def test_a_call_that_is_declined_goes_to_no_box(world: World, asterisk: Asterisk) -> None:
