@@ -118,6 +118,8 @@ class WakeConfig(Section):
     "Whether a device is still pushed while another one of the call rings."
     no_answer: Seconds = 180
     "Timer C (RFC 3261 §16.6 step 11): how long a device may ring."
+    tombstone: Seconds = 60
+    "How long after the end of a call a device that was pushed for it may wake to see that end."
 
 
 class MessagesConfig(Section):

@@ -100,6 +100,7 @@ def proxy_policy(config: Config) -> ProxyPolicy:
         no_answer=wake.no_answer,
         ringback=None if wake.ringback == "none" else int(wake.ringback),
         push_while_ringing=wake.push_while_ringing,
+        tombstone=wake.tombstone,
         forwards={aor: user.forward for aor, user in config.users.items() if user.forward},
         do_not_disturb=frozenset(a for a, user in config.users.items() if user.do_not_disturb),
         groups={

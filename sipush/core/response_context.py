@@ -47,9 +47,6 @@ FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 #: call for T4 (5 s) after its ACK.
 STILL_ENDING, TIMES_ENDING = 1.0, 8
 
-#: Seconds after the end of a call in which a device pushed for it may still register to see it end.
-TOMBSTONE = 60.0
-
 
 class ResponseContext:
     """Collects the branches of one request and picks the response to forward."""
@@ -69,6 +66,7 @@ class ResponseContext:
         "search",
         "successful",
         "timer_c",
+        "tombstone",
     )
 
     def __init__(
@@ -80,6 +78,7 @@ class ResponseContext:
         invite: bool = True,
         push_while_ringing: bool = True,
         fallback: bool = False,
+        tombstone: float = 60.0,
     ) -> None:
         self.probe = probe
         "Seconds a forwarded INVITE may stay without any response before its device is pushed."
@@ -92,6 +91,8 @@ class ResponseContext:
         "Whether a device is still pushed while another one rings."
         self.fallback = fallback
         "Whether there is somewhere else to go when no branch succeeds."
+        self.tombstone = tombstone
+        "Seconds after its end in which a device pushed for the call may register to see that end."
         self.search = Search(NOWHERE, 0, [])
         self.branches: list[Branch] = []
         self.closed = False
@@ -587,7 +588,8 @@ class ResponseContext:
         """
         buried = [branch for branch in branches if branch.awaited]
         for branch in buried:
-            branch.awaited, branch.tombstone_at, branch.cause = False, now + TOMBSTONE, cause
+            branch.awaited, branch.cause = False, cause
+            branch.tombstone_at = now + self.tombstone
         return self._tell_once(buried)
 
     def _tell_once(self, buried: Iterable[Branch]) -> list[Action]:

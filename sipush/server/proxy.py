@@ -113,6 +113,7 @@ class ProxyPolicy:
     no_answer: float
     ringback: int | None
     push_while_ringing: bool
+    tombstone: float
     forwards: Mapping[Aor, str]
     "Users whose calls are always sent on, and where to."
     do_not_disturb: frozenset[Aor]
@@ -231,6 +232,7 @@ class Proxy:
             ringback=ringback,
             invite=request.method == "INVITE",
             push_while_ringing=policy.push_while_ringing,
+            tombstone=policy.tombstone,
         )
         forwarding = Forwarding(
             self,

@@ -10,7 +10,6 @@ import pytest
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.held_call import HeldCall, freeze, storable, thaw
 from sipush.core.response_context import (
-    TOMBSTONE,
     BranchState,
     Cancel,
     CancelCause,
@@ -109,11 +108,12 @@ def test_the_ringback_goes_on() -> None:
 
 
 def test_a_tombstone_stands_for_the_rest_of_its_time() -> None:
-    context = ResponseContext(probe=1.5, timer_c=180)
+    context = ResponseContext(probe=1.5, timer_c=180, tombstone=20)
     context.start([SLEEPING], 100.0)
     context.cancelled(100.0)
     resumed = again(context)
-    assert resumed.next_timer() == 7.0 + TOMBSTONE - 5
+    assert resumed.next_timer() == 7.0 + 20 - 5
+    assert resumed.tombstone == 20
     assert resumed.binding_refreshed(AWAKE, 8.0) == [Forward(1), Cancel(1, CancelCause.CALLER)]
 
 

@@ -28,7 +28,6 @@ from sipush.core.push_request import PushResult
 from sipush.core.response_context import (
     STILL_ENDING,
     TIMES_ENDING,
-    TOMBSTONE,
     ResponseContext,
 )
 from sipush.core.target_set import Target
@@ -36,6 +35,7 @@ from sipush.core.target_set import Target
 TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"
 RECORD = PushRecord("bob@x", "d", Platform.APNS, "app", "token")
 NOW, PROBE, HOLD, TIMER_C = 100.0, 1.5, 30.0, 180.0
+TOMBSTONE = 20.0
 
 
 def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
@@ -342,7 +342,7 @@ def test_a_push_is_wanted_as_long_as_any_user_of_the_app_waits() -> None:
 
 
 def test_a_tombstone_crumbles() -> None:
-    context = make()
+    context = make(tombstone=TOMBSTONE)
     context.start([target("sleeping")], NOW)
     context.cancelled(NOW)
     assert not context.done

@@ -122,6 +122,19 @@ class Daemon:
         line = await self.log.find(wanted, f"log event {event} {match or ''}", patience, start)
         return _parsed(line)
 
+    async def has_no_requests(self) -> None:
+        """Wait until no request is under way any more."""
+        assert self.program is not None
+        state = {"requests": 1}
+        for _ in range(150):  # a BYE waits for its phone for up to 10 s
+            if not state["requests"]:
+                break
+            await asyncio.sleep(0.1)
+            said = len(self.log.all)
+            self.program.signal(signal.SIGUSR1)
+            state = await self.log_event("state", start=said)
+        assert state["requests"] == 0, state
+
     def terminate(self) -> None:
         """SIGTERM."""
         assert self.program is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import pytest
 
+from sipush.core.wake_up import WakeUpOutcome
 from tests.e2e.daemon import OTHER_APP, in_time
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
+TABLE = Path(__file__).parents[2] / "docs/response-context.md"
 GIVEN_UP = 'SIP;cause=200;text="Call completed elsewhere"'
 "As a PBX says whose other branch was answered: true, and not of our making."
 
@@ -67,39 +70,60 @@ async def test_whoever_wakes_too_late_sees_why_and_hears_of_it_over_its_service(
     assert len(world.pushes.all) == 5
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status", "service_says"),
-    [
-        ("refused", 486, None),
-        ("no-answer", 487, None),
-        ("token-dead", 480, (410, "Unregistered")),
-        ("push-failed", 480, (403, "InvalidProviderToken")),
-    ],
-)
+def rows() -> list[tuple[str, ...]]:
+    """What came of each wake-up, from the table in the documents."""
+    table = TABLE.read_text(encoding="utf-8")
+    section = table.partition("## What came of each wake-up")[2].partition("\n## ")[0]
+    lines = [line.strip("| ") for line in section.splitlines() if line.startswith("|")]
+    return [tuple(cell.strip() for cell in line.split("|")) for line in lines[2:]]
+
+
+@pytest.mark.parametrize(("device", "status", "outcome", "push_took", "woke_after"), rows())
 async def test_each_wake_up_is_told_once_with_its_times(
-    world: World, outcome: str, status: int, service_says: tuple[int, str] | None
+    world: World, device: str, status: str, outcome: str, push_took: str, woke_after: str
 ) -> None:
-    daemon = await world.daemon()
+    daemon = await world.daemon(wake={"hold": 5.0, "tombstone": 4.0})
     token = apns_token()
     push = x_push(token)
     await world.sleeping(daemon, "bob", "UDP", push)
-    if service_says:
-        world.pushes.refuse(token, *service_says)
+    if "token" in device:
+        world.pushes.refuse(token, 410, "Unregistered")
+    elif "service" in device:
+        world.pushes.refuse(token, 403, "InvalidProviderToken")
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
-    pushed = await world.pushes.next()
-    if not service_says:
+    await world.pushes.next()
+    if outcome in ("too-late", "not-needed"):
+        await call.cancel()
+        await daemon.log_event("failed", call_id=call.call_id, status=487)
+    if device.startswith("wakes"):
         incoming = await (await world.registered(daemon, "bob", "UDP", push)).incoming()
         incoming.reply(180)
-        if outcome == "refused":
-            await incoming.refuse(486)
-        else:
-            await in_time(call.cancel(), incoming.cancelled())
-    assert (await call.final()).status == status
+    if outcome == "answered":
+        final, _ = await in_time(call.final(), incoming.answer())
+    elif outcome == "refused":
+        final, _ = await in_time(call.final(), incoming.refuse(486))
+    elif outcome == "no-answer":
+        final, _, _ = await in_time(call.final(), call.cancel(), incoming.cancelled())
+    elif outcome == "too-late":
+        final, _ = await in_time(call.final(), incoming.cancelled())
+    else:
+        final = await call.final()
+    assert final.status == int(status)
+
     told = await daemon.log_event("wake_up", call_id=call.call_id)
     assert told["outcome"] == outcome
     assert (told["aor"], told["platform"]) == (world.aor("bob"), "apns")
-    assert told["push_id"] == pushed.push_id
-    assert told["push_took"] >= 0
-    assert (told["woke_after"] is None) is bool(service_says)
+    assert [told[name] is None for name in ("push_took", "woke_after")] == [
+        push_took == "null",
+        woke_after == "null",
+    ]
+    assert all(told[name] is None or told[name] >= 0 for name in ("push_took", "woke_after"))
+    await daemon.has_no_requests()
+    of_call = [each for each in daemon.records if each.get("call_id") == call.call_id]
+    assert [each["event"] for each in of_call].count("wake_up") == 1
     assert token not in "\n".join(daemon.log.all)
+
+
+def test_every_outcome_is_in_the_table() -> None:
+    assert {row[2] for row in rows()} == {outcome.value for outcome in WakeUpOutcome}

@@ -11,7 +11,6 @@ import asyncio
 import math
 import os
 import random
-import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -91,7 +90,7 @@ async def run_all(
         assert not [race.story for race in races if race.faults], "\n".join(
             race.story for race in races if race.faults
         )
-        await nothing_is_left(daemon)
+        await daemon.has_no_requests()
         await every_device_is_known(daemon, races)
     finally:
         for race in races:
@@ -150,20 +149,6 @@ async def die(daemon: Daemon, times: int, seed: int, lives: Lives, races: Sequen
         lives.logs.append(daemon.log)
         lives.down.append((killed_at, loop.time()))
     lives.is_safe.set()
-
-
-async def nothing_is_left(daemon: Daemon) -> None:
-    """No request is under way any more."""
-    assert daemon.program is not None
-    state = {"requests": 1}
-    for _ in range(150):  # a BYE waits for its phone for up to 10 s
-        if not state["requests"]:
-            break
-        await asyncio.sleep(0.1)
-        said = len(daemon.log.all)
-        daemon.program.signal(signal.SIGUSR1)
-        state = await daemon.log_event("state", start=said)
-    assert state["requests"] == 0, state
 
 
 async def every_device_is_known(daemon: Daemon, races: Sequence[Race]) -> None:
