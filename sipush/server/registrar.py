@@ -11,7 +11,9 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal
+from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
+    Decision,
     RegistrationPolicy,
     Rejection,
     Update,
@@ -62,6 +64,7 @@ class Registrar:
     messages: Messages = field(init=False)
     "Set once, when the proxy has been built."
     _tag: str = field(init=False)
+    _refreshes: Refreshes = field(init=False, default_factory=Refreshes)
 
     def __post_init__(self) -> None:
         self._tag = self.new_id()
@@ -127,8 +130,13 @@ class Registrar:
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
     ) -> None:
         now, store, flow = time.time(), self.store, transaction.flow.name
-        stored = await store.lookup(aor, now) if wants_location(request) else None
-        decision = register(request, aor, flow, self.policy, now, key=self.key, location=stored)
+        said, policy = what_is_said(request, aor), self.policy
+        decision: Decision | None = self._refreshes.decide(said, request, flow, policy, now)
+        if decision is None:
+            stored = await store.lookup(aor, now) if wants_location(request) else None
+            decision = register(request, aor, flow, policy, now, key=self.key, location=stored)
+            if stored is None:
+                self._refreshes.learn(said, policy, decision)
         if isinstance(decision, Rejection):
             transaction.respond(rejection_response(request, decision, tag))
             return

@@ -6,6 +6,7 @@ import pytest
 
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Refusal
 from sipush.core.outbound import purr
+from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
     Decision,
     Fetch,
@@ -43,14 +44,14 @@ PUSH = f"X-Push: device-os=ios;device-uid=aa11|bb22;app-id={APP}"
 OFF = f"{PUSH};allow-call-push=false;allow-message-push=false"
 
 
-def request(*lines: str) -> Request:
+def request(*lines: str, call_id: str = "c1", cseq: int = 7) -> Request:
     head = [
         "REGISTER sip:example.com SIP/2.0",
         "Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK1",
         "From: <sip:101@example.com>;tag=f",
         "To: <sip:101@example.com>",
-        "Call-ID: c1",
-        "CSeq: 7 REGISTER",
+        f"Call-ID: {call_id}",
+        f"CSeq: {cseq} REGISTER",
         "User-Agent: phone/1.0",
         *lines,
     ]
@@ -60,7 +61,18 @@ def request(*lines: str) -> Request:
 
 
 def decide(*lines: str) -> Decision:
-    return register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
+    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
+    check_refresh(lines, decision)
+    return decision
+
+
+def check_refresh(lines: tuple[str, ...], decision: Decision) -> None:
+    """What is known is decided as ``register`` does when it is said again later, elsewhere."""
+    refreshes = Refreshes()
+    refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
+    again, flow, now = request(*lines, call_id="c2", cseq=9), "tcp/a/b/c", NOW + 1234.567
+    refreshed = refreshes.decide(what_is_said(again, AOR), again, flow, POLICY, now)
+    assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY))
 
 
 def accept(*lines: str) -> Update:

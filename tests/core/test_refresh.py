@@ -1,0 +1,89 @@
+"""REGISTERs that say what was said before (test_registration.py asks about all others)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sipush.core import refresh
+from sipush.core.refresh import Refreshes, what_is_said
+from sipush.core.registration import Update, register
+from tests.core.test_registration import (
+    AOR,
+    CONTACT,
+    FLOW,
+    INSTANCE,
+    KEY,
+    NOW,
+    OFF,
+    POLICY,
+    PUSH,
+    request,
+)
+
+RFC8599 = "Contact: <sip:101@192.0.2.1;pn-provider=fcm;pn-param=my-project-1;pn-prid=cc33>"
+
+
+def heard(refreshes: Refreshes, *lines: str) -> None:
+    """A phone registers for the first time."""
+    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
+    refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
+
+
+def again(refreshes: Refreshes, *lines: str, aor: str = AOR) -> Update | None:
+    """What is known of such a REGISTER by now."""
+    said = what_is_said(request(*lines), aor)
+    return refreshes.decide(said, request(*lines, call_id="c2"), FLOW, POLICY, NOW + 60)
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_known"),
+    [
+        ([CONTACT, PUSH], True),
+        ([f"{CONTACT};{INSTANCE}", "Path: <sip:edge.example.com;lr>", "Expires: 600"], True),
+        ([f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound"], False),
+        ([f"{CONTACT};expires=0", PUSH], False),
+        ([CONTACT, OFF], False),
+        ([CONTACT, PUSH.replace("aa11", "\u00e4")], True),
+        ([CONTACT, PUSH, "Contact: <sip:102@192.0.2.2>"], False),
+        (["Contact: *", "Expires: 0"], False),
+        ([RFC8599, "Expires: 600"], False),
+        ([], False),
+    ],
+)
+def test_a_refresh_of_the_usual_kind_is_known(lines: list[str], is_known: bool) -> None:
+    refreshes = Refreshes()
+    heard(refreshes, *lines)
+    update = again(refreshes, *lines)
+    assert (update is not None) is is_known
+    if update is not None:
+        assert update.registration.bind[0].call_id == "c2"
+
+
+def test_of_what_is_said_anew_nothing_is_known() -> None:
+    refreshes = Refreshes()
+    heard(refreshes, CONTACT, PUSH)
+    assert again(refreshes, CONTACT, PUSH, "Expires: 61") is None
+    assert again(refreshes, CONTACT, PUSH.replace("aa11", "aa12")) is None
+    assert again(refreshes, CONTACT, PUSH, aor="102@example.com") is None
+
+
+def test_what_was_decided_under_another_policy_counts_no_more() -> None:
+    refreshes, reloaded = Refreshes(), replace(POLICY, max_expires=500)
+    heard(refreshes, CONTACT, PUSH)
+    said = what_is_said(request(CONTACT, PUSH), AOR)
+    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW) is None
+    decision = register(request(CONTACT, PUSH), AOR, FLOW, reloaded, NOW, key=KEY)
+    refreshes.learn(said, reloaded, decision)
+    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW) == decision
+    assert again(refreshes, CONTACT, PUSH) is None
+
+
+def test_no_more_are_known_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "MAX_KNOWN", 2)
+    refreshes = Refreshes()
+    contacts = [f"Contact: <sip:101@192.0.2.{n}>;{INSTANCE}" for n in range(3)]
+    for contact in contacts:
+        heard(refreshes, contact)
+    assert [again(refreshes, contact) is not None for contact in contacts] == [False, False, True]
