@@ -43,6 +43,9 @@ RINGBACK_INTERVAL = 60.0
 #: What says that a flow is gone, not that its device is (RFC 5626 §5.3.1).
 FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 
+T1 = 0.5
+"Seconds in which a request and its response are there and back (§17.1.1.1)."
+
 #: Seconds until a device that is still ending the call is called again, and how often: it knows the
 #: call for T4 (5 s) after its ACK.
 STILL_ENDING, TIMES_ENDING = 1.0, 8
@@ -630,8 +633,9 @@ class ResponseContext:
             branch.cancelling = None if branch.heard else cause
             if branch.state is BranchState.PROBING:
                 branch.finish(Status.REQUEST_TERMINATED)
-            # The CANCEL of a silent device waits for a sign of life; the caller does not.
-            branch.probe_at = None if branch.heard else now + self.probe
+            # The CANCEL of a silent device waits for a sign of life; the caller does not. Nor for
+            # one that has died ringing: in T1 any other has said 487, or answered.
+            branch.probe_at = now + (T1 if branch.heard else self.probe)
             branch.bucket_at = None
         return actions + self._bury_awaited(self.branches, cause, now)
 

@@ -27,6 +27,7 @@ from sipush.core.fallback import Cause
 from sipush.core.push_request import PushResult
 from sipush.core.response_context import (
     STILL_ENDING,
+    T1,
     TIMES_ENDING,
     ResponseContext,
 )
@@ -107,6 +108,8 @@ def feed(context: ResponseContext, text: str) -> list[Action]:
         case "Timer C":
             context.branches[1].timer_c_at = None  # only branch 0 is under test
             return context.timer_fired(NOW + TIMER_C)
+        case "T1":
+            return context.timer_fired(NOW + T1)
         case "caller cancels":
             return context.cancelled(NOW)
         case "traffic on the flow":

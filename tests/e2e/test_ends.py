@@ -70,6 +70,27 @@ async def test_whoever_wakes_too_late_sees_why_and_hears_of_it_over_its_service(
     assert len(world.pushes.all) == 5
 
 
+@pytest.mark.parametrize("answers_late", [False, True])
+async def test_who_gives_up_does_not_wait_for_a_phone_that_died_ringing(
+    world: World, answers_late: bool
+) -> None:
+    daemon = await world.daemon()
+    desk = await world.phone(daemon, "bob")
+    await desk.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    at_desk = await desk.incoming()
+    at_desk.reply(180)
+    await call.expect(180)
+    await call.cancel()
+    assert (await call.final(patience=5.0)).status == 487  # and not after 32 s (§9.1)
+    await at_desk.expect("CANCEL")
+    if answers_late:
+        await in_time(at_desk.answer(), at_desk.hung_up())
+        answers = {each.status for each in alice.wire.seen if each.method == "INVITE"}
+        assert {status for status in answers if status >= 200} == {407, 487}
+
+
 def rows() -> list[tuple[str, ...]]:
     """What came of each wake-up, from the table in the documents."""
     table = TABLE.read_text(encoding="utf-8")
