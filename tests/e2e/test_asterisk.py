@@ -66,6 +66,7 @@ async def test_who_calls_a_phone_that_never_wakes_is_recorded_in_its_box(
     alice.command("dial", f"sip:{world.aor('101')}")
     await asterisk.said(f"Playing '{asterisk.box('101')}/unavail.")
     await asterisk.said("open writing")
+    await alice.rtp_received()
     await asterisk.heard(packets=50)
     logged = len(daemon.log.all)
     alice.command("hangup")
