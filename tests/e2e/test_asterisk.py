@@ -51,7 +51,7 @@ async def leave_a_message(asterisk: Asterisk, call: OutCall, box: str, greeting:
     answer = await call.final()
     assert answer.status == 200, answer.text
     await asterisk.said(f"Playing '{asterisk.box(box)}/{greeting}.")
-    await asterisk.said(f"open writing:  {asterisk.box(box)}/")
+    await asterisk.said("Recording the message")
     assert (await call.hang_up(answer)).status == 200
     await asterisk.said("User hung up")
 
@@ -65,7 +65,7 @@ async def test_who_calls_a_phone_that_never_wakes_is_recorded_in_its_box(
     alice = await world.baresip(daemon, "alice", "UDP", register=False)
     alice.command("dial", f"sip:{world.aor('101')}")
     await asterisk.said(f"Playing '{asterisk.box('101')}/unavail.")
-    await asterisk.said("open writing")
+    await asterisk.said("Recording the message")
     await alice.rtp_received()
     await asterisk.heard(packets=50)
     logged = len(daemon.log.all)
