@@ -75,8 +75,8 @@ class Refreshes:
 
     def learn(self, said: str, policy: RegistrationPolicy, decision: Decision) -> None:
         """Know from now on what ``register`` decided, with no ``location`` to go by."""
-        if not isinstance(decision, Update) or not _is_plain(decision):
-            return
+        if policy.node or not isinstance(decision, Update) or not _is_plain(decision):
+            return  # of several nodes the binding names the flow to the others
         if policy is not self._policy or len(self._known) >= MAX_KNOWN:
             self._policy, self._known = policy, {}
         self._known[said] = decision

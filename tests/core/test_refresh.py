@@ -80,6 +80,14 @@ def test_what_was_decided_under_another_policy_counts_no_more() -> None:
     assert again(refreshes, CONTACT, PUSH) is None
 
 
+def test_among_several_nodes_nothing_is_known() -> None:
+    refreshes, one_of_several = Refreshes(), replace(POLICY, node="sip:192.0.2.1")
+    said = what_is_said(request(CONTACT, PUSH), AOR)
+    decision = register(request(CONTACT, PUSH), AOR, FLOW, one_of_several, NOW, key=KEY)
+    refreshes.learn(said, one_of_several, decision)
+    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, one_of_several, NOW) is None
+
+
 def test_no_more_are_known_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refresh, "MAX_KNOWN", 2)
     refreshes = Refreshes()
