@@ -181,6 +181,21 @@ async def test_a_call_of_asterisk_wakes_a_phone(
     await asterisk.said("Call completed to Local/101@to-sipush")
 
 
+async def test_a_held_call_of_asterisk_outlives_the_server(
+    world: World, asterisk: Asterisk
+) -> None:
+    daemon = await beside(asterisk, world, wake={"hold": 8.0})
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "101", "UDP", push)
+    asterisk.call("Local/101@to-sipush", DAVE)
+    await world.pushes.next()
+    await daemon.restart_after_kill()
+    incoming = await (await world.registered(daemon, "101", "UDP", push)).rings_and_answers()
+    await asterisk.said("answered Local/101@to-sipush")
+    assert (await incoming.hang_up()).status == 200
+    await asterisk.said("Call completed to Local/101@to-sipush")
+
+
 async def test_asterisk_calls_a_user_of_a_second_domain(world: World, asterisk: Asterisk) -> None:
     domain = f"second-{world.domain}"
     daemon = await beside(
