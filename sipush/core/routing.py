@@ -120,11 +120,11 @@ class Realm:
 
     def caller_aor(self, request: Request) -> Aor | None:
         """The user of ours that From names, or None."""
-        uri = request.from_.uri
-        if (tel := parse_tel_uri(uri)) is not None:
+        address = request.from_
+        if (tel := parse_tel_uri(address.uri)) is not None:
             return self.tel_aor(tel)
         try:
-            return self.aor(parse_sip_uri(uri))
+            return self.aor(address.sip_uri)
         except MessageError:
             return None
 
@@ -232,7 +232,7 @@ def destination(
         return Rejection(Status.FORBIDDEN, "Route Not Ours")
     if (tel := parse_tel_uri(request.uri)) is not None:
         return ToAor(realm.tel_aor(tel, realm.caller_aor(request)))
-    uri = parse_sip_uri(request.uri)
+    uri = request.sip_uri
     aor = realm.aor(uri)
     if aor is None:
         return Rejection(Status.FORBIDDEN, f"Domain {uri.host} Not Served Here")
@@ -554,7 +554,7 @@ def caller(request: Request) -> tuple[str, str]:
     """(user part or number, display name) of the caller as the callee should see it."""
     address = request.from_
     try:
-        user = parse_sip_uri(address.uri).aor.rpartition("@")[0]
+        user = address.sip_uri.aor.rpartition("@")[0]
     except MessageError:  # a tel: URI
         user = address.uri.partition(":")[2].partition(";")[0]
     return user, address.display_name

@@ -452,7 +452,7 @@ class Proxy:
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
-        remote = parse_sip_uri(request.uri)
+        remote = request.sip_uri
         is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
         live = (is_peer and not token.aor) or is_caller

@@ -37,7 +37,6 @@ from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.digest import find_credentials
 from sipush.sip.message import Request, Response
 from sipush.sip.status import Status
-from sipush.sip.uri import parse_sip_uri
 from sipush.transport.flow import Flow
 
 log = structlog.get_logger()
@@ -85,8 +84,8 @@ class Registrar:
 
     def _aor(self, request: Request) -> Aor | None:
         """Whose bindings it is about; None when that is not our business (§10.3 steps 1, 5)."""
-        aor = self.realm.aor(parse_sip_uri(request.to.uri))
-        return aor if self.realm.serves(parse_sip_uri(request.uri)) else None
+        aor = self.realm.aor(request.to.sip_uri)
+        return aor if self.realm.serves(request.sip_uri) else None
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Answer one REGISTER. Raises MessageError and LocationError before anything is stored."""

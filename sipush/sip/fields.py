@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
     QUOTED_STRING,
     TOKEN,
+    is_plain_host,
     number,
     parse_params,
     quote_string,
     unquote_string,
 )
+from sipush.sip.uri import SipUri, parse_sip_uri, usual_sip_uri
 
 Params = dict[str, str | None]
 
@@ -33,16 +35,27 @@ class NameAddr:
     "Without quotes."
     params: Params
     "Header parameters: names lower-case, values as written (quotes kept); a flag has None."
+    _sip_uri: SipUri | None = field(repr=False, compare=False)
 
     def __init__(
         self,
         uri: str,
         display_name: str,
         params: Params,
+        sip_uri: SipUri | None = None,
     ) -> None:
+        """``sip_uri``: ``uri``, if it has been parsed."""
         self.uri = uri
         self.display_name = display_name
         self.params = params
+        self._sip_uri = sip_uri
+
+    @property
+    def sip_uri(self) -> SipUri:
+        """The parsed ``uri``. Raises MessageError as ``parse_sip_uri`` does."""
+        if self._sip_uri is None:
+            self._sip_uri = parse_sip_uri(self.uri)
+        return self._sip_uri
 
     @property
     def tag(self) -> str | None:
@@ -54,10 +67,7 @@ class NameAddr:
         return f"{display}<{self.uri}>{format_params(self.params)}"
 
 
-#: What nearly every From and To looks like: one step instead of five.
-_USUAL_NAME_ADDR = re.compile(
-    r'(?:"([^"\\]*)"[ \t]*)?<([^<>\s:]*:[^<>\s]*)>(?:;tag=([^\s;=<>"]+))?'
-).fullmatch
+_TAG = re.compile(r'[^\s;=<>"]+').fullmatch
 _NAME_ADDR = re.compile(
     rf"({QUOTED_STRING}[ \t]*|[^<>\"]*)<\s*([^<>\s:]*:[^<>\s]*)\s*>[ \t]*(;.*)?", re.DOTALL
 ).fullmatch
@@ -70,10 +80,9 @@ def parse_name_addr(text: str) -> NameAddr:
     Without angle brackets everything from the first ``;`` on is a header parameter (§20.10).
     Raises MessageError 400.
     """
-    usual = _USUAL_NAME_ADDR(text)
+    usual = _usual_name_addr(text)
     if usual is not None:
-        display, uri, tag = usual.groups("")
-        return NameAddr(uri, display, {"tag": tag} if tag else {})
+        return usual
     if "<" not in text:
         bare = _ADDR_SPEC(text)
         if bare is None:
@@ -86,6 +95,27 @@ def parse_name_addr(text: str) -> NameAddr:
     if display:
         display = unquote_string(display.strip())
     return NameAddr(uri, display, parse_params(params) if params else {})
+
+
+def _usual_name_addr(text: str) -> NameAddr | None:
+    """``"name" <sip:user@host>;tag=…``, as nearly every From and To is; None for others."""
+    before, _, rest = text.partition("<")
+    uri, closed, after = rest.partition(">")
+    sip_uri = usual_sip_uri(uri)
+    if sip_uri is None or not closed:
+        return None
+    display = ""
+    if before:
+        quoted = before.rstrip(" \t")
+        display = quoted[1:-1]
+        if quoted != f'"{display}"' or '"' in display or "\\" in display:
+            return None
+    if not after:
+        return NameAddr(uri, display, {}, sip_uri)
+    tag = after[5:]
+    if not after.startswith(";tag=") or not (tag.isalnum() or _TAG(tag)):
+        return None
+    return NameAddr(uri, display, {"tag": tag}, sip_uri)
 
 
 @dataclass(slots=True, init=False)
@@ -134,6 +164,9 @@ _VIA = re.compile(
 
 def parse_via(text: str) -> Via:
     """Parse one Via element. Raises MessageError 400."""
+    usual = _usual_via(text)
+    if usual is not None:
+        return usual
     match = _VIA(text.strip())
     if match is None:
         raise MessageError("Malformed Via")
@@ -142,6 +175,25 @@ def parse_via(text: str) -> Via:
     if port is not None and not 0 < port < 65536:
         raise MessageError("Malformed Via")
     return Via(transport.upper(), host, port, parse_params(params) if params else {})
+
+
+_PROTOCOLS = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "WS", "WSS")}
+
+
+def _usual_via(text: str) -> Via | None:
+    """A Via element with a name or an IPv4 address, written as usual; None for others."""
+    protocol, _, rest = text.partition(" ")
+    sent_by, _, params = rest.partition(";")
+    host, colon, digits = sent_by.partition(":")
+    transport = _PROTOCOLS.get(protocol)
+    if transport is None or not is_plain_host(host):
+        return None
+    port = None
+    if colon:
+        port = number(digits)
+        if port is None or len(digits) > 5 or not 0 < port < 65536:
+            return None
+    return Via(transport, host, port, parse_params(params) if params else {})
 
 
 @dataclass(slots=True, init=False)
@@ -160,11 +212,22 @@ class CSeq:
         self.method = method
 
 
+METHODS = frozenset(
+    {
+        *("ACK", "BYE", "CANCEL", "INFO", "INVITE", "MESSAGE", "NOTIFY", "OPTIONS", "PRACK"),
+        *("PUBLISH", "REFER", "REGISTER", "SUBSCRIBE", "UPDATE"),
+    }
+)
+"The usual ones."
+
 _CSEQ = re.compile(rf"([0-9]+)[ \t]\s*({TOKEN})").fullmatch
 
 
 def parse_cseq(text: str) -> CSeq:
     """Parse a CSeq value. Raises MessageError 400, also for a number that is not below 2**31."""
+    digits, _, method = text.partition(" ")
+    if method in METHODS and digits.isascii() and digits.isdigit() and len(digits) <= 9:
+        return CSeq(int(digits), method)
     match = _CSEQ(text)
     sequence = number(match[1]) if match else None
     if match is None or sequence is None:

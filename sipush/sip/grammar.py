@@ -62,8 +62,8 @@ def number(text: str) -> int | None:
 
 
 def is_plain_host(text: str) -> bool:
-    """Whether it is a host of ASCII letters, digits and dots alone; others may be hosts too."""
-    return text.isascii() and text.replace(".", "").isalnum()
+    """Whether it is ASCII letters, digits, dots and hyphens alone; others may be hosts too."""
+    return text.isascii() and text.replace(".", "").replace("-", "").isalnum()
 
 
 def split_outside(text: str, separator: str) -> list[str]:

@@ -72,7 +72,7 @@ class Headers:
     Names given to the methods are lower-case long forms (``call-id``, never ``i``).
     """
 
-    __slots__ = ("_first", "fields")
+    __slots__ = ("_first", "_repeated", "fields")
 
     def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
         self.fields: list[tuple[str, str]] = list(fields)
@@ -81,15 +81,30 @@ class Headers:
         To be read: the methods edit it, and keep ``first`` in step."""
         self._first: dict[str, str] = {}
         "Empty until somebody asks: nobody does of a response that we make."
+        self._repeated: tuple[str, ...] = ()
 
     @property
     def first(self) -> dict[str, str]:
         """The first line of each name, to be read."""
         return self._first or self._find_first()
 
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """The names that more than one line may have, each of them once or more."""
+        if not self._first:
+            self._find_first()
+        return self._repeated
+
     def _find_first(self) -> dict[str, str]:
-        self._first = dict(reversed(self.fields))
-        return self._first
+        first: dict[str, str] = {}
+        repeated: list[str] = []
+        for name, line in self.fields:
+            if name in first:
+                repeated.append(name)
+            else:
+                first[name] = line
+        self._first, self._repeated = first, tuple(repeated)
+        return first
 
     def copy(self) -> Headers:
         """A shallow copy: its own list of the same lines."""
@@ -106,7 +121,7 @@ class Headers:
         line = (self._first or self._find_first()).get(name)
         if line is None:
             return None
-        return field_value(line) if "\n" in line else line.partition(":")[2].strip(" \t")
+        return field_value(line) if "\n" in line else line[line.index(":") + 1 :].strip(" \t")
 
     def get_all(self, name: str) -> list[str]:
         """The values of all lines with this name, not split at commas."""
@@ -124,7 +139,7 @@ class Headers:
         first = self._first or self._find_first()
         if name not in first:
             return []
-        if len(first) == len(self.fields):
+        if name not in self._repeated:
             return [(name, first[name])]
         return [field for field in self.fields if field[0] == name]
 
@@ -132,8 +147,8 @@ class Headers:
         """Add a line at the end. ``name`` may be written in any case, as it should appear."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
         self.fields.append((canonical, line))
-        if self._first:
-            self._first.setdefault(canonical, line)
+        if self._first and self._first.setdefault(canonical, line) is not line:
+            self._repeated += (canonical,)
 
     def extend(self, fields: Iterable[tuple[str, str]]) -> None:
         """Add the ``lines`` of another message at the end."""
@@ -144,7 +159,10 @@ class Headers:
         """Add a line before the first with the same name, else at the top."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
         first = self._first or self._find_first()
-        index = self._index(canonical) if canonical in first else 0
+        index = 0
+        if canonical in first:
+            index = self._index(canonical)
+            self._repeated += (canonical,)
         self.fields.insert(index, (canonical, line))
         first[canonical] = line
 
@@ -164,7 +182,7 @@ class Headers:
         else:
             index = self._index(canonical)
             fields[index] = (canonical, line)
-            if len(first) < len(fields):
+            if canonical in self._repeated:
                 fields[index + 1 :] = [f for f in fields[index + 1 :] if f[0] != canonical]
         first[canonical] = line
 

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from sipush.errors import MessageError
-from sipush.sip.fields import CSeq, NameAddr, Via, parse_cseq, parse_name_addr, parse_via
-from sipush.sip.grammar import TOKEN, is_token, split_outside
+from sipush.sip.fields import (
+    METHODS,
+    CSeq,
+    NameAddr,
+    Via,
+    parse_cseq,
+    parse_name_addr,
+    parse_via,
+)
+from sipush.sip.grammar import is_token, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
 from sipush.sip.status import PHRASES, Status
+from sipush.sip.uri import SipUri, parse_sip_uri
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
@@ -68,7 +78,7 @@ class Message:
         if not value:
             raise MessageError(f"Missing {written}", message=self)
         try:
-            return parse_name_addr(value)
+            return _shared_name_addr(value) if len(value) <= _SHORT else parse_name_addr(value)
         except MessageError as error:
             raise MessageError(f"{error.reason} in {written}", message=self) from None
 
@@ -107,16 +117,34 @@ class Message:
         return self._cseq
 
 
+@lru_cache(maxsize=4096)
+def _shared_name_addr(value: str) -> NameAddr:
+    """From and To of a request are those of its responses, and of what follows in its dialog."""
+    return parse_name_addr(value)
+
+
+_SHORT = 200
+"Characters: strangers write headers that fill a store of them."
+
+
 class Request(Message):
     """A request (§7.1)."""
 
-    __slots__ = ("method", "uri")
+    __slots__ = ("_sip_uri", "method", "uri")
 
     def __init__(self, method: str, uri: str, headers: Headers, body: bytes = b"") -> None:
         super().__init__(headers, body)
         self.method = method
         self.uri = uri
-        "Request-URI, as written."
+        "Request-URI, as written; it stays the same."
+        self._sip_uri: SipUri | None = None
+
+    @property
+    def sip_uri(self) -> SipUri:
+        """The parsed Request-URI. Raises MessageError as ``parse_sip_uri`` does."""
+        if self._sip_uri is None:
+            self._sip_uri = parse_sip_uri(self.uri)
+        return self._sip_uri
 
     @property
     def start_line(self) -> str:
@@ -166,19 +194,20 @@ def parse_head(head: bytes) -> Request | Response:
         fault = MessageError("Too Many Header Fields")
         del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
-    stray = head.count(b"\r") + head.count(b"\n") != 2 * len(lines)
+    text = "".join(lines)
+    stray = "\r" in text or "\n" in text
     usual = CANONICAL
     for line in lines:
-        name, colon, _ = line.partition(":")
-        canonical = usual.get(name)
+        colon = line.find(":")
+        canonical = usual.get(line[:colon]) if colon > 0 else None
         if stray and ("\r" in line or "\n" in line):
             fault = fault or MessageError("Malformed Header")
-        elif canonical is not None and colon:
+        elif canonical is not None:
             fields.append((canonical, line))
         elif line[:1] in (" ", "\t") and fields:  # a folded line (§7.3.1) belongs to the one before
             canonical, folded = fields[-1]
             fields[-1] = (canonical, f"{folded}\r\n{line}")
-        elif colon and is_token(name := name.rstrip(" \t")):
+        elif colon > 0 and is_token(name := line[:colon].rstrip(" \t")):
             fields.append((canonical_name(name), line))
         else:
             fault = fault or MessageError("Malformed Header")
@@ -193,14 +222,15 @@ def _parse_start_line(
     line: str, headers: Headers
 ) -> tuple[Request | Response, MessageError | None]:
     """The message it starts, and what is wrong with it if its request can still be answered."""
-    usual = _REQUEST_LINE(line)
-    if usual is not None:
-        return Request(usual[1], usual[2], headers), None
+    words = line.split()
+    if len(words) == 3 and words[0] in METHODS and line == f"{words[0]} {words[1]} {VERSION}":
+        return Request(words[0], words[1], headers), None
     if line.startswith("SIP/2.0 "):
-        status, _, reason = line[8:].partition(" ")
-        if not _STATUS_CODE(status) or "\r" in reason or "\n" in reason:
+        code, _, reason = line[8:].partition(" ")
+        status = _STATUS_CODES.get(code)
+        if status is None or "\r" in reason or "\n" in reason:
             raise MessageError("Malformed Status Line")
-        return Response(int(status), reason, headers), None
+        return Response(status, reason, headers), None
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):
@@ -213,8 +243,7 @@ def _parse_start_line(
     return message, None
 
 
-_REQUEST_LINE = re.compile(rf"({TOKEN}) (\S+) SIP/2\.0").fullmatch
-_STATUS_CODE = re.compile(r"[1-6][0-9][0-9]").fullmatch
+_STATUS_CODES = {str(code): code for code in range(100, 700)}
 _VERSION = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
 _SPACE = re.compile(r"\s").search
 
@@ -225,7 +254,7 @@ def content_length(message: Message) -> int | None:
     value = headers.get("content-length")
     if value is None:
         return None
-    if len(headers.first) < len(headers.fields):
+    if "content-length" in headers.repeated:
         for other in headers.get_all("content-length"):
             if other != value:
                 raise MessageError("Conflicting Content-Length", message=message)

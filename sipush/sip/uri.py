@@ -92,7 +92,7 @@ def parse_sip_uri(text: str) -> SipUri:
     Raises MessageError: 416 for another scheme, 400 for a URI that breaks the grammar. The result
     is shared: do not change its params.
     """
-    usual = _usual_sip_uri(text)
+    usual = usual_sip_uri(text)
     if usual is not None:
         return usual
     match = _SIP_URI(text)
@@ -120,14 +120,16 @@ def parse_sip_uri(text: str) -> SipUri:
     )
 
 
-def _usual_sip_uri(text: str) -> SipUri | None:
-    """``sip:user@host[:port]`` of letters and digits, in a third of the time; None for others."""
+def usual_sip_uri(text: str) -> SipUri | None:
+    """``sip:user@host[:port]`` of plain characters, in a third of the time; None for others."""
     if ";" in text:
         return None
     scheme, _, rest = text.partition(":")
     user, _, sent_by = rest.partition("@")
     host, colon, digits = sent_by.partition(":")
-    if scheme != "sip" or not (user.isalnum() and is_plain_host(host)):
+    if scheme != "sip" or not is_plain_host(host):
+        return None
+    if not user.isalnum() and not _PLAIN_USER(user):
         return None
     if not colon:
         return SipUri("sip", user, None, host.lower(), None, {}, None)
@@ -145,6 +147,9 @@ def with_user(server: str, user: str) -> str:
 
 _UNESCAPED = "-_.!~*'()&=+$,;?/"
 "What may stand in the user part as it is (§25.1)."
+
+
+_PLAIN_USER = re.compile(r"[\w.+\-]+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
