@@ -9,15 +9,13 @@ import wave
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.daemon import PBX
+from tests.e2e.daemon import PBX, START_PATIENCE
 from tests.e2e.process import Lines, Program
 from tests.e2e.wire import PATIENCE
 from tests.servers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config/asterisk"
-START_PATIENCE = 60.0
-"Seconds: with much else on the machine, loading its modules takes its time."
 
 BOXES = ("101", "102", "600")
 GREETINGS = ("unavail", "busy")
@@ -136,9 +134,9 @@ class Asterisk:
         assert self._program is not None
         return self._program.output
 
-    async def said(self, text: str, *, start: int = 0, patience: float = PATIENCE) -> str:
-        """The first line at or after ``start`` of its log with this text, waited for."""
-        return await self.log.find(lambda line: text in line, text, patience, start)
+    async def said(self, text: str, patience: float = PATIENCE) -> None:
+        """Wait for a line of its log with this text."""
+        await self.log.find(lambda line: text in line, text, patience)
 
     async def heard(self, packets: int) -> None:
         """So many more RTP packets have come; ``rtp set debug on`` goes before."""
