@@ -255,16 +255,26 @@ class Forwarding:
             self._unheard_at = self._now + _UNHEARD
         self._perform(actions)
         if self._early:
-            known = {(target.device, target.uri, target.flow) for target in targets.all}
-            for aor, location, devices in self._early:
-                self.registered(aor, location, devices, known)
-            self._early.clear()
+            self._hear_early(targets)
         if self.context.invite and self._unstored is None:
             if not self.context.probing:
                 self.transaction.trying()
             elif self._unheard_at is None:
                 self._unheard_at = self._now + _UNHEARD
                 self._arm_timer()
+
+    def heard_meanwhile(self, aor: Aor) -> bool:
+        """Whether this user has registered while being looked up: what was found may be older."""
+        heard = len(self._early)
+        self._early = [each for each in self._early if each[0] != aor]
+        return len(self._early) < heard
+
+    def _hear_early(self, targets: TargetSet) -> None:
+        """Registrations that came while the other users of ``targets`` were being looked up."""
+        early, self._early = self._early, []
+        known = {(target.device, target.uri, target.flow) for target in targets.all}
+        for aor, location, devices in early:
+            self.registered(aor, location, devices, known)
 
     def _hold_unheard(self) -> None:
         """A device that may sleep is silent: its call must survive us from the caller's 100 on."""
@@ -289,7 +299,7 @@ class Forwarding:
         known: Collection[tuple[str, str, str]] = (),
     ) -> None:
         """Devices of a watched user have registered; ``known`` ones were looked up just now."""
-        if not self.started:
+        if not self.started or self.context.falling_back:
             self._early.append((aor, location, devices))
             return
         assert self.policy is not None
@@ -676,6 +686,7 @@ class Forwarding:
             self.diversions.append(Diversion(origin, status, cause))
         self._before = None
         self._perform(self.context.fall_back(targets, self._now))
+        self._hear_early(targets)
         if self._unstored is None:
             self.transaction.trying()
 

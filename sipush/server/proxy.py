@@ -563,6 +563,8 @@ class Proxy:
         """Watch first, look up second: no registration is lost in between."""
         forwarding.watch(subscriber)
         location = await self.locations.lookup(subscriber.aor, time.time())
+        while forwarding.heard_meanwhile(subscriber.aor):
+            location = await self.locations.lookup(subscriber.aor, time.time())
         forwarding.seen[subscriber.aor] = location
         assert forwarding.policy is not None
         targets = forwarding.policy.target_set(location, subscriber)

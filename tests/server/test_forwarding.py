@@ -1,0 +1,74 @@
+"""Who gets a call that is on its way to where nobody has been found yet."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from sipush.config import load
+from sipush.core.bindings import Aor, Location
+from sipush.location.memory import MemoryStore
+from tests.bench.in_process import Server, Wire, configuration, invite
+from tests.bench.servers import aor, ha1
+from tests.location.rows import binding, registration
+
+BOB, CAROL = aor(1), aor(3)
+
+
+class StoreThatLooksLong(MemoryStore):
+    """A store that takes its time to find one user, as she was when it was asked."""
+
+    def __init__(self, user: Aor) -> None:
+        super().__init__()
+        self._user = user
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        found = await super().lookup(aor, now_epoch)
+        if aor == self._user:
+            self.asked.set()
+            await self.may.wait()
+        return found
+
+
+async def registers(server: Server, user: Aor, number: int) -> Wire:
+    """A phone does, and its user is heard of."""
+    wire = server.wire(number)
+    phone = binding(aor=user, contact=f"sip:u@127.0.0.1:{wire.remote[1]}", flow=wire.name)
+    location = await server.proxy.store.bind(registration(phone))
+    assert isinstance(location, Location)
+    server.proxy.bucket.refreshed(user, location, [phone.device])
+    return wire
+
+
+async def test_who_registers_while_being_looked_up_gets_the_call(tmp_path: Path) -> None:
+    """She has no device that could be pushed, for which the call would wait."""
+    store = StoreThatLooksLong(BOB)
+    server = Server(configuration(tmp_path), store)
+    calling = asyncio.ensure_future(server.send(server.caller, invite(1)))
+    await store.asked.wait()
+    phone = await registers(server, BOB, 3)
+    store.may.set()
+    await calling
+    (request,) = phone.sent
+    assert request.startswith(b"INVITE ")
+    assert b"Diversion" not in request
+
+
+async def test_who_registers_while_a_call_falls_back_to_her_gets_it_once_and_as_diverted(
+    tmp_path: Path,
+) -> None:
+    configuration(tmp_path)
+    file = tmp_path / "sipush.toml"
+    with file.open("a") as more:
+        more.write(f'fallback = "sip:{CAROL}"\n[users."{CAROL}"]\nha1_md5 = "{ha1(3)}"\n')
+    store = StoreThatLooksLong(CAROL)
+    server = Server(load(file), store)
+    calling = asyncio.ensure_future(server.send(server.caller, invite(1)))
+    await store.asked.wait()
+    phone = await registers(server, CAROL, 3)
+    store.may.set()
+    await calling
+    (request,) = phone.sent
+    assert request.startswith(b"INVITE ")
+    assert f"Diversion: <sip:{BOB}>;reason=unavailable" in request.decode()
