@@ -102,6 +102,9 @@ _USUAL: Final = frozenset(
         *("algorithm", "qop", "nc", "cnonce", "opaque"),
     }
 )
+_BEFORE_QUOTE: Final = {
+    f"{separator}{name}=": name for name in _USUAL for separator in ("", " ", ",", ", ")
+}
 
 
 def parse_credentials(value: str) -> Credentials | None:
@@ -140,22 +143,34 @@ def parse_credentials(value: str) -> Credentials | None:
 
 
 def _usual_params(text: str) -> dict[str, str] | None:
-    """What ``_params`` finds, in half of its time; None when it has to be asked."""
+    """What ``_params`` finds, in a third of its time; None when it has to be asked."""
     if "\\" in text:
         return None
     params: dict[str, str] = {}
-    for part in text.split(", " if ", " in text else ","):
+    plain = ""
+    pieces = text.split('"')  # ``username=``, ``alice``, ``, qop=auth, realm=``, ``example.com``, …
+    last = len(pieces) - 1
+    for i in range(0, last, 2):
+        before = pieces[i]
+        name = _BEFORE_QUOTE.get(before)
+        if name is None:
+            others, _, before = before.rpartition(",")
+            name = _BEFORE_QUOTE.get(before)
+            plain += f"{others},"
+        if name is None or name in params:
+            return None
+        params[name] = pieces[i + 1]
+    plain += pieces[last]
+    for part in plain.replace(", ", ",").split(","):
         name, _, value = part.partition("=")
+        if not part:
+            continue
         if name not in _USUAL or name in params:
             return None
-        if value[:1] == '"':
-            quoted, value = value, value[1:-1]
-            if len(quoted) < 2 or quoted[-1] != '"' or '"' in value:
-                return None
-        elif not value.isalnum() and value not in _ALGORITHMS:
+        if not value.isalnum() and value not in _ALGORITHMS:
             return None
         params[name] = value
-    return params
+    return params if last % 2 == 0 else None
 
 
 def _params(text: str) -> dict[str, str]:

@@ -4,9 +4,10 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from sipush.sip import digest
 from sipush.sip.digest import (
     Algorithm,
     Credentials,
@@ -241,3 +242,24 @@ def test_parameters_are_found_alike_whether_or_not_an_unknown_one_follows(
     needed = ", ".join(f'{name}="1"' for name in ("username", "realm", "nonce", "uri", "response"))
     text = f"Digest {''.join(''.join(param) for param in more)}{needed}"
     assert parse_credentials(text) == parse_credentials(f"{text}, unknown=1")
+
+
+PARAMETERS = st.tuples(
+    st.sampled_from(
+        ["username", "realm", "qop", "nc", "cnonce", "algorithm", "opaque", "Uri", "x"]
+    ),
+    st.sampled_from(["=", "=", "=", " = ", ""]),
+    st.sampled_from(['"a"', '"b"', '""', '"a, b"', '"=', "auth", "1", "MD5", "SHA-256", "a:b", ""]),
+    st.sampled_from([", ", ", ", ",", ",", " ", "", ",,"]),
+)
+
+
+@settings(max_examples=1000)
+@example('username=1, opaque="cnonce="1x')
+@given(st.lists(PARAMETERS.map("".join), max_size=6).map("".join))
+def test_the_short_way_through_parameters_finds_what_the_long_one_does(text: str) -> None:
+    params = digest._usual_params(text)
+    event(f"taken: {params is not None}")
+    if params is not None:
+        found = digest._params(text)
+        assert params == {name: found[name] for name in found if name in digest._USUAL}
