@@ -67,9 +67,13 @@ class Refreshes:
             now_epoch,
             before.max_contacts,
             (binding,),
-            push=tuple(_refreshed(record, policy, now_epoch) for record in before.push),
-            unpushed=before.unpushed,
-            max_push_records=before.max_push_records,
+            before.unbind,
+            before.unbind_all,
+            (_refreshed(before.push[0], policy, now_epoch),) if before.push else (),
+            before.push_off,
+            before.unpushed,
+            before.refreshes,
+            before.max_push_records,
         )
         return Update(registration, known.headers, known.devices, known.push_fault)
 
@@ -87,7 +91,7 @@ def _is_plain(update: Update) -> bool:
     asked = update.registration
     if asked.unbind or asked.unbind_all or asked.push_off or asked.refreshes:
         return False
-    if len(asked.bind) != 1 or ";reg-id" in asked.bind[0].params:
+    if len(asked.bind) != 1 or len(asked.push) > 1 or ";reg-id" in asked.bind[0].params:
         return False
     return all(name != "Feature-Caps" for name, _ in update.headers)
 
