@@ -543,11 +543,11 @@ class Proxy:
         for server in self.policy.routes.get(domain, ()):
             if not server.lower().startswith(only):
                 continue
+            ip = ""
             with suppress(TransportError):
-                _, address, _ = await self._resolve(server)
-                if address[0] == asks:
-                    continue
-            uris.append(with_user(server, user))
+                _, (ip, _), _ = await self._resolve(server)
+            if ip != asks:
+                uris.append(with_user(server, user))
         if not uris:
             return None
         forwarding.sent_to(aor, {})
