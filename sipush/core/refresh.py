@@ -46,6 +46,8 @@ class Refreshes:
             return None
         call_id, cseq, before = request.call_id, request.cseq.number, known.registration
         (old,) = before.bind
+        if policy.node and flow != old.flow:
+            return None  # the Path by which the other nodes reach it names the flow
         binding = Binding(
             old.aor,
             old.device,
@@ -79,8 +81,8 @@ class Refreshes:
 
     def learn(self, said: str, policy: RegistrationPolicy, decision: Decision) -> None:
         """Know from now on what ``register`` decided, with no ``location`` to go by."""
-        if policy.node or not isinstance(decision, Update) or not _is_plain(decision):
-            return  # of several nodes the binding names the flow to the others
+        if not isinstance(decision, Update) or not _is_plain(decision):
+            return
         if policy is not self._policy or len(self._known) >= MAX_KNOWN:
             self._policy, self._known = policy, {}
         self._known[said] = decision

@@ -80,12 +80,14 @@ def test_what_was_decided_under_another_policy_counts_no_more() -> None:
     assert again(refreshes, CONTACT, PUSH) is None
 
 
-def test_among_several_nodes_nothing_is_known() -> None:
-    refreshes, one_of_several = Refreshes(), replace(POLICY, node="sip:192.0.2.1")
+def test_among_several_nodes_a_refresh_is_known_over_the_flow_that_they_know() -> None:
+    refreshes, node = Refreshes(), replace(POLICY, node="sip:192.0.2.1")
     said = what_is_said(request(CONTACT, PUSH), AOR)
-    decision = register(request(CONTACT, PUSH), AOR, FLOW, one_of_several, NOW, key=KEY)
-    refreshes.learn(said, one_of_several, decision)
-    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, one_of_several, NOW) is None
+    for flow in (FLOW, f"{FLOW}1"):
+        assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) is None
+        decision = register(request(CONTACT, PUSH), AOR, flow, node, NOW, key=KEY)
+        refreshes.learn(said, node, decision)
+        assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) == decision
 
 
 def test_no_more_are_known_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
