@@ -212,7 +212,7 @@ class Forwarding:
         self.ended_epoch = 0.0
         "When that was."
         self._unstored: list[Response] | None = None
-        "Provisional responses that wait until a call that is about to be held is stored."
+        "Provisional responses that wait until a call that is held, or may have to be, is stored."
         self._finals: list[Callable[[], None]] = []
         "Final responses that wait until what they mean for a held call is stored."
         self.started = False
@@ -252,15 +252,15 @@ class Forwarding:
         self.tell("routed", uri=self.request.uri, targets=len(targets.all))
         actions = self.context.start(targets, self._now)
         if self.context.invite and self.context.probing:
-            self._unheard_at = self._now + _UNHEARD
+            self._expect_to_hear()
         self._perform(actions)
         if self._early:
             self._hear_early(targets)
         if self.context.invite and self._unstored is None:
             if not self.context.probing:
                 self.transaction.trying()
-            elif self._unheard_at is None:
-                self._unheard_at = self._now + _UNHEARD
+            else:
+                self._expect_to_hear()
                 self._arm_timer()
 
     def heard_meanwhile(self, aor: Aor) -> bool:
@@ -276,14 +276,21 @@ class Forwarding:
         for aor, location, devices in early:
             self.registered(aor, location, devices, known)
 
+    def _expect_to_hear(self) -> None:
+        """Of a device that may sleep. Until it has spoken, or the call is held, the caller does not
+        hear that another one rings: he would rely on a call that a crash could cost.
+        """
+        self._unheard_at = self._now + _UNHEARD
+        if self._unstored is None:
+            self._unstored = []
+
     def _hold_unheard(self) -> None:
         """A device that may sleep is silent: its call must survive us from the caller's 100 on."""
         self._unheard_at = None
         if self.context.probing and not self.proxy.held_calls.holds(self):
-            self._unstored = []
             self.proxy.tasks.spawn(self._hold())
-        elif self._unstored is None:
-            self.transaction.trying()
+        else:
+            self._tell_caller()
 
     async def _hold(self) -> None:
         if not self.context.done:
@@ -401,6 +408,9 @@ class Forwarding:
                 self._perform_one(self._queue.pop(0))
         finally:
             self._performing = False
+        if self._unheard_at is not None and self._unstored and not self.context.probing:
+            self._unheard_at = None
+            self._tell_unstored()
         self._arm_timer()
         stored = self.proxy.held_calls.changed(self) if self._is_news else None
         self._is_news = False
@@ -424,6 +434,7 @@ class Forwarding:
                 if (handle := self.attempts[branch].handle) is not None:
                     handle.retransmit()
             case RequestPush(branch, deadline):
+                self._unheard_at = None
                 if self._unstored is None and not self.proxy.held_calls.holds(self):
                     self._unstored = []
                 aor = self.context.branches[branch].target.aor
@@ -636,11 +647,14 @@ class Forwarding:
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""
         if self._unstored is not None:
-            unstored, self._unstored = self._unstored, None
             if self.context.invite:
                 self.transaction.trying()
-            for response in unstored:
-                self.transaction.respond(response)
+            self._tell_unstored()
+
+    def _tell_unstored(self) -> None:
+        unstored, self._unstored = self._unstored, None
+        for response in unstored or ():
+            self.transaction.respond(response)
 
     # -- fallback --
 
@@ -687,7 +701,7 @@ class Forwarding:
         self._before = None
         self._perform(self.context.fall_back(targets, self._now))
         self._hear_early(targets)
-        if self._unstored is None:
+        if self._unstored is None or self._unheard_at is not None:
             self.transaction.trying()
 
     # -- upstream --

@@ -260,8 +260,7 @@ class Race:
         """Whether the server must end the call, though it dies.
 
         A call that rings at phones which were awake dies with it (docs/faults.md). One that waits
-        for a phone is stored before the caller hears anything, but for another phone that rings
-        while one is silent: that is noticed after 0.1 s, or what a busy machine makes of it.
+        for a phone is stored before the caller hears anything.
         """
         heard_at = self.caller.heard_at
         over_at = max((r.acked_at for r in self._rings), default=0.0)
@@ -269,11 +268,7 @@ class Race:
         died_at = [s for s, end in self.lives.down if s < over_at and end > heard_at]
         if not heard_at or not died_at or self._calls_pushed:
             return True
-        called = self._called_first
-        asleep = [device for device in called if not device.was_awake(heard_at)]
-        if len(asleep) < len(called) and all(device.transport == "UDP" for device in asleep):
-            return bool(asleep) and died_at[0] > heard_at + 1.0
-        return bool(asleep)
+        return any(not device.was_awake(heard_at) for device in self._called_first)
 
     @property
     def _called_first(self) -> list[Device]:

@@ -176,6 +176,58 @@ async def test_another_phone_hears_of_an_answer_when_that_is_stored(tmp_path: Pa
     assert methods(server) == (b"INVITE", b"CANCEL")
 
 
+class StoreThatSeesRinging(MemoryStore):
+    """A store that sees what the caller has heard when a call is stored first."""
+
+    server: Server
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard_before: list[bytes] = []
+        self.has_stored = asyncio.Event()
+
+    async def put_held_call(
+        self, owner: str, held_id: str, held: bytes, written: Written | None = None
+    ) -> None:
+        if not self.has_stored.is_set():
+            self.heard_before = list(self.server.caller.sent)
+        await super().put_held_call(owner, held_id, held, written)
+        self.has_stored.set()
+
+
+async def rings_beside_a_silent_phone(tmp_path: Path) -> tuple[Server, StoreThatSeesRinging, bytes]:
+    """A call to two phones, of which one rings; what the silent one has got."""
+    store = StoreThatSeesRinging()
+    server = store.server = Server(configuration(tmp_path), store)
+    await server.register()
+    other = server.wire(3)
+    await server.send(other, register_from(3, server.credentials()))
+    await server.send(server.caller, invite(1))
+    await server.send(other, response(other.sent[-1], "180 Ringing"))
+    return server, store, server.phone.sent[-1]
+
+
+async def test_the_caller_hears_a_phone_ring_beside_a_silent_one_when_the_call_is_stored(
+    tmp_path: Path,
+) -> None:
+    """Else a crash would cost him a call on which he relies."""
+    server, store, _ = await rings_beside_a_silent_phone(tmp_path)
+    assert server.caller.sent == []
+    await store.has_stored.wait()
+    assert store.heard_before == []
+    await server.refresh()  # and meanwhile all that there was to do
+    assert [each.split()[1] for each in server.caller.sent] == [b"100", b"180"]
+
+
+async def test_the_caller_hears_a_phone_ring_at_once_when_the_other_one_has_spoken(
+    tmp_path: Path,
+) -> None:
+    server, store, called = await rings_beside_a_silent_phone(tmp_path)
+    await server.send(server.phone, response(called, "180 Ringing"))
+    assert [each.split()[1] for each in server.caller.sent] == [b"180", b"180"]
+    assert not store.has_stored.is_set()
+
+
 class StoreThatFillsUp(MemoryStore):
     """A store that takes the first state of a call, and then no more for a while."""
 
