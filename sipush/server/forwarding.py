@@ -492,6 +492,8 @@ class Forwarding:
 
     def finish(self) -> None:
         """Nothing but a late 2xx can come any more."""
+        for attempt in self.attempts.values():
+            attempt.response = None
         for aor in self.watched:
             self.proxy.bucket.unwatch(aor, self.registered)
         if self.side is not None:

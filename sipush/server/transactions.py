@@ -382,9 +382,9 @@ class ClientTransactionHandle(ClientTransaction):
             on_response = self._on_response
             if response.status >= 200:
                 self._settle()
-                if (
-                    self.request.method != "INVITE"
-                ):  # nothing more is told: let go of whoever hears it
+                if self.state is State.ACCEPTED:  # an INVITE: nothing to ACK or CANCEL any more
+                    self.request = _FORGOTTEN
+                elif self.request.method != "INVITE":  # let go of whoever hears of it
                     self.request = _FORGOTTEN
                     self._on_response = self._on_failure = _ignore
             on_response(response)

@@ -121,7 +121,7 @@ class Headers:
         line = (self._first or self._find_first()).get(name)
         if line is None:
             return None
-        return field_value(line) if "\n" in line else line[line.index(":") + 1 :].strip(" \t")
+        return field_value(line) if "\n" in line else line[line.find(":") + 1 :].strip(" \t")
 
     def get_all(self, name: str) -> list[str]:
         """The values of all lines with this name, not split at commas."""
@@ -136,12 +136,11 @@ class Headers:
 
     def lines(self, name: str) -> list[tuple[str, str]]:
         """The fields with this name, to be carried into another message unchanged."""
-        first = self._first or self._find_first()
-        if name not in first:
-            return []
-        if name not in self._repeated:
-            return [(name, first[name])]
-        return [field for field in self.fields if field[0] == name]
+        first = self._first
+        if not first or name in self._repeated:
+            return [field for field in self.fields if field[0] == name]
+        line = first.get(name)
+        return [] if line is None else [(name, line)]
 
     def append(self, name: str, value: str) -> None:
         """Add a line at the end. ``name`` may be written in any case, as it should appear."""
@@ -158,13 +157,12 @@ class Headers:
     def prepend(self, name: str, value: str) -> None:
         """Add a line before the first with the same name, else at the top."""
         canonical, line = CANONICAL.get(name) or canonical_name(name), f"{name}: {value}"
-        first = self._first or self._find_first()
-        index = 0
-        if canonical in first:
-            index = self._index(canonical)
-            self._repeated += (canonical,)
-        self.fields.insert(index, (canonical, line))
-        first[canonical] = line
+        index = self._index(canonical)
+        self.fields.insert(max(index, 0), (canonical, line))
+        if self._first:
+            self._first[canonical] = line
+            if index >= 0:
+                self._repeated += (canonical,)
 
     def remove(self, name: str) -> None:
         """Remove every line with this name."""
@@ -187,8 +185,11 @@ class Headers:
         first[canonical] = line
 
     def _index(self, name: str) -> int:
-        """Where the first line with this name stands; there is one."""
-        return self.fields.index((name, self.first[name]))
+        """Where the first line with this name stands; -1 when there is none."""
+        for index, field in enumerate(self.fields):
+            if field[0] == name:
+                return index
+        return -1
 
     def pop_first_value(self, name: str, written: str) -> str | None:
         """Remove and return the first element of a comma-separated header (a Via, a Route).
