@@ -79,17 +79,19 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
         raise MessageError("Too Many Header Fields")
     if not _SINGLE.keys().isdisjoint(headers.repeated):
         _check_repeated(headers)
-    hops = 0
-    for _, line in headers.lines("via"):
+    vias = headers.lines("via")
+    for _, line in vias:
         if _may_have_empty_element(line) and _EMPTY_ELEMENT(line):
             raise MessageError("Malformed Via")
-        hops += line.count(",") + 1
-    if hops > limits.via_hops:
+    if _elements(vias) > limits.via_hops:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
-    if "record-route" in headers.first:
-        lines = headers.lines("record-route")
-        if sum([line.count(",") + 1 for _, line in lines]) > limits.record_routes:
-            raise MessageError("Too Many Record-Routes")
+    if _elements(headers.lines("record-route")) > limits.record_routes:
+        raise MessageError("Too Many Record-Routes")
+
+
+def _elements(lines: list[tuple[str, str]]) -> int:
+    """How many there are, at most; to look for a comma is ten times as fast as to count them."""
+    return len(lines) + sum([line.count(",") for _, line in lines if "," in line])
 
 
 def _may_have_empty_element(line: str) -> bool:
@@ -118,7 +120,7 @@ def _check_address(address: NameAddr, where: str) -> None:
 
 def _check_request_uri(request: Request) -> None:
     uri = request.uri
-    scheme = uri.partition(":")[0].lower()
+    scheme = "sip" if uri.startswith("sip:") else uri.partition(":")[0].lower()
     if scheme not in _REQUEST_URI_SCHEMES and is_token(scheme):
         raise MessageError("Unsupported URI Scheme", Status.UNSUPPORTED_URI_SCHEME)
     if scheme.startswith("sip"):
