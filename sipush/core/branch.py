@@ -77,8 +77,16 @@ class Cancel:
 
 
 @dataclass(slots=True, init=False)
-class Abandon(_OfBranch):
+class Abandon:
     """Stop retransmitting on the branch; CANCEL it should it turn out to be alive."""
+
+    branch: int
+    moved: bool
+    "Its device goes on in another branch: a CANCEL is asked for when it is due."
+
+    def __init__(self, branch: int, *, moved: bool = False) -> None:
+        self.branch = branch
+        self.moved = moved
 
 
 @dataclass(slots=True, init=False)

@@ -150,7 +150,8 @@ class ResponseContext:
                 return [Retransmit(branch.id)]
             case BranchState.CALLING | BranchState.PROBING:
                 # Of an INVITE that it had already, the phone would send its answer the old way.
-                return [Abandon(branch.id), *self._move(branch, target, now, same=not self.invite)]
+                moved = self._move(branch, target, now, same=not self.invite)
+                return [Abandon(branch.id, moved=True), *moved]
             case _:
                 return []
 
@@ -227,6 +228,8 @@ class ResponseContext:
     def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
         """A response arrived on a branch; a client transaction that timed out gives 408 (§16.7)."""
         branch = self.branches[branch_id]
+        if branch.superseded and status < 200:
+            return self._rings_as_it_moves(branch, status, now)
         branch.heard = branch.heard or branch.superseded
         if status < 200:
             return self._provisional(branch, status, now)
@@ -459,6 +462,20 @@ class ResponseContext:
         branch.rang = old.rang
         return self._begin(branch, now)
 
+    def _rings_as_it_moves(self, branch: Branch, status: int, now: float) -> list[Action]:
+        """A device rings where it has moved away from; a 482 to its next INVITE may be on its way.
+
+        It has T1 for that, then what rings there ends; a device that rings anew, at once.
+        """
+        if status == Status.TRYING or branch.heard or branch.probe_at is not None:
+            return []
+        latest = self._latest(branch.target.device)
+        if latest is not None and latest.state is BranchState.CALLING:
+            branch.probe_at = now + T1
+            return []
+        branch.heard = True
+        return [Cancel(branch.id, CancelCause.NO_ANSWER)]
+
     def _may_be_merged(self, branch: Branch) -> bool:
         """Whether a 482 can mean that we have sent the device this call before (§8.2.2.2)."""
         is_device = bool(branch.target.flow or branch.target.route)
@@ -472,7 +489,7 @@ class ResponseContext:
         for other in earlier:
             is_alive = other.superseded and not other.heard  # else it was cancelled
             if is_alive and other.target.device == branch.target.device:
-                other.heard = True
+                other.heard, other.probe_at = True, None
                 return self._forward_in(other.number, branch, now)
         if earlier and branch.merged <= TIMES_ENDING:
             branch.state, branch.awaited = BranchState.WAKING, False
@@ -508,6 +525,9 @@ class ResponseContext:
         branch.timer_c_at = now + self.timer_c if self.invite else None
 
     def _silent(self, branch: Branch, now: float) -> list[Action]:
+        if branch.superseded:
+            branch.heard = True
+            return [Cancel(branch.id, CancelCause.NO_ANSWER)]
         if self.closed:
             branch.finish(Status.REQUEST_TERMINATED)
             return []

@@ -445,10 +445,10 @@ class Forwarding:
                     self._finals.append(partial(self._cancel, branch, cause))
                 else:
                     self._cancel(branch, cause)
-            case Abandon(branch):
+            case Abandon(branch, moved):
                 attempt = self.attempts.get(branch)  # None: it was made by a process that died
                 if attempt is not None and attempt.handle is not None:
-                    attempt.handle.abandon()
+                    attempt.handle.abandon(cancel=not moved)
             case RemovePushRecord(branch):
                 self.proxy.tasks.spawn(waking.remove_push_record(self, branch))
             case CancelPush(branch):
@@ -612,7 +612,8 @@ class Forwarding:
         self._perform(actions)
 
     def _cancel(self, branch: int, cause: CancelCause) -> None:
-        if (handle := self.attempts[branch].handle) is not None:
+        attempt = self.attempts.get(branch)  # None: it was made by a process that died
+        if attempt is not None and (handle := attempt.handle) is not None:
             reason = self.cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
             handle.cancel(reason)
 

@@ -307,20 +307,22 @@ class ClientTransactionHandle(ClientTransaction):
 
         ``reason`` is the value of its Reason header.
         """
-        if self._cancel_wanted or self._settled or self.request.method != "INVITE":
+        over = self._settled and not self._abandoned
+        if self._cancel_wanted or over or self.request.method != "INVITE":
             return
         self._cancel_wanted = True
         self._cancel_reason = reason
         self._cancel_if_possible()
 
-    def abandon(self) -> None:
-        """Stop retransmitting; CANCEL as soon as that is possible.
+    def abandon(self, *, cancel: bool = True) -> None:
+        """Stop retransmitting; CANCEL, unless that is for later, as soon as that is possible.
 
         From now on only responses to an INVITE are delivered, and no failure is.
         """
         self._abandoned = True
         self._perform(self.advance(Event.ABANDON))
-        self.cancel()
+        if cancel:
+            self.cancel()
         self._settle()
 
     def retransmit(self) -> None:

@@ -202,7 +202,7 @@ def test_a_device_whose_contact_is_superseded_is_not_pushed_again() -> None:
     context.start([target("mobile")], NOW)
     context.timer_fired(NOW + PROBE)
     assert context.binding_refreshed(target("mobile", flow="tcp/2"), NOW + 3) == [
-        Abandon(0),
+        Abandon(0, moved=True),
         Forward(1),
     ]
     assert context.timer_fired(NOW + 3 + PROBE) == []
@@ -435,7 +435,7 @@ def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() 
     context.start([EDGE], NOW)
     assert context.binding_refreshed(EDGE, NOW) == [Retransmit(0)]
     moved = replace(EDGE, uri="sip:bob@1.2.3.4:9")
-    assert context.binding_refreshed(moved, NOW) == [Abandon(0), Forward(1)]
+    assert context.binding_refreshed(moved, NOW) == [Abandon(0, moved=True), Forward(1)]
 
 
 def test_a_device_that_perhaps_rings_when_the_call_ends_sees_the_end_in_the_same_request() -> None:
@@ -493,13 +493,33 @@ def test_a_device_that_moved_and_has_the_call_already_gets_it_as_it_was() -> Non
     assert context.response_received(1, 180, NOW) == [Respond(180, 1)]
 
 
+def test_a_device_that_rings_where_it_moved_away_from_goes_on_ringing() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    assert context.response_received(0, 180, NOW) == []
+    assert context.response_received(1, 482, NOW) == [Forward(1)]
+    assert context.branches[1].number == 1
+    assert context.timer_fired(NOW + T1) == []  # no CANCEL: it rings there
+
+
+def test_a_device_that_rings_anew_ends_what_rang_where_it_moved_away_from() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
+    context.response_received(1, 180, NOW)
+    assert context.response_received(0, 180, NOW) == [Cancel(0, CancelCause.NO_ANSWER)]
+    assert context.response_received(0, 180, NOW) == []
+
+
 def test_a_device_that_moved_and_was_cancelled_is_called_when_it_has_ended_that() -> None:
     context = make()
     context.start([target("mobile")], NOW)
     context.binding_refreshed(target("mobile", flow="tcp/2"), NOW)
-    context.response_received(0, 180, NOW)  # the CANCEL is on its way
-    assert context.response_received(1, 482, NOW) == []
-    assert context.timer_fired(NOW + STILL_ENDING) == [Forward(1)]
+    context.response_received(0, 180, NOW)
+    assert context.timer_fired(NOW + T1) == [Cancel(0, CancelCause.NO_ANSWER)]
+    assert context.response_received(1, 482, NOW + T1) == []
+    assert context.timer_fired(NOW + T1 + STILL_ENDING) == [Forward(1)]
     assert context.branches[1].number == 3
 
 

@@ -106,7 +106,8 @@ async def test_a_phone_that_rings_on_a_flow_that_breaks_goes_on_on_the_other(wor
     assert world.pushes.all == []
 
 
-async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World) -> None:
+@pytest.mark.parametrize("rings", ["as it moves", "after it has moved"])
+async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World, rings: str) -> None:
     """It has not answered yet, and refuses what comes over its new flow as merged (§8.2.2.2)."""
     daemon = await world.daemon()
     urn, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
@@ -115,7 +116,11 @@ async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World) -
     call = await alice.call("bob")
     in_hand = await old.incoming()
     moved = await world.registered(daemon, "bob", "UDP", push, urn)
-    await (await moved.incoming()).refuse(482)
+    merged = await moved.incoming()
+    if rings == "as it moves":
+        in_hand.reply(180)
+        await daemon.log_event("response", call_id=call.call_id, status=180)
+    await merged.refuse(482)
     again = await moved.incoming()
     assert branch_of(again.invite) == branch_of(in_hand.invite)  # a retransmission, to the phone
     again.reply(180)
@@ -123,6 +128,7 @@ async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World) -
     answer, _ = await in_time(call.final(), again.answer())
     assert answer.status == 200
     assert (await in_time(call.hang_up(answer), again.hung_up()))[0].status == 200
+    assert old.wire.count("CANCEL") == moved.wire.count("CANCEL") == 0
 
 
 @pytest.mark.parametrize("old_socket", ["closed", "silent"])
