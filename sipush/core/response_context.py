@@ -405,8 +405,10 @@ class ResponseContext:
             if branch.state is BranchState.COMPLETED:
                 continue
             if branch.state is not BranchState.WAKING:
-                cancel = Cancel(branch.id, cause) if branch.heard else Abandon(branch.id)
-                actions.append(cancel)
+                if branch.heard or cause is CancelCause.DECLINED_ELSEWHERE:
+                    actions.append(Cancel(branch.id, cause))
+                if not branch.heard:
+                    actions.append(Abandon(branch.id))
                 branch.cancelling = cause if branch.awaited else None
             branch.finish(status)
         return actions + self._bury_awaited(branches, cause, now)

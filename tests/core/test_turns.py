@@ -199,6 +199,17 @@ def test_in_a_group_that_rings_at_once_who_declines_speaks_for_himself() -> None
     assert context.response_received(2, 603, NOW) == [FallBack(603, Cause.DECLINED)]
 
 
+def test_who_declines_has_the_reason_told_to_a_device_of_his_that_has_not_rung_yet() -> None:
+    context = make()
+    own = [of_bob("desk"), target("desk", f"{BOB} other", "tcp/8")]
+    turns = [Turn(tuple(own), BOB), Turn((ON_DESK,), NEXT)]
+    context.start(Group((BOB, NEXT)).target_set(turns), NOW)
+    assert context.response_received(0, 603, NOW) == [
+        Cancel(1, CancelCause.DECLINED_ELSEWHERE),
+        Abandon(1),
+    ]
+
+
 def test_a_group_without_any_device_falls_back_at_once() -> None:
     context = make(fallback=True)
     assert context.start(Group((BOB,), TIME).target_set([]), NOW) == [
