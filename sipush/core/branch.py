@@ -53,6 +53,18 @@ class Retransmit(_OfBranch):
 
 
 @dataclass(slots=True, init=False)
+class Follow:
+    """The device has moved while it rings: CANCEL and ACK, if there are any, go over ``flow``."""
+
+    branch: int
+    flow: str
+
+    def __init__(self, branch: int, flow: str) -> None:
+        self.branch = branch
+        self.flow = flow
+
+
+@dataclass(slots=True, init=False)
 class RequestPush:
     """Ask the PNS to wake the device; useless after ``deadline`` (seconds, monotonic)."""
 
@@ -132,6 +144,7 @@ class Respond:
 Action = (
     Forward
     | Retransmit
+    | Follow
     | RequestPush
     | Cancel
     | Abandon

@@ -25,6 +25,7 @@ from sipush.core.branch import (
     CancelCause,
     CancelPush,
     FallBack,
+    Follow,
     Forward,
     HangUp,
     RemovePushRecord,
@@ -152,6 +153,8 @@ class ResponseContext:
                 # Of an INVITE that it had already, the phone would send its answer the old way.
                 moved = self._move(branch, target, now, same=not self.invite)
                 return [Abandon(branch.id, moved=True), *moved]
+            case BranchState.PROCEEDING if target.flow and target.flow != branch.target.flow:
+                return [Follow(branch.id, target.flow)]
             case _:
                 return []
 

@@ -27,6 +27,7 @@ from sipush.core.branch import (
     CancelCause,
     CancelPush,
     FallBack,
+    Follow,
     Forward,
     HangUp,
     RemovePushRecord,
@@ -433,6 +434,9 @@ class Forwarding:
             case Retransmit(branch):
                 if (handle := self.attempts[branch].handle) is not None:
                     handle.retransmit()
+            case Follow(branch, flow):
+                if (handle := self.attempts[branch].handle) is not None:
+                    handle.newer_flow = self.proxy.transports.flow(flow)
             case RequestPush(branch, deadline):
                 self._unheard_at = None
                 if self._unstored is None and not self.proxy.held_calls.holds(self):

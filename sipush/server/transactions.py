@@ -274,6 +274,7 @@ class ClientTransactionHandle(ClientTransaction):
         "_repeats",
         "_settled",
         "flow",
+        "newer_flow",
         "request",
     )
 
@@ -301,6 +302,8 @@ class ClientTransactionHandle(ClientTransaction):
         self.request = request
         "As sent, our Via on top; forgotten when nobody asks for it any more."
         self.flow = flow
+        self.newer_flow: Flow | None = None
+        "Where CANCEL and ACK go instead, when whoever rings there has moved."
 
     def cancel(self, reason: str | None = None) -> None:
         """Send a CANCEL (§9.1) as soon as a provisional response is there; once, INVITE only.
@@ -370,10 +373,11 @@ class ClientTransactionHandle(ClientTransaction):
                     assert_never(action)
 
     def _send(self, request: Request) -> None:
+        flow = self.newer_flow or self.flow
         try:
-            self.flow.send(request.to_bytes())
+            flow.send(request.to_bytes())
         except TransportError as error:
-            log.debug("request_not_sent", flow=self.flow.name, error=str(error))
+            log.debug("request_not_sent", flow=flow.name, error=str(error))
             # Later, so that nobody hears of the failure before send_request has returned.
             self._layer.call_later(0, partial(self.flow_failed, Event.TRANSPORT_ERROR))
 
@@ -591,7 +595,8 @@ class TransactionLayer:
         """Send the CANCEL of an INVITE in a transaction of its own, whose outcome is nobody's."""
         cancel = make_cancel(invite.request, reason)
         branch = cancel.top_via.branch
-        self._start_client(cancel, invite.flow, branch, _ignore, _ignore)
+        flow = invite.newer_flow or invite.flow
+        self._start_client(cancel, flow, branch, _ignore, _ignore)
 
     def forget_server(self, key: TransactionKey) -> None:
         """A server transaction terminated."""

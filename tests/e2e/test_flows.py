@@ -106,6 +106,28 @@ async def test_a_phone_that_rings_on_a_flow_that_breaks_goes_on_on_the_other(wor
     assert world.pushes.all == []
 
 
+@pytest.mark.parametrize("end", ["the caller gives up", "another phone answers"])
+async def test_a_phone_that_moves_while_it_rings_hears_that_the_call_is_over(
+    world: World, end: str
+) -> None:
+    daemon = await world.daemon()
+    urn, push = f"urn:uuid:{uuid.uuid4()}", x_push(apns_token())
+    other = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    old = await world.registered(daemon, "bob", "UDP", push, urn)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    ringing, elsewhere = await old.incoming(), await other.incoming()
+    ringing.reply(180)
+    await call.expect(180)
+    ringing.phone = await world.registered(daemon, "bob", "UDP", push, urn)
+    if end == "the caller gives up":
+        elsewhere.reply(180)
+        await in_time(call.cancel(), call.final(), ringing.cancelled(), elsewhere.cancelled())
+    else:
+        await in_time(call.final(), elsewhere.answer(), ringing.cancelled())
+    assert old.wire.count("CANCEL") == 0
+
+
 @pytest.mark.parametrize("rings", ["as it moves", "after it has moved"])
 async def test_a_phone_that_moves_with_the_call_in_hand_keeps_it(world: World, rings: str) -> None:
     """It has not answered yet, and refuses what comes over its new flow as merged (§8.2.2.2)."""
