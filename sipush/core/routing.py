@@ -337,6 +337,11 @@ class TargetPolicy:
         devices += [without_reg_id(record.device) for record in location.push_records]
         return [self.target(device, location, subscriber) for device in dict.fromkeys(devices)]
 
+    def without_app(self, location: Location) -> tuple[PushRecord, ...]:
+        """Those of the devices that would be pushed if only their app were configured."""
+        lacking = [each for each in location.push_records if each.app_id not in self.apps]
+        return tuple([each for each in lacking if self.consents(each)])
+
     def target(self, device: str, location: Location, subscriber: Subscriber) -> Target:
         """The target that one device makes; of its flows the newest counts (RFC 5626 §7)."""
         device = without_reg_id(device)

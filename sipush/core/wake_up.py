@@ -31,6 +31,8 @@ class WakeUpOutcome(Enum):
     PUSH_FAILED = "push-failed"
     NEVER_CAME = "never-came"
     "The push was accepted, the device did not register in time."
+    NO_APP = "no-app"
+    "Its app is not configured (any more): nothing was pushed."
 
 
 @dataclass(slots=True)

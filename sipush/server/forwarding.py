@@ -15,6 +15,7 @@ from sipush import logs
 from sipush.core.bindings import (
     Aor,
     Location,
+    PushRecord,
     Subscriber,
     without_reg_id,
 )
@@ -153,6 +154,7 @@ class Forwarding:
         "wake_ups",
         "watched",
         "watched_flows",
+        "without_app",
     )
 
     # Not a dataclass: mypyc would look its types up in the proxy's module, which comes later.
@@ -196,6 +198,8 @@ class Forwarding:
         "The device at the other end of the dialog, when it is not waited for with a push."
         self.wake_ups: dict[str, WakeUp] = {}
         "By device: those that were pushed."
+        self.without_app: tuple[PushRecord, ...] = ()
+        "Of the devices that nothing can push."
         self.attempts: dict[int, _Attempt] = {}
         self.created_epoch = time.time()
         self._queue: list[Action] = []

@@ -568,6 +568,8 @@ class Proxy:
         forwarding.seen[subscriber.aor] = location
         assert forwarding.policy is not None
         targets = forwarding.policy.target_set(location, subscriber)
+        if subscriber.hold:
+            forwarding.without_app += forwarding.policy.without_app(location)
         if not any(target.wakeable for target in targets):
             return targets
         refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)

@@ -7,11 +7,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sipush.core.bindings import Platform, PushRecord
+from sipush.core.bindings import Platform, PushRecord, without_reg_id
+from sipush.core.branch import Branch
 from sipush.core.held_call import HeldCall
 from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.routing import caller, has_video
-from sipush.core.wake_up import WakeUp, freeze, outcome, seconds, thaw
+from sipush.core.wake_up import WakeUp, WakeUpOutcome, freeze, outcome, seconds, thaw
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.metrics import WAKE_SECONDS, WAKE_UPS
@@ -136,31 +137,67 @@ def registered(forwarding: Forwarding, device: str) -> None:
 
 
 def ended(forwarding: Forwarding) -> None:
-    """Nobody is waited for any more: one line for each device that was woken."""
+    """Nobody is waited for any more: one line for each device that was to be woken."""
     for device, wake_up in forwarding.wake_ups.items():
         _tell(forwarding, device, wake_up)
     forwarding.wake_ups.clear()
+    for record in forwarding.without_app:
+        _tell_if_asleep(forwarding, record)
+    forwarding.without_app = ()
 
 
 def _tell(forwarding: Forwarding, device: str, wake_up: WakeUp) -> None:
     """What a bill or a metric is made of."""
-    branches = [b for b in forwarding.context.branches if b.target.device == device]
+    branches = _branches(forwarding, device)
     woke_after = seconds(wake_up.pushed_at, wake_up.registered_at)
-    came = outcome(wake_up, branches).value
-    WAKE_UPS.counts[(came,)] += 1
     if woke_after is not None:
         WAKE_SECONDS.observe(woke_after)
-    forwarding.tell(
-        "wake_up",
-        outcome=came,
-        aor=wake_up.record.aor,
-        device=fingerprint(device),
-        app_id=wake_up.record.app_id,
-        platform=wake_up.record.platform.value,
-        push_id=forwarding.push_id,
+    _tell_of(
+        forwarding,
+        wake_up.record,
+        outcome(wake_up, branches),
         push_reason=wake_up.push.reason if wake_up.push else "",
         push_took=seconds(wake_up.pushed_at, wake_up.push_ended_at),
         woke_after=woke_after,
+    )
+
+
+def _tell_if_asleep(forwarding: Forwarding, record: PushRecord) -> None:
+    if any(branch.heard for branch in _branches(forwarding, _device(record))):
+        return
+    reason = f"no app {record.app_id} in the configuration"
+    _tell_of(
+        forwarding,
+        record,
+        WakeUpOutcome.NO_APP,
+        push_reason=reason,
+        push_took=None,
+        woke_after=None,
+    )
+
+
+def _device(record: PushRecord) -> str:
+    """Its name in the context."""
+    return f"{record.aor} {without_reg_id(record.device)}"
+
+
+def _branches(forwarding: Forwarding, device: str) -> list[Branch]:
+    return [branch for branch in forwarding.context.branches if branch.target.device == device]
+
+
+def _tell_of(
+    forwarding: Forwarding, record: PushRecord, came: WakeUpOutcome, **facts: object
+) -> None:
+    WAKE_UPS.counts[(came.value,)] += 1
+    forwarding.tell(
+        "wake_up",
+        outcome=came.value,
+        aor=record.aor,
+        device=fingerprint(_device(record)),
+        app_id=record.app_id,
+        platform=record.platform.value,
+        push_id=forwarding.push_id,
+        **facts,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sipush.core.wake_up import WakeUpOutcome
-from tests.e2e.daemon import OTHER_APP, in_time
+from tests.e2e.daemon import APP, OTHER_APP, in_time
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 
 TABLE = Path(__file__).parents[2] / "docs/response-context.md"
@@ -103,7 +103,8 @@ def rows() -> list[tuple[str, ...]]:
 async def test_each_wake_up_is_told_once_with_its_times(
     world: World, device: str, status: str, outcome: str, push_took: str, woke_after: str
 ) -> None:
-    daemon = await world.daemon(wake={"hold": 5.0, "tombstone": 4.0})
+    start = world.start if "app" in device else world.daemon  # one that is reloaded is its own
+    daemon = await start(wake={"hold": 5.0, "tombstone": 4.0})
     token = apns_token()
     push = x_push(token)
     await world.sleeping(daemon, "bob", "UDP", push)
@@ -111,9 +112,14 @@ async def test_each_wake_up_is_told_once_with_its_times(
         world.pushes.refuse(token, 410, "Unregistered")
     elif "service" in device:
         world.pushes.refuse(token, 403, "InvalidProviderToken")
+    elif "app" in device:
+        del daemon.settings["apps"][APP]
+        daemon.reload()
+        await daemon.log_event("reloaded")
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
-    await world.pushes.next()
+    if "app" not in device:
+        await world.pushes.next()
     if outcome in ("too-late", "not-needed"):
         await call.cancel()
         await daemon.log_event("failed", call_id=call.call_id, status=487)
