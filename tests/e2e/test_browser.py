@@ -14,6 +14,10 @@ from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.world import World, apns_token, x_push
 
 
+MEDIA_PATIENCE = 30.0
+"Seconds: ICE and DTLS repeat what was lost after one, two, four …, beside a browser that starts."
+
+
 @pytest.fixture
 def store_type() -> str:
     """Browsers do not depend on the store."""
@@ -96,7 +100,8 @@ async def test_a_browser_is_called_by_baresip_and_media_flows_both_ways(
     await bob.get("invited")
     await bob.do("phone.answer()")
     await in_time(alice.event("CALL_ESTABLISHED"), bob.get("confirmed"))
-    await in_time(alice.rtp_received(), bob.get("received(10)"))
+    media = alice.rtp_received(MEDIA_PATIENCE), bob.get("received(10)")
+    await in_time(*media, patience=MEDIA_PATIENCE)
     await bob.do("phone.hangUp()")
     await alice.event("CALL_CLOSED")
 
