@@ -13,7 +13,6 @@ from tests.e2e.browser import Browser, BrowserPhone, Site
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.world import World, apns_token, x_push
 
-
 MEDIA_PATIENCE = 30.0
 "Seconds: ICE and DTLS repeat what was lost after one, two, four …, beside a browser that starts."
 
