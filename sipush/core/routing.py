@@ -262,12 +262,11 @@ def _own_routes(
         elif at:
             user = parse_sip_uri(parse_name_addr(route).uri).user or ""
         ours = decode_route_token(user, call_id, key) if at else None
-        if ours is None and at:
-            way = decode_route_token(user, ANY_CALL, key) or way
+        through = decode_route_token(user, ANY_CALL, key) if at and ours is None else None
         # A connection that we opened may have a port of its own; nobody else makes our tokens.
-        if not (ours or way or realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri))):
+        if not (ours or through or realm.is_our_proxy(parse_sip_uri(parse_name_addr(route).uri))):
             break
-        token, own = ours or token, count
+        token, way, own = ours or token, through or way, count
     return token, way, own
 
 

@@ -57,6 +57,13 @@ def test_a_node_that_comes_by_the_path_gets_to_the_flow() -> None:
     assert not request.headers.values("route")
 
 
+def test_a_route_behind_that_of_the_node_stays() -> None:
+    behind = "<sip:proxy.example;lr>"
+    request = invite("sip:bob@198.51.100.7:49152", f"Route: {path()}", f"Route: {behind}")
+    assert isinstance(destination(request, REALM, route_key(KEY, NODE)), ToFlow)
+    assert request.headers.values("route") == [behind]
+
+
 @pytest.mark.parametrize(
     "route",
     [path(key=b"x" * 32), path(OTHER), path(NODE).replace("sip:", "sip:A")],
