@@ -37,18 +37,18 @@ def path_here(node: str, flow: str, aor: str, device: str, key: bytes) -> str:
 def path_to(binding: Binding, node: str) -> tuple[str, ...]:
     """The proxies between ``node``, our URI or empty, and the device: without ourselves."""
     path = binding.path
-    return () if node and is_of_node(binding) and path[0].endswith(_tail(node)) else path
+    return () if node and path and path[0].endswith(_tail(node)) else path
 
 
-def is_of_node(binding: Binding) -> bool:
-    """Whether its flow is that of a node, which ``path_to`` leads to unless it is ours."""
-    return bool(binding.path) and binding.path[0].endswith(f";{_MARK}>")
+def is_away(binding: Binding, node: str) -> bool:
+    """Whether another node has its flow."""
+    path = path_to(binding, node)
+    return bool(path) and path[0].endswith(f";{_MARK}>")
 
 
 def is_in_clear(binding: Binding, node: str) -> bool:
-    """Whether the way from here to the node that has its flow is without TLS."""
-    path = path_to(binding, node)
-    return is_of_node(binding) and bool(path) and not path[0].startswith("<sips:")
+    """Whether another node has its flow, and the way there is without TLS."""
+    return is_away(binding, node) and not binding.path[0].startswith("<sips:")
 
 
 def _tail(node: str) -> str:

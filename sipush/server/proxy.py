@@ -22,7 +22,7 @@ from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
-from sipush.core.nodes import is_in_clear, is_of_node, path_to, route_key
+from sipush.core.nodes import is_away, is_in_clear, path_to, route_key
 from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
@@ -440,14 +440,13 @@ class Proxy:
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
         """One side of a dialog, whose user has these bindings."""
         mine = [b for b in bindings if is_side(token, b, request.uri)]
-        away = [b for b in mine if is_of_node(b) and path_to(b, self.policy.node)]
-        names = [b.flow for b in mine if b not in away]
+        names = [b.flow for b in mine if not is_away(b, self.policy.node)]
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor and token.flow not in names:
             newest = filter(None, map(self.transports.flow, names))
             flow = next((each for each in newest if not each.closed), flow)
-        if away and not names:
-            newer = away[0]
+        if mine and not names:
+            newer = mine[0]
             return Target("dialog", request.uri, route=newer.path, edge=newer.flow, live=True)
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:

@@ -21,7 +21,6 @@ from sipush.push.provider import Leave
 if TYPE_CHECKING:
     from sipush.server.forwarding import Forwarding
 
-
 STORE_PAUSE = 1.0
 "Seconds before what could not be stored, though it must be, is tried again."
 
