@@ -11,6 +11,7 @@ UV := $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python
 INSTALL = install() { $(UV) "$$@" || $(PIP) install "$$@"; }; install --no-deps --require-hashes -r
 # Debian packages that the tests drive: a Redis, and phones that are not our own stack.
 TEST_PACKAGES := redis-server sip-tester baresip-core linphone-cli chromium iproute2 iptables faketime
+TEST_PACKAGES += sngrep
 # Debian's npm is large, and cannot stand beside a node from elsewhere, which brings one along.
 TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser

@@ -30,6 +30,7 @@ from sipush.config_values import (
     Fallback,
     FilePath,
     HostPort,
+    HostPortOrEmpty,
     HttpUrl,
     IpAddress,
     Md5Hex,
@@ -40,6 +41,7 @@ from sipush.config_values import (
     RedisUrl,
     Seconds,
     ServerUri,
+    ServerUriOrEmpty,
     Sha256Hex,
     SipUriText,
 )
@@ -300,7 +302,7 @@ class PeerConfig(Section):
 class NodeConfig(Section):
     """``[node]``: this server among several on one Redis."""
 
-    uri: ServerUri | Literal[""] = ""
+    uri: ServerUriOrEmpty = ""
     "How the others reach it. Empty: it is alone."
 
 
@@ -309,6 +311,21 @@ class MetricsConfig(Section):
 
     listen: Annotated[str, Field(pattern=r"^(.+:\d{1,5})?$")] = ""
     "host:port to answer ``GET /metrics`` on; empty: nowhere."
+
+
+class HepConfig(Section):
+    """``[hep]``: a copy of every SIP message, for a capture server such as Homer."""
+
+    send_to: HostPortOrEmpty = ""
+    "host[:port], by UDP; empty: nothing is copied."
+    agent_id: Annotated[int, Field(ge=0, lt=1 << 32)] = 1
+    "Which of its capture agents this server is."
+    node_name: Annotated[str, Field(max_length=255)] = ""
+    "The same in words; empty: the number alone."
+    key_file: FilePath | None = None
+    "The key of the capture server, first line of the file. It is sent as it is."
+    bodies: bool = False
+    "Whether bodies that are not SDP are copied too: texts, DTMF digits, where a caller is."
 
 
 class LogConfig(Section):
@@ -413,6 +430,7 @@ class Config(Section):
     node: NodeConfig = NodeConfig()
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
+    hep: HepConfig = HepConfig()
 
 
 def load(path: Path) -> Config:

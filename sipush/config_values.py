@@ -67,6 +67,10 @@ def _host_port(value: str) -> str:
     return value
 
 
+def _or_empty(check: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda value: value and check(value)
+
+
 def _domain(value: str) -> str:
     if parse_sip_uri(f"sip:{value}").host != value.lower():
         raise ValueError
@@ -167,13 +171,13 @@ Network = Annotated[
     BeforeValidator(_guard("an IP address, or a network such as 192.0.2.0/24", _network)),
 ]
 HostPort = Annotated[str, AfterValidator(_guard("host or host:port", _host_port))]
+HostPortOrEmpty = Annotated[str, AfterValidator(_guard("host or host:port", _or_empty(_host_port)))]
 Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
 _A_SIP_URI = "a SIP URI such as sip:voicemail@pbx.example.com"
 SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]
-ServerUri = Annotated[
-    str,
-    AfterValidator(_guard("a SIP URI without a user, such as sip:pbx.example.com", _server)),
-]
+_A_SERVER_URI = "a SIP URI without a user, such as sip:pbx.example.com"
+ServerUri = Annotated[str, AfterValidator(_guard(_A_SERVER_URI, _server))]
+ServerUriOrEmpty = Annotated[str, AfterValidator(_guard(_A_SERVER_URI, _or_empty(_server)))]
 Fallback = Annotated[
     str | dict[str, str],
     BeforeValidator(_guard(f"{_A_SIP_URI}, or a table of them by cause", _fallback)),

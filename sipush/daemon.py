@@ -51,6 +51,7 @@ from sipush.sip.message import Request
 from sipush.sip.timers import Timers
 from sipush.transport.address import format_address, source_ip
 from sipush.transport.listeners import Listeners
+from sipush.transport.mirror import Mirror
 from sipush.transport.resolver import Resolver
 from sipush.transport.tls import Certificate, client_context
 from sipush.turns import Turns
@@ -79,6 +80,7 @@ def check(config: Config) -> list[Certificate]:
     Raises ConfigError.
     """
     build_apps(config.apps)
+    _mirror(config)
     return _listeners(config).certificates
 
 
@@ -91,6 +93,7 @@ class Daemon:
         self._config = config
         self._store: LocationStore = make_store(config.store)
         self._listeners = _listeners(config)
+        self._mirror = _mirror(config)
         self._turns = Turns()
         self._dispatcher = Dispatcher(build_apps(config.apps), self._turns)
         self._bucket = PushBucket()
@@ -111,6 +114,7 @@ class Daemon:
             keeper = GateKeeper(self._gate, self._layer, self._is_vital, self._turns)
             # A CANCEL that came before its call goes on would be answered with 481.
             keeper.hold_back()
+            self._mirror_to(self._mirror)
             await self._listeners.open(keeper)
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
@@ -254,6 +258,7 @@ class Daemon:
         try:
             config = load(self._path)
             apps = build_apps(config.apps)
+            mirror = _mirror(config)
             self._listeners.reload_certificates()
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
@@ -268,6 +273,7 @@ class Daemon:
         self._proxy.policy = policies.proxy_policy(config)
         self._messages.policy = policies.message_policy(config)
         self._take_over_limits(config)
+        self._replace_mirror(mirror)
         self._warn_of_certificates()
         log.info("reloaded", users=len(config.users), apps=sorted(config.apps))
         self._tasks.spawn(self._tell_who_has_no_address())
@@ -280,6 +286,19 @@ class Daemon:
         self._gate.guesses.window = config.limits.failure_window
         self._held_call_limits.per_caller = config.limits.held_calls_per_caller
         self._held_call_limits.per_callee = config.limits.held_calls_per_callee
+
+    def _replace_mirror(self, mirror: Mirror | None) -> None:
+        old = self._mirror
+        if old is None or mirror is None or not mirror.is_like(old):
+            if old is not None:
+                old.close()
+            self._mirror_to(mirror)
+
+    def _mirror_to(self, mirror: Mirror | None) -> None:
+        self._mirror = mirror
+        self._listeners.mirror_to(mirror)
+        if mirror is not None:
+            mirror.open()
 
     async def _drain(self) -> None:
         """Accept no new calls, finish those that are being set up, for a while."""
@@ -308,6 +327,8 @@ class Daemon:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
         await self._listeners.close()
+        if self._mirror is not None:
+            self._mirror.close()
         await self._store.close()
         log.info("stopped")
 
@@ -459,6 +480,11 @@ def _listeners(config: Config) -> Listeners:
         policies.transport_limits(config),
         client_context(ca_file) if ca_file else None,
     )
+
+
+def _mirror(config: Config) -> Mirror | None:
+    """Not open yet. Raises ConfigError."""
+    return Mirror(config.hep) if config.hep.send_to else None
 
 
 def new_id() -> str:

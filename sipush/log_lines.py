@@ -18,7 +18,7 @@ _SECRET_KEY = re.compile(
     r"|^(private_key|response|device_uid|pn_tok)$"
 )
 # Strangers choose what is searched: each run of characters is gone through once.
-_SECRET_TEXT = re.compile(
+SECRET_TEXT = re.compile(
     r"""
     (?P<label>
         (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
@@ -57,7 +57,7 @@ def redact_text(text: str) -> str:
     """The text without the tokens, passwords and digests in it."""
     if len(text) < _SHORTEST_TOKEN and text.isascii() and not _MAY_LEAD_TO_SECRET(text.lower()):
         return text
-    return _SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
+    return SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
 
 
 def printable(text: str) -> str:

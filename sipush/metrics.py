@@ -50,6 +50,10 @@ WAKE_SECONDS = Histogram(
     "From the push to the REGISTER of the woken device.",
     buckets=(0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60),
 )
+HEP_PACKETS = Tally(
+    "sipush_hep_packets", "Copies of SIP messages for a capture server.", ["outcome"]
+)
+HEP_PACKETS.counts.update({("sent",): 0, ("lost",): 0})
 CERTIFICATE_EXPIRES = Gauge(
     "sipush_certificate_expires_timestamp_seconds", "When a certificate runs out.", ["file"]
 )

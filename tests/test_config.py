@@ -207,6 +207,11 @@ WRONG = [
         'node.uri: has no use for store.type = "sqlite" (allowed: with "redis")',
     ),
     (
+        'node = {uri = "192.0.2.31"}',
+        'node.uri: is "192.0.2.31" '
+        "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",
+    ),
+    (
         'domains.localhost.route = ["sip:700@192.0.2.10"]',
         'domains.localhost.route[0]: is "sip:700@192.0.2.10" '
         "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",
@@ -242,6 +247,15 @@ WRONG = [
     (
         'store.redis.sentinels = ["redis://10.0.0.1"]',
         'store.redis.sentinels[0]: is "redis://10.0.0.1" (allowed: host or host:port)',
+    ),
+    (
+        'hep.send_to = "udp:10.0.0.9:9060"',
+        'hep.send_to: is "udp:10.0.0.9:9060" (allowed: host or host:port)',
+    ),
+    ("hep.agent_id = 4294967296", "hep.agent_id: is 4294967296 (allowed: less than 4294967296)"),
+    (
+        'hep.key_file = "/none"',
+        'hep.key_file: is "/none" (allowed: a file that exists and that this user may read)',
     ),
     (
         '[[peers]]\nname = "pbx"\naddress = "10.0.0.1/8"',

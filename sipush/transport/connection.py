@@ -14,6 +14,7 @@ from sipush.errors import MessageError, TransportError
 from sipush.sip.message import Message
 from sipush.transport.address import ListenAddress, format_address
 from sipush.transport.flow import Address, Receiver
+from sipush.transport.mirror import Mirror
 
 _KEEP_ALIVE = {
     socket.TCP_KEEPIDLE: 120,
@@ -54,6 +55,8 @@ class ConnectionTable:
         self.limits = limits
         self.receiver: Receiver
         "To be set before the first connection."
+        self.mirror: Mirror | None = None
+        "Gets a copy of every message."
         self._open: dict[str, Connection] = {}
         self._incoming: Counter[str] = Counter()
         self._expected = 0
@@ -207,6 +210,8 @@ class Connection(asyncio.Protocol):
         self._send(data)
         if self._wire.is_closing():
             raise TransportError(f"{self.name}: broken, or the peer does not read")
+        if self._table.mirror is not None:
+            self._table.mirror.sent(self, data)
 
     def close(self) -> None:
         """Close after what is queued, or after ``close_timeout``."""
@@ -228,10 +233,18 @@ class Connection(asyncio.Protocol):
             self._wire.write(data)
 
     def _handle(self, message: Message | MessageError) -> None:
+        if self._table.mirror is not None:
+            self._mirror(self._table.mirror, message)
         if isinstance(message, MessageError):
             self._receiver.malformed_received(self, message)
         else:
             self._receiver.message_received(self, message)
+
+    def _mirror(self, mirror: Mirror, message: Message | MessageError) -> None:
+        """What was framed is as it came, byte for byte."""
+        whole = message.message if isinstance(message, MessageError) else message
+        if whole is not None:
+            mirror.received(self, whole.to_bytes())
 
     def _pong(self) -> None:
         """Answer the double CRLF of RFC 5626 §4.4.1."""

@@ -23,6 +23,7 @@ from sipush.transport.address import (
 from sipush.transport.connection import Connection, ConnectionTable, Limits
 from sipush.transport.flow import Address, Flow, Receiver
 from sipush.transport.handshake import TlsHandshake
+from sipush.transport.mirror import Mirror
 from sipush.transport.stream import StreamConnection
 from sipush.transport.tls import Certificate, ServerTls, client_context
 from sipush.transport.udp import UdpListener
@@ -80,6 +81,7 @@ class Listeners:
         )
         if transport == "UDP":
             self._udp[address] = UdpListener(sock, address, receiver)
+            self._udp[address].mirror = self._table.mirror
             return
         try:
             self._servers[address] = await asyncio.get_running_loop().create_server(
@@ -104,6 +106,12 @@ class Listeners:
     def limit(self, limits: Limits) -> None:
         """Have other limits for connections to come."""
         self._table.limits = limits
+
+    def mirror_to(self, mirror: Mirror | None) -> None:
+        """Have a copy of every message from now on go there; None: nowhere."""
+        self._table.mirror = mirror
+        for listener in self._udp.values():
+            listener.mirror = mirror
 
     def stop_accepting(self) -> None:
         """Take no new connections; open ones and UDP go on, for calls that must still end."""

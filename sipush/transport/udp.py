@@ -18,6 +18,7 @@ from sipush.errors import MessageError, TransportError
 from sipush.sip.message import parse_datagram
 from sipush.transport.address import ListenAddress, family_of, format_address, parse_address
 from sipush.transport.flow import Address, Receiver
+from sipush.transport.mirror import Mirror
 from sipush.transport.stun import binding_response
 
 BATCH: Final = 256
@@ -81,7 +82,10 @@ class UdpFlow:
 
     def send(self, data: bytes) -> None:
         """Send one datagram; lost without a word when the socket's buffer is full."""
-        self._listener.send(data, self._target, self._ancillary)
+        listener = self._listener
+        listener.send(data, self._target, self._ancillary)
+        if listener.mirror is not None:
+            listener.mirror.sent(self, data)
 
     def close(self) -> None:
         """Nothing: there is no connection."""
@@ -102,6 +106,8 @@ class UdpListener:
         self.address = address
         self.unsent = 0
         "Datagrams dropped because the socket's buffer was full."
+        self.mirror: Mirror | None = None
+        "Gets a copy of every message."
         self._sock = sock
         self._receiver = receiver
         self._flows: dict[tuple[_SocketAddress, bytes], UdpFlow] = {}
@@ -220,6 +226,8 @@ class UdpListener:
         if len(data) < MIN_MESSAGE:
             self._receiver.flow_active(flow)
             return
+        if self.mirror is not None:
+            self.mirror.received(flow, data)
         try:
             message = parse_datagram(data)
         except MessageError as error:
