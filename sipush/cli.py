@@ -64,7 +64,7 @@ def _summary(config: Config) -> list[tuple[str, str]]:
         "memory": "forgets at exit",
     }[config.store.type]
     services = {
-        app_id: [name for name in ("apns", "fcm", "webhook") if getattr(app, name)]
+        app_id: [name for name in ("apns", "fcm", "webpush", "webhook") if getattr(app, name)]
         for app_id, app in config.apps.items()
     }
     apps = [f"{app_id} ({', '.join(names)})" for app_id, names in services.items()]

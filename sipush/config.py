@@ -24,6 +24,7 @@ from sipush.config_checks import contradictions
 from sipush.config_problems import describe, refuse
 from sipush.config_values import (
     Address,
+    ContactUri,
     DataPath,
     Domain,
     EmergencyNumber,
@@ -38,6 +39,7 @@ from sipush.config_values import (
     Network,
     Payload,
     Port,
+    PushHost,
     RedisUrl,
     Seconds,
     ServerUri,
@@ -222,6 +224,23 @@ class FcmConfig(Section):
     ca_file: FilePath | None = None
 
 
+class WebpushConfig(Section):
+    """``[apps."<app-id>".webpush]``: browsers (RFC 8030), with VAPID (RFC 8292)."""
+
+    key_file: FilePath
+    "The private key, EC P-256 in PEM, that subscriptions are made for."
+    subject: ContactUri
+    "Whom the push services may write to when something is wrong with our pushes."
+    hosts: Annotated[list[PushHost], Field(min_length=1)] = [
+        "fcm.googleapis.com",
+        "updates.push.services.mozilla.com",
+        "*.push.apple.com",
+        "*.notify.windows.com",
+    ]
+    "The push services that may be asked: a browser chooses the URL."
+    ca_file: FilePath | None = None
+
+
 class WebhookConfig(Section):
     """``[apps."<app-id>".webhook]``: ``call.mobile_push_wakeup`` to the app's operator."""
 
@@ -241,6 +260,7 @@ class AppConfig(Section):
     push: Literal["when-unreachable", "always"] | None = None
     apns: ApnsConfig | None = None
     fcm: FcmConfig | None = None
+    webpush: WebpushConfig | None = None
     webhook: WebhookConfig | None = None
 
 
@@ -369,8 +389,8 @@ def _check_expires(registration: RegistrationConfig) -> RegistrationConfig:
 
 
 def _check_app(app: AppConfig) -> AppConfig:
-    if not (app.apns or app.fcm or app.webhook):
-        refuse("has no push service (allowed: at least one of apns, fcm, webhook)")
+    if not (app.apns or app.fcm or app.webpush or app.webhook):
+        refuse("has no push service (allowed: at least one of apns, fcm, webpush, webhook)")
     return app
 
 

@@ -71,6 +71,16 @@ def _or_empty(check: Callable[[str], str]) -> Callable[[str], str]:
     return lambda value: value and check(value)
 
 
+def _push_host(value: str) -> str:
+    return _host_port(value.removeprefix("*.")) and value.lower()
+
+
+def _contact(value: str) -> str:
+    if not re.fullmatch(r"mailto:[^\s@]+@[^\s@]+|https://\S+", value):
+        raise ValueError
+    return value
+
+
 def _domain(value: str) -> str:
     if parse_sip_uri(f"sip:{value}").host != value.lower():
         raise ValueError
@@ -172,6 +182,14 @@ Network = Annotated[
 ]
 HostPort = Annotated[str, AfterValidator(_guard("host or host:port", _host_port))]
 HostPortOrEmpty = Annotated[str, AfterValidator(_guard("host or host:port", _or_empty(_host_port)))]
+PushHost = Annotated[
+    str,
+    AfterValidator(_guard("host, host:port, or *.domain for all hosts in it", _push_host)),
+]
+ContactUri = Annotated[
+    str,
+    AfterValidator(_guard("a mailto: or https: URI such as mailto:ops@example.com", _contact)),
+]
 Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
 _A_SIP_URI = "a SIP URI such as sip:voicemail@pbx.example.com"
 SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]

@@ -32,7 +32,8 @@ from sipush.core.routing import Realm
 from sipush.errors import ConfigError, LocationError, TransportError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
-from sipush.push.dispatcher import Dispatcher, build_apps
+from sipush.push.apps import build_apps, vapid_keys
+from sipush.push.dispatcher import Dispatcher
 from sipush.server.endpoint import Endpoint
 from sipush.server.gate import Gate, GateKeeper
 from sipush.server.held_calls import HeldCalls
@@ -95,7 +96,9 @@ class Daemon:
         self._listeners = _listeners(config)
         self._mirror = _mirror(config)
         self._turns = Turns()
-        self._dispatcher = Dispatcher(build_apps(config.apps), self._turns)
+        apps = build_apps(config.apps)
+        self._vapid_keys = vapid_keys(apps)
+        self._dispatcher = Dispatcher(apps, self._turns)
         self._bucket = PushBucket()
         self._held_calls = HeldCalls(self._store)
         self._tasks = Tasks()
@@ -159,7 +162,7 @@ class Daemon:
         )
         self._registrar = Registrar(
             realm,
-            policies.registration_policy(config),
+            policies.registration_policy(config, self._vapid_keys),
             authenticator,
             self._store,
             locations,
@@ -269,7 +272,7 @@ class Daemon:
         self._config = config
         self._dispatcher.replace(apps)
         self._subscribers.replace(policies.subscribers(config.users))
-        self._registrar.policy = policies.registration_policy(config)
+        self._registrar.policy = policies.registration_policy(config, vapid_keys(apps))
         self._proxy.policy = policies.proxy_policy(config)
         self._messages.policy = policies.message_policy(config)
         self._take_over_limits(config)

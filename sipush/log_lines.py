@@ -14,7 +14,7 @@ from typing import Any
 REDACTED = "[redacted]"
 
 _SECRET_KEY = re.compile(
-    r"(^|_)(token|tokens|password|secret|authorization|jwt|credentials|ha1|prid)(_(md5|sha256))?$"
+    r"(^|_)(token|tokens|password|secret|authorization|jwt|credentials|ha1|prid|auth)(_(md5|sha256))?$"
     r"|^(private_key|response|device_uid|pn_tok)$"
 )
 # Strangers choose what is searched: each run of characters is gone through once.
@@ -23,7 +23,7 @@ SECRET_TEXT = re.compile(
     (?P<label>
         (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
       | \b(?:bearer|basic)\s+
-      | \b(?:response|device-uid|pn-prid|pn-tok|password|access_token|ha1_md5|ha1_sha256)
+      | \b(?:response|device-uid|pn-prid|pn-tok|auth|password|access_token|ha1_md5|ha1_sha256)
         ["']?\s*[:=]\s*["']?
       | (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
     )
@@ -48,8 +48,7 @@ _LONGEST = 2000
 
 #: Without any of these a text that is shorter than every token holds nothing to redact.
 _MAY_LEAD_TO_SECRET = re.compile(
-    "authorization|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_"
-    "|://|eyj"
+    "auth|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_|://|eyj"
 ).search
 
 

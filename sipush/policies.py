@@ -68,13 +68,17 @@ def subscribers(users: Mapping[Aor, UserConfig]) -> dict[Aor, Subscriber]:
     }
 
 
-def registration_policy(config: Config) -> RegistrationPolicy:
+def registration_policy(config: Config, vapid_keys: Mapping[str, str]) -> RegistrationPolicy:
     """The ``[registration]`` section and what the apps can be pushed with."""
     values = config.registration.model_dump(exclude={"nonce_lifetime", "algorithms"})
     return RegistrationPolicy(
         **values,
         max_push_records=config.limits.push_records,
         apps={app_id: services(app) for app_id, app in config.apps.items()},
+        push_hosts={
+            app_id: tuple(app.webpush.hosts) for app_id, app in config.apps.items() if app.webpush
+        },
+        vapid_keys=vapid_keys,
         node=config.node.uri,
     )
 

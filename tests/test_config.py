@@ -129,7 +129,17 @@ WRONG = [
     ),
     (
         '[apps."com.x"]',
-        'apps."com.x": has no push service (allowed: at least one of apns, fcm, webhook)',
+        'apps."com.x": has no push service (allowed: at least one of apns, fcm, webpush, webhook)',
+    ),
+    (
+        '[apps.x.webpush]\nkey_file = "/etc/passwd"\nsubject = "ops@example.com"',
+        'apps.x.webpush.subject: is "ops@example.com" '
+        "(allowed: a mailto: or https: URI such as mailto:ops@example.com)",
+    ),
+    (
+        '[apps.x.webpush]\nkey_file = "/etc/passwd"\nsubject = "mailto:o@h"\nhosts = ["https://h"]',
+        'apps.x.webpush.hosts[0]: is "https://h" '
+        "(allowed: host, host:port, or *.domain for all hosts in it)",
     ),
     (
         '[apps.x]\npayload = "dialstak"\n'

@@ -104,6 +104,8 @@ def test_libraries_are_heard_from_warning_on() -> None:
         "pn_prid",
         "response",
         "jwt",
+        "auth",
+        "pn-auth",
     ],
 )
 def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
@@ -118,6 +120,10 @@ def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
         (f"X-Push: device-os=ios;device-uid={APNS_TOKEN}|{APNS_TOKEN[::-1]};a=b", "fe1b"),
         ("X-Push: device-os=android;device-uid=short-tok|second;allow-call-push=true", "second"),
         ("Contact: <sip:1@h;pn-provider=apns;pn-prid=abc:voip&def:remote>", "abc"),
+        ("X-Push: device-os=web;p256dh=BCVx;auth=BTBZMqHH6r4T;app-id=com.example.web", "BTBZMq"),
+        ("Contact: <sip:1@h;pn-prid=https:%2F%2Fpush.example%2Faa11;pn-auth=BTBZMqHH>", "aa11"),
+        ("Contact: <sip:1@h;pn-prid=https:%2F%2Fpush.example%2Faa11;pn-auth=BTBZMqHH>", "BTBZMq"),
+        ('device-uid="https://push.example/s/aa11?v=2";p256dh=BCVx', "aa11"),
         ('Authorization: Digest username="101", nonce="n", response="0f1e2d"\r\nTo: x', "0f1e2d"),
         ('Proxy-Authorization: Digest response="0f1e2d", username="101"', "0f1e2d"),
         ('{"Authorization": "Bearer abc.def"}', "abc.def"),

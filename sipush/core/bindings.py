@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
+from sipush.core.web_push import has_keys
 from sipush.sip.push_params import LINPHONE, NO_EXTRA, RFC8599
 
 Aor = str
@@ -80,8 +82,14 @@ class Platform(Enum):
 
     APNS = "apns"
     FCM = "fcm"
+    WEBPUSH = "webpush"
     WEBHOOK = "webhook"
     "No service of its own: the app's operator is told by webhook."
+
+
+SILENT: Final = (Platform.FCM, Platform.WEBHOOK)
+"""Whose pushes need not be seen. Apple wants each VoIP push reported as a call, and a browser each
+of its pushes shown to the user."""
 
 
 @dataclass(slots=True, init=False)
@@ -94,15 +102,16 @@ class PushRecord:
     platform: Platform
     app_id: str
     call_token: str
-    "Token for calls: VoIP for APNs. Empty: calls go to ``message_token`` as an alert."
+    """Token for calls: VoIP for APNs, the endpoint for Web Push. Empty: calls go to
+    ``message_token`` as an alert."""
     message_token: str
-    "Token for messages; for FCM the same as ``call_token``."
+    "Token for messages; but for APNs the same as ``call_token``."
     allow_call: bool
     allow_message: bool
     dialect: str
     "Header name(s) it came in, comma-separated; ``rfc8599``; ``linphone``."
     extra: Mapping[str, str]
-    "Parameters we do not know, kept (``pn-param`` among them)."
+    "Other parameters, kept (``pn-param`` among them, and the keys of a Web Push subscription)."
     updated_epoch: float
     expires_epoch: float
 
@@ -142,6 +151,16 @@ class PushRecord:
         out, or with the binding (RFC 8599 §4.1.2, §5.5).
         """
         return self.dialect not in (RFC8599, LINPHONE)
+
+    @property
+    def hears_of_the_end(self) -> bool:
+        """Whether a push can say that the call of an earlier one is over.
+
+        To APNs it would be a second call, and a Web Push without keys says nothing.
+        """
+        if self.platform is Platform.WEBPUSH:
+            return has_keys(self.extra)
+        return self.platform is not Platform.APNS
 
     def same_tokens(self, other: PushRecord) -> bool:
         """Whether both wake by the same tokens of the same app (compare-and-delete)."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Final, assert_never
 
 from sipush.core.bindings import (
+    SILENT,
     Aor,
     Binding,
     Location,
@@ -20,6 +21,7 @@ from sipush.core.bindings import (
 )
 from sipush.core.nodes import path_here
 from sipush.core.outbound import purr
+from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
 from sipush.sip.grammar import number, quote_string, unquote_string
@@ -73,6 +75,10 @@ class RegistrationPolicy:
     "How long a push record outlives the last REGISTER."
     apps: Mapping[str, frozenset[Platform]] = field(default_factory=dict)
     "The services configured for each app-id."
+    push_hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    "Of each app-id that has Web Push: where the subscriptions of its browsers may be."
+    vapid_keys: Mapping[str, str] = field(default_factory=dict)
+    "Of the same: the key that subscriptions are made with (RFC 8292 §3.2)."
     node: str = ""
     "Our URI for the other nodes on the store; empty: there are none."
 
@@ -409,20 +415,33 @@ class _Register:
         if not push.token:
             self._offer(push)
             return
+        if not push.app_id:
+            push = replace(push, app_id=_only_web_app(self.policy))
         platform = _platform(push, self.policy.apps.get(push.app_id, _NO_SERVICE))
-        if platform is None:
-            known = push.app_id in self.policy.apps
-            self._warn(
-                f"no push service for this platform in app-id {push.app_id[:100]}"
-                if known
-                else f"unknown app-id {push.app_id[:100]}"
-            )
+        fault = self._unusable(push, platform) if platform in (None, Platform.WEBPUSH) else ""
+        if platform is None or fault:
+            self._warn(fault)
             return
         self.push += (self._record(push, platform, device),)
         if push.dialect == RFC8599:
             self._accept_by_feature_caps(push, platform, device, expires or 0, refreshes_itself)
         else:
             self._accept(push)
+
+    def _unusable(self, push: PushParams, platform: Platform | None) -> str:
+        """Why nobody can be woken by it, or nothing."""
+        if not push.app_id:
+            return "app-id is missing"
+        if push.app_id not in self.policy.apps:
+            return f"unknown app-id {push.app_id[:100]}"
+        if platform is None:
+            return f"no push service for this platform in app-id {push.app_id[:100]}"
+        if platform is Platform.WEBPUSH:
+            try:
+                read_subscription(push.token, push.extra, self.policy.push_hosts[push.app_id])
+            except UnusableSubscriptionError as error:
+                return str(error)
+        return ""
 
     def _record(self, push: PushParams, platform: Platform, device: str) -> PushRecord:
         return PushRecord(
@@ -461,10 +480,10 @@ class _Register:
     ) -> None:
         """Say that push will work, and what else there is (RFC 8599 §5.4, §5.5, §6.2.1).
 
-        Every VoIP push of Apple's must be reported as a call: it wakes for nothing else.
+        Who must show each push is pushed for nothing else than calls and messages.
         """
-        caps = _pns(push.extra["pn-provider"])
-        quiet = platform is not Platform.APNS
+        caps = self._pns(push.extra["pn-provider"], push.app_id)
+        quiet = platform in SILENT
         shortest = min(SHORTEST_REFRESHED, self.policy.max_expires)
         if quiet and expires < shortest:
             raise _TooBriefError(shortest)
@@ -481,9 +500,16 @@ class _Register:
         """``pn-provider`` without ``pn-prid`` asks what is supported (RFC 8599 §4.1.2)."""
         if push.dialect != RFC8599:
             return
+        app_id = push.app_id or _only_web_app(self.policy)
         for provider in _served(self.policy):
             if push.provider in ("", provider):
-                self._answer("Feature-Caps", _pns(push.extra["pn-provider"] or provider))
+                name = push.extra["pn-provider"] or provider
+                self._answer("Feature-Caps", self._pns(name, app_id))
+
+    def _pns(self, provider: str, app_id: str) -> str:
+        """What we push by (RFC 8599 §8.2), for browsers with the key to subscribe with (§8.3)."""
+        key = self.policy.vapid_keys.get(app_id) if provider.lower() == "webpush" else None
+        return f'*;+sip.pns="{provider}"' + (f';+sip.vapid="{key}"' if key else "")
 
     def _reject_unless_pushed_by_another(self, provider: str, *, asks: bool = False) -> None:
         """A registrar without apps leaves push alone, as one that knows nothing of it.
@@ -511,7 +537,7 @@ _BY_URI: Final = frozenset({RFC8599, LINPHONE})
 _FLAG: Final = {True: "true", False: "false"}
 _NOTHING: Final = Location()
 _NO_SERVICE: Final[frozenset[Platform]] = frozenset()
-_OWN: Final = {"apns": Platform.APNS, "fcm": Platform.FCM}
+_OWN: Final = {"apns": Platform.APNS, "fcm": Platform.FCM, "webpush": Platform.WEBPUSH}
 
 
 def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | None:
@@ -525,12 +551,14 @@ def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | Non
 def _served(policy: RegistrationPolicy) -> list[str]:
     """The values of ``pn-provider`` that some app can be pushed by."""
     services = _NO_SERVICE.union(*policy.apps.values())
-    own = (Platform.APNS, Platform.FCM)
-    return [p.value for p in own if p in services or Platform.WEBHOOK in services]
+    if Platform.WEBHOOK in services:
+        services |= {Platform.APNS, Platform.FCM}
+    return [provider for provider, platform in _OWN.items() if platform in services]
 
 
-def _pns(provider: str) -> str:
-    return f'*;+sip.pns="{provider}"'
+def _only_web_app(policy: RegistrationPolicy) -> str:
+    """The one app for browsers, if there is one and no other."""
+    return next(iter(policy.push_hosts)) if len(policy.push_hosts) == 1 else ""
 
 
 def _pushed_by_another(request: Request, provider: str = "") -> bool:

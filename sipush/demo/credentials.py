@@ -1,8 +1,9 @@
-"""Throwaway credentials for the local push service: a CA, an APNs key, a service account."""
+"""Throwaway credentials for the local push service: a CA, keys, a service account."""
 
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -43,6 +44,19 @@ class Credentials:
         return self.directory / "AuthKey.p8"
 
     @property
+    def vapid_key_file(self) -> Path:
+        return self.directory / "vapid.pem"
+
+    @property
+    def application_server_key(self) -> str:
+        "The public half of that key, as browsers take it."
+        key = serialization.load_pem_private_key(self.vapid_key_file.read_bytes(), None)
+        point = key.public_key().public_bytes(
+            serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+        )
+        return urlsafe_b64encode(point).decode().rstrip("=")
+
+    @property
     def service_account_file(self) -> Path:
         "Written once the service knows its port (``write_service_account``)."
         return self.directory / "service-account.json"
@@ -56,8 +70,8 @@ class Credentials:
         """Make a fresh set in an existing directory."""
         credentials = cls(directory)
         _write_server_certificate(credentials)
-        apns_key = ec.generate_private_key(ec.SECP256R1())
-        credentials.apns_key_file.write_bytes(_pem(apns_key))
+        for key_file in (credentials.apns_key_file, credentials.vapid_key_file):
+            key_file.write_bytes(_pem(ec.generate_private_key(ec.SECP256R1())))
         credentials.webhook_secret_file.write_text("whsec_only-for-tests\n")
         credentials.write_service_account("https://localhost/token")
         return credentials

@@ -1,4 +1,4 @@
-"""What Apple, Google and a webhook's receiver check in a push, as their documents say."""
+"""What push services and a webhook's receiver check in a push, as their documents say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import time
+from base64 import urlsafe_b64decode
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -184,6 +185,66 @@ def _check_fcm_message(message: Any) -> list[Violation]:
     return found
 
 
+class WebpushChecks:
+    """The rules of ``POST`` to a push resource: RFC 8030 §5, RFC 8291 §4, RFC 8292 §4."""
+
+    def __init__(self, application_server_key: str, origin: str) -> None:
+        """The key that all subscriptions were made with, and where they are."""
+        self._key = application_server_key
+        self._origin = origin
+
+    def check(self, request: HttpRequest) -> list[Violation]:
+        """Everything wrong that can be seen without the browser's keys, the most serious first."""
+        return [
+            *self._check_authorization(request.headers.get("authorization", "")),
+            *_check_webpush_headers(request),
+            *_check_webpush_body(request),
+        ]
+
+    def _check_authorization(self, authorization: str) -> list[Violation]:
+        match = re.fullmatch(r"vapid t=([\w.-]+), *k=([\w-]+)", authorization)
+        if match is None:
+            return [Violation(401, "Unauthorized", "no vapid token and key")]
+        token, key = match.groups()
+        if key != self._key:
+            return [Violation(403, "VapidPkHashMismatch", "not the key of the subscription")]
+        try:
+            claims = jwt.decode(token, _public_key(key), ["ES256"], audience=self._origin)
+        except jwt.PyJWTError as error:
+            return [Violation(403, "BadJwtToken", str(error))]
+        if not isinstance(claims.get("exp"), int) or claims["exp"] > time.time() + 86400:
+            return [Violation(403, "BadJwtToken", "exp is not within the next 24 hours")]
+        if not re.fullmatch(r"mailto:\S+@\S+|https://\S+", claims.get("sub", "")):
+            return [Violation(403, "BadJwtToken", "sub is neither mailto: nor https:")]
+        return []
+
+
+def _check_webpush_headers(request: HttpRequest) -> list[Violation]:
+    headers, found = request.headers, []
+    if request.method != "POST":
+        found.append(Violation(405, "MethodNotAllowed", request.method))
+    if not re.fullmatch(r"[0-9]+", headers.get("ttl", "")):
+        found.append(Violation(400, "BadTtl", f"TTL {headers.get('ttl')!r}"))
+    if headers.get("urgency") != "high":
+        found.append(Violation(400, "BadUrgency", "a call or message is urgent"))
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", headers.get("topic", "")):
+        found.append(Violation(400, "BadWebPushTopic", f"Topic {headers.get('topic')!r}"))
+    return found
+
+
+def _check_webpush_body(request: HttpRequest) -> list[Violation]:
+    body = request.body
+    if not body:  # carries nothing: RFC 8030 §5
+        return []
+    if request.headers.get("content-encoding") != "aes128gcm":
+        return [Violation(415, "UnsupportedMediaType", "not aes128gcm")]
+    if len(body) > 4096:
+        return [Violation(413, "PayloadTooLarge", f"{len(body)} bytes")]
+    if len(body) < 103 or int.from_bytes(body[16:20], "big") < len(body) - 86 or body[20] != 65:
+        return [Violation(400, "BadEncoding", "not one record, with a P-256 key as its keyid")]
+    return []
+
+
 def check_webhook(request: HttpRequest, secret: bytes, header: str) -> list[Violation]:
     """The receiver's side of the signature: ``t=<unix>,v1=<hex>`` over ``<t>.<raw body>``."""
     parts = dict(p.partition("=")[::2] for p in request.headers.get(header, "").split(","))
@@ -206,6 +267,12 @@ def read_json(body: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _public_key(point: str) -> ec.EllipticCurvePublicKey:
+    return ec.EllipticCurvePublicKey.from_encoded_point(
+        ec.SECP256R1(), urlsafe_b64decode(f"{point}=")
+    )
 
 
 def _apns_public_key(credentials: Credentials) -> ec.EllipticCurvePublicKey:

@@ -1,4 +1,5 @@
-"""A push service on this machine: APNs, FCM and a webhook receiver that check what they get.
+"""A push service on this machine: APNs, FCM, Web Push and a webhook receiver, which check what they
+get.
 
 It speaks the real protocols over TLS, answers what the real services would answer, remembers
 every violation, and misbehaves when told to. It runs in a thread of its own, because one of its
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
-from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig
+from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig, WebpushConfig
 from sipush.demo.credentials import KEY_ID, PROJECT_ID, TEAM_ID, Credentials
 from sipush.demo.http_server import (
     Act,
@@ -32,6 +33,7 @@ from sipush.demo.push_checks import (
     ApnsChecks,
     FcmChecks,
     Violation,
+    WebpushChecks,
     check_webhook,
     read_json,
 )
@@ -39,6 +41,8 @@ from sipush.demo.push_checks import (
 DEFAULT_APP = "com.example.softphone"
 SIGNATURE_HEADER = "x-sipush-signature"
 ACCESS_TOKEN = "ya29.only-for-tests"
+Decrypt = Callable[[bytes], bytes]
+_PUSH_RESOURCES = "/wpush/v2/"
 _RPC_STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -55,12 +59,12 @@ class ReceivedPush:
     """One request that reached the service, good or bad."""
 
     service: str
-    "``apns``, ``fcm`` or ``webhook``."
+    "``apns``, ``fcm``, ``webpush`` or ``webhook``."
     token: str
-    "The device's token; for a webhook the ``user_id``."
+    "The device's token; for Web Push the endpoint; for a webhook the ``user_id``."
     headers: dict[str, str]
     payload: dict[str, Any]
-    "APNs: the body; FCM: ``message``; webhook: the event."
+    "APNs: the body; FCM: ``message``; Web Push: what the browser decrypts; webhook: the event."
     received_epoch: float
     violations: tuple[Violation, ...]
     status: int
@@ -69,7 +73,7 @@ class ReceivedPush:
     @property
     def accepted(self) -> bool:
         """Whether the device will be woken."""
-        return self.status == 200
+        return 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class PushService:
         self._app_ids = app_ids
         self._on_push = on_push
         self._misbehaviours: dict[str, Misbehaviour] = {}
+        self._browsers: dict[str, Decrypt] = {}
+        "By endpoint."
         self._lock = threading.Lock()
         self._unread: deque[ReceivedPush] = deque()
         self._readers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -147,6 +153,7 @@ class PushService:
         self._thread.start()
         listening = asyncio.run_coroutine_threadsafe(self._server.start("127.0.0.1", 0), self._loop)
         self.port = listening.result(10)
+        self._webpush = WebpushChecks(self.credentials.application_server_key, self.url)
         self.credentials.write_service_account(self.token_uri)
 
     def stop(self) -> None:
@@ -212,6 +219,15 @@ class PushService:
             ca_file=self.credentials.ca_file,
         )
 
+    def webpush_config(self) -> WebpushConfig:
+        """``[apps."…".webpush]`` for this service."""
+        return WebpushConfig(
+            key_file=self.credentials.vapid_key_file,
+            subject="mailto:ops@example.com",
+            hosts=[self.address],
+            ca_file=self.credentials.ca_file,
+        )
+
     def webhook_config(self) -> WebhookConfig:
         """``[apps."…".webhook]`` for this service."""
         return WebhookConfig(
@@ -222,14 +238,25 @@ class PushService:
         )
 
     def app_config(self, *, webhook: bool = False) -> AppConfig:
-        """One app that pushes to this service by APNs and FCM, and others by webhook."""
+        """One app that pushes to this service by APNs, FCM and Web Push, and others by webhook."""
         return AppConfig(
             apns=self.apns_config(),
             fcm=self.fcm_config(),
+            webpush=self.webpush_config(),
             webhook=self.webhook_config() if webhook else None,
         )
 
     # For scripts
+
+    def subscribe(self, name: str, decrypt: Decrypt) -> str:
+        """The endpoint of a browser's new subscription (RFC 8030 §4).
+
+        It is given every body pushed there, and raises ValueError when that was not for it.
+        """
+        endpoint = f"{self.url}{_PUSH_RESOURCES}{name}"
+        with self._lock:
+            self._browsers[endpoint] = decrypt
+        return endpoint
 
     def misbehave(self, token: str, misbehaviour: Misbehaviour) -> None:
         """Treat requests for this token so from now on."""
@@ -270,6 +297,8 @@ class PushService:
             return self._handle_token(request)
         if request.path.startswith("/v1/projects/"):
             return self._handle_fcm(request)
+        if request.path.startswith(_PUSH_RESOURCES):
+            return self._handle_webpush(request)
         if request.path == "/webhook":
             return self._handle_webhook(request)
         self._complain(f"unknown path {request.path}")
@@ -347,6 +376,35 @@ class PushService:
         reply.headers.update(_JSON)
         return reply
 
+    def _handle_webpush(self, request: HttpRequest) -> HttpReply:
+        endpoint = f"{self.url}{request.path}"
+        with self._lock:
+            decrypt = self._browsers.get(endpoint)
+        if decrypt is None:  # as one that has expired
+            return HttpReply(410)
+        violations, payload = self._webpush.check(request), {}
+        if request.body:
+            try:
+                payload = read_json(decrypt(request.body))
+            except ValueError as error:
+                violations.append(Violation(400, "undecipherable", str(error)))
+        answer = self._misbehaviour(endpoint, Misbehaviour(201))
+        if violations:
+            answer = Misbehaviour(violations[0].status, violations[0].reason)
+        push = _received(
+            "webpush",
+            endpoint,
+            request=request,
+            payload=payload,
+            violations=violations,
+            answer=answer,
+        )
+        self._record(push)
+        body = json.dumps({"reason": answer.reason}).encode() if answer.reason else b""
+        reply = _reply(answer, body)
+        reply.headers["location"] = f"{self.url}/message/{next(self._message_ids)}"
+        return reply
+
     def _handle_webhook(self, request: HttpRequest) -> HttpReply:
         event = read_json(request.body)
         user = str(event.get("data", {}).get("user_id", ""))
@@ -365,9 +423,9 @@ class PushService:
         self._record(push)
         return _reply(answer, b"")
 
-    def _misbehaviour(self, token: str) -> Misbehaviour:
+    def _misbehaviour(self, token: str, usual: Misbehaviour = Misbehaviour()) -> Misbehaviour:
         with self._lock:
-            answer = self._misbehaviours.get(token, Misbehaviour())
+            answer = self._misbehaviours.get(token, usual)
             if answer.times is not None:
                 if answer.times <= 1:
                     del self._misbehaviours[token]

@@ -38,7 +38,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE push_records (
             aor TEXT NOT NULL,
             device TEXT NOT NULL,
-            platform TEXT NOT NULL,    -- apns, fcm or webhook
+            platform TEXT NOT NULL,    -- apns, fcm, webpush, webhook
             app_id TEXT NOT NULL,
             call_token TEXT NOT NULL,
             message_token TEXT NOT NULL,
@@ -122,7 +122,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             path TEXT,                 -- JSON array, or empty
             user_agent TEXT,
             registered_epoch REAL,
-            platform TEXT,             -- apns, fcm or webhook; NULL, and so on: no push record
+            platform TEXT,             -- as above; NULL, and so on: no push record
             app_id TEXT,
             call_token TEXT,
             message_token TEXT,

@@ -10,13 +10,13 @@ import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never, cast
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig
+from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig, WebpushConfig
 from sipush.core.bindings import Platform
 from sipush.core.push_payload import Profile, template_problems
 from sipush.errors import ConfigError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sipush.push.apns import ApnsProvider
     from sipush.push.fcm import FcmProvider
     from sipush.push.webhook import WebhookProvider
+    from sipush.push.webpush import WebpushProvider
 
 App = Mapping[Platform, PushProvider]
 """The services of one app; a platform without one goes to the webhook, if there is one."""
@@ -60,6 +61,15 @@ def build_apps(configs: Mapping[str, AppConfig]) -> dict[str, App]:
     return dict(apps)
 
 
+def vapid_keys(apps: Mapping[str, App]) -> dict[str, str]:
+    """The public key (RFC 8292 §3.2) of each app-id that has Web Push."""
+    return {
+        app_id: cast("WebpushProvider", app[Platform.WEBPUSH]).application_server_key
+        for app_id, app in apps.items()
+        if Platform.WEBPUSH in app
+    }
+
+
 def _payload_problems(profile: Profile) -> list[str]:
     if isinstance(profile, str):
         return []
@@ -74,6 +84,8 @@ def _provider(platform: Platform, app_id: str, config: AppConfig) -> PushProvide
             return _apns(config.apns, app_id, config.payload) if config.apns else None
         case Platform.FCM:
             return _fcm(config.fcm, config.payload) if config.fcm else None
+        case Platform.WEBPUSH:
+            return _webpush(config.webpush, config.payload) if config.webpush else None
         case Platform.WEBHOOK:
             return _webhook(config.webhook) if config.webhook else None
         case _:
@@ -84,11 +96,7 @@ def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
     from sipush.push.apns import ApnsProvider, host_and_port  # noqa: PLC0415
 
     key = _read(config.key_file, "key_file").decode(errors="replace")
-    try:
-        private_key = load_pem_private_key(key.encode(), None)
-    except (ValueError, TypeError):
-        private_key = None
-    if not isinstance(private_key, ec.EllipticCurvePrivateKey) or private_key.key_size != 256:
+    if _p256_key(key.encode()) is None:
         raise _Invalid("key_file", f"{config.key_file} is not an EC P-256 key as Apple issues it")
     try:
         host_and_port(config.server or "")
@@ -128,6 +136,16 @@ def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
 _ACCOUNT_KEYS = ("project_id", "client_email", "private_key", "token_uri")
 
 
+def _webpush(config: WebpushConfig, profile: Profile) -> WebpushProvider:
+    from sipush.push.webpush import WebpushProvider  # noqa: PLC0415
+
+    key = _p256_key(_read(config.key_file, "key_file"))
+    if key is None:
+        raise _Invalid("key_file", f"{config.key_file} is not a private EC P-256 key in PEM")
+    tls = _context(config.ca_file, "h2", "http/1.1")
+    return WebpushProvider(config, key=key, profile=profile, tls=tls)
+
+
 def _webhook(config: WebhookConfig) -> WebhookProvider:
     from sipush.push.webhook import WebhookProvider  # noqa: PLC0415
 
@@ -137,6 +155,16 @@ def _webhook(config: WebhookConfig) -> WebhookProvider:
     if not secret or len(secret[0].strip()) < 16:
         raise _Invalid("secret_file", f"{config.secret_file}: the first line needs 16 characters")
     return WebhookProvider(config, secret=secret[0].strip(), tls=_context(config.ca_file))
+
+
+def _p256_key(pem: bytes) -> ec.EllipticCurvePrivateKey | None:
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError):
+        return None
+    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    return None
 
 
 def _read(path: Path, key: str) -> bytes:

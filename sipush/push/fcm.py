@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 from firebase_admin import messaging
@@ -28,8 +28,8 @@ from google.oauth2 import service_account
 from sipush.config import FcmConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
-from sipush.push.http2 import ConnectionPool, Http2Client, NotHttp2Error
-from sipush.push.http_client import Answer, Http1Client, distrusted, retry_after, word
+from sipush.push.http2 import HttpsServer
+from sipush.push.http_client import distrusted, retry_after, word
 from sipush.push.provider import Begin
 
 TOKEN_TIMEOUT = 10.0
@@ -67,18 +67,8 @@ class FcmProvider:
             account, scopes=[_SCOPE]
         )
         self._refreshing: asyncio.Task[None] | None = None
-        self._url = f"{(config.server or _SERVER).rstrip('/')}/v1/projects/{project}/messages:send"
-        server = urlsplit(self._url)
-        self._pseudo_headers = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", server.netloc),
-            (":path", server.path),
-        ]
-        self._connections = ConnectionPool(server.hostname or "", server.port or 443, tls)
-        self._http2: Http2Client | None = Http2Client(self._connections)
-        "None: the server does not speak it."
-        self._http1 = Http1Client(tls)
+        self._path = f"/v1/projects/{project}/messages:send"
+        self._server = HttpsServer((config.server or _SERVER).rstrip("/"), tls)
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push."""
@@ -93,8 +83,12 @@ class FcmProvider:
             await self._have_access_token()
         except GoogleAuthError as error:
             return _token_refused(error)
+        headers = {
+            "authorization": f"Bearer {self._account.token}",
+            "content-type": "application/json",
+        }
         body = f'{{"message": {message}}}'.encode()
-        answer = await self._post(body, token, begin)
+        answer = await self._server.post(self._path, headers, body, token, begin)
         if isinstance(answer, PushOutcome):
             return answer
         if answer.status == 401:
@@ -103,22 +97,7 @@ class FcmProvider:
 
     async def close(self) -> None:
         """Close every connection."""
-        self._connections.close()
-        await self._http1.close()
-
-    async def _post(self, body: bytes, token: str, begin: Begin | None) -> Answer | PushOutcome:
-        headers = {
-            "authorization": f"Bearer {self._account.token}",
-            "content-type": "application/json",
-        }
-        if self._http2 is not None:
-            try:
-                return await self._http2.post(
-                    [*self._pseudo_headers, *headers.items()], body, token, begin
-                )
-            except NotHttp2Error:  # a gateway, or a test service
-                self._http2 = None
-        return await self._http1.post(self._url, headers, body, begin)
+        await self._server.close()
 
     def _message(self, request: PushRequest) -> messaging.Message:
         rest = min(max(0.0, request.deadline_epoch - self._clock()), MAX_TTL)

@@ -1,4 +1,4 @@
-"""HTTP/2 to APNs and FCM: many requests on one connection, none of which may hurt another.
+"""HTTP/2 to push services: many requests on one connection, none of which may hurt another.
 
 What their libraries do instead is in docs/decisions/push-clients.md.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from h2.config import H2Configuration
 from h2.connection import ConnectionInputs, H2Connection, H2ConnectionStateMachine
@@ -29,7 +30,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from sipush.core.push_request import PushOutcome, PushResult
-from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, distrusted
+from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, Http1Client, distrusted
 from sipush.push.provider import Begin, Leave, begin_now
 
 QUIET = 1.0
@@ -430,3 +431,48 @@ class Http2Client:
                 connection.close()
         self._suspects.pop(whose, None)
         return answer
+
+
+class HttpsServer:
+    """One server that is posted to: over HTTP/2 if it speaks it, as gateways may not."""
+
+    def __init__(self, origin: str, tls: ssl.SSLContext) -> None:
+        """``origin``: https://host[:port]."""
+        self._origin = origin
+        self._tls = tls
+        server = urlsplit(origin)
+        self._authority = server.netloc
+        self._connections = ConnectionPool(server.hostname or "", server.port or 443, tls)
+        self._http2 = Http2Client(self._connections)
+        self._http1: Http1Client | None = None
+        "Once it has been found to speak only that."
+
+    async def post(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        whose: str,
+        begin: Begin | None = None,
+    ) -> Answer | PushOutcome:
+        """The answer, or why there is none. ``whose``: the device. Raises WithdrawnError."""
+        if self._http1 is None:
+            pseudo_headers = [
+                (":method", "POST"),
+                (":scheme", "https"),
+                (":authority", self._authority),
+                (":path", path),
+            ]
+            try:
+                return await self._http2.post(
+                    [*pseudo_headers, *headers.items()], body, whose, begin
+                )
+            except NotHttp2Error:
+                self._http1 = self._http1 or Http1Client(self._tls)
+        return await self._http1.post(f"{self._origin}{path}", headers, body, begin)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._connections.close()
+        if self._http1 is not None:
+            await self._http1.close()

@@ -16,7 +16,7 @@ from typing import assert_never
 import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
-from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, Subscriber
+from sipush.core.bindings import SILENT, Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
@@ -392,7 +392,7 @@ class Proxy:
 
     def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
         """Whether a PURR is that of a device that may be pushed for it."""
-        if record.platform is Platform.APNS:
+        if record.platform not in SILENT:
             return False
         return is_purr_of(reference, record.aor, record.device, self.key)
 

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sipush.core.bindings import Platform, PushRecord, without_reg_id
+from sipush.core.bindings import PushRecord, without_reg_id
 from sipush.core.branch import Branch
 from sipush.core.held_call import HeldCall
 from sipush.core.push_request import PushKind, PushRequest, PushResult
@@ -75,15 +75,12 @@ async def _begin(forwarding: Forwarding, branch: int, leave: Leave) -> bool:
 
 
 async def cancel(forwarding: Forwarding, branch: int) -> None:
-    """Tell a device that the call is over.
-
-    APNs cannot carry it: the app would have to report a second call.
-    """
+    """Tell a device that the call is over, if it can be told."""
     if kind(forwarding) is not PushKind.CALL:
         return
     which = forwarding.context.branches[branch]
     record, deadline = which.target.push, which.tombstone_at
-    if record is not None and record.platform is not Platform.APNS and deadline is not None:
+    if record is not None and record.hears_of_the_end and deadline is not None:
         request = _request(forwarding, PushKind.CANCEL, record, deadline)
         begin = partial(_begin_in_vain, forwarding, branch)
         await forwarding.proxy.dispatcher.send(request, begin)

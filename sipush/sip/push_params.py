@@ -28,10 +28,12 @@ class PushParams:
     """What one device asks for. Without a token it is registered and never pushed."""
 
     provider: str
-    "``apns``, ``fcm``, or the phone's own word for a platform without a push service of its own."
+    """``apns``, ``fcm``, ``webpush``, or the phone's own word for a platform that has no service of
+    its own."""
     app_id: str
+    "Empty: there is no token, or RFC 8599 has no place for it (webpush)."
     call_token: str
-    "For apns the VoIP token."
+    "For apns the VoIP token, for webpush the subscription's endpoint."
     message_token: str
     "For apns the token for alerts; for all others the same as ``call_token``."
     allow_call: bool
@@ -148,7 +150,7 @@ def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
     return PushParams(provider, app_id, call, message, allow_call, allow_message, dialect, values)
 
 
-_SYSTEMS: Final = {"ios": "apns", "android": "fcm"}
+_SYSTEMS: Final = {"ios": "apns", "android": "fcm", "web": "webpush"}
 _FLAGS: Final = {"true": True, "false": False}
 
 
@@ -182,6 +184,9 @@ def _parse_rfc8599(params: dict[str, str]) -> PushParams:
     elif provider == "fcm":
         _require(param, "pn-param is missing")
         app_id, call, message = param, prid, prid
+        _check_token(prid, "pn-prid")
+    elif provider == "webpush":  # "pn-param MUST NOT be used" (§12)
+        app_id, call, message = params.get("app-id", ""), prid, prid
         _check_token(prid, "pn-prid")
     else:
         raise _FaultError("pn-provider is not supported", provider)

@@ -15,11 +15,13 @@ from sipush.core.push_payload import (
     ALERT_LIMIT,
     FCM_LIMIT,
     VOIP_LIMIT,
+    WEB_PUSH_LIMIT,
     PayloadTooLargeError,
     apns_push,
     clean,
     fcm_data,
     template_problems,
+    web_push_message,
     webhook_event,
 )
 from sipush.core.push_request import PushKind, PushRequest
@@ -89,6 +91,17 @@ def test_a_dialstack_call_has_dialstacks_keys() -> None:
     keys = {"call_id": UUID, "from_number": "102", "from_name": "Alice", "to_number": "105"}
     assert voip("dialstack", request()) == keys
     assert fcm_data("dialstack", request()) == {**keys, "type": "call.mobile_push_wakeup"}
+
+
+@pytest.mark.parametrize("kind", [PushKind.CALL, PushKind.CANCEL])
+@pytest.mark.parametrize("profile", ["portsip", "dialstack", {"who": "{from_name}"}])
+def test_a_browser_is_told_what_an_android_app_is_told(profile: Any, kind: PushKind) -> None:
+    assert json.loads(web_push_message(profile, request(kind))) == fcm_data(profile, request(kind))
+
+
+def test_a_browser_is_sent_as_much_of_a_text_as_every_browser_takes() -> None:
+    message = web_push_message("portsip", request(PushKind.MESSAGE, text="x" * 5000))
+    assert len(message) == WEB_PUSH_LIMIT
 
 
 def test_an_own_template_has_its_keys_and_no_others() -> None:

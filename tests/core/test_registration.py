@@ -642,6 +642,97 @@ def test_no_longer_binding_is_asked_for_than_the_operator_grants() -> None:
     assert refused == Rejection(423, "Interval Too Brief", (("Min-Expires", "300"),))
 
 
+WEB = "com.example.web"
+VAPID = "BA1Hxzyi1RUM1b5wjxsn7nGxAszw2u61m164i3MrAIxHF6YK5h4SDYic-dRuU_RCPCfA5aq9ojSwk5Y2EmClBPs"
+WITH_WEB = replace(
+    POLICY,
+    apps={**POLICY.apps, WEB: frozenset({Platform.WEBPUSH})},
+    push_hosts={WEB: ("push.example",)},
+    vapid_keys={WEB: VAPID},
+)
+ENDPOINT = "https://push.example/s/aa11"
+KEYS = {
+    "p256dh": "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNto"
+    "IAiw4",
+    "auth": "BTBZMqHH6r4Tts7J_aSIgg",
+}
+WEB_CAPS = ("Feature-Caps", f'*;+sip.pns="webpush";+sip.vapid="{VAPID}"')
+PN_WEB = "pn-provider=webpush;pn-prid=https:%2F%2Fpush.example%2Fs%2Faa11"
+
+
+def decide_web(*lines: str, policy: RegistrationPolicy = WITH_WEB) -> Update:
+    decision = register(request(*lines), AOR, FLOW, policy, NOW, key=KEY)
+    assert isinstance(decision, Update)
+    return decision
+
+
+def test_a_page_is_pushed_by_web_push() -> None:
+    keys = ";".join(f"{name}={value}" for name, value in KEYS.items())
+    header = f'X-Push: device-os=web;device-uid="{ENDPOINT}";{keys};app-id={WEB}'
+    update = decide_web(f"{CONTACT};{INSTANCE}", header)
+    (record,) = update.registration.push
+    assert (record.platform, record.app_id, record.extra) == (Platform.WEBPUSH, WEB, KEYS)
+    assert record.call_token == record.message_token == ENDPOINT
+    assert record.hears_of_the_end
+    assert update.headers == (
+        ("X-Push", f"allow-call-push=true;allow-message-push=true;app-id={WEB}"),
+    )
+
+
+def test_a_page_of_an_app_with_a_webhook_only_goes_there_whatever_its_token() -> None:
+    header = "X-Push: device-os=web;device-uid=aa11;app-id=com.example.hooked"
+    assert pushed(CONTACT, header).platform is Platform.WEBHOOK
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ("device-uid=aa11", "the subscription's endpoint is not an https URL"),
+        (
+            'device-uid="https://127.0.0.1/s"',
+            "the subscription's push service is not allowed here",
+        ),
+        (
+            f'device-uid="{ENDPOINT}";auth=aa',
+            "p256dh and auth are not the keys of a subscription",
+        ),
+    ],
+)
+def test_an_unusable_subscription_costs_a_warning_not_the_registration(
+    params: str, text: str
+) -> None:
+    update = decide_web(CONTACT, f"X-Push: device-os=web;{params};app-id={WEB}")
+    assert update.registration.push == ()
+    assert len(update.registration.bind) == 1
+    assert update.headers == (("Warning", f'399 example.com "{text}"'),)
+
+
+def test_a_page_with_rfc8599_needs_no_keys_and_no_app_id_where_there_is_one_app() -> None:
+    update = decide_web(f"Contact: <sip:101@h;transport=ws;{PN_WEB}>;{INSTANCE};expires=60")
+    (record,) = update.registration.push
+    assert (record.platform, record.app_id, record.call_token) == (Platform.WEBPUSH, WEB, ENDPOINT)
+    assert not record.hears_of_the_end
+    assert (update.headers, update.registration.refreshes) == ((WEB_CAPS,), ())
+
+
+def test_of_several_apps_for_browsers_rfc8599_has_to_name_one() -> None:
+    both = {WEB: ("push.example",), "com.example.other": ("push.example",)}
+    policy = replace(WITH_WEB, apps=dict.fromkeys(both, WITH_WEB.apps[WEB]), push_hosts=both)
+    unnamed = decide_web(f"Contact: <sip:101@h;{PN_WEB}>", policy=policy)
+    assert unnamed.headers == (("Warning", '399 example.com "app-id is missing"'),)
+    named = decide_web(f"Contact: <sip:101@h;app-id={WEB};{PN_WEB}>", policy=policy)
+    assert named.headers == (WEB_CAPS,)
+
+
+def test_a_page_that_asks_is_told_the_key_to_subscribe_with() -> None:
+    assert decide_web("Contact: <sip:101@h;pn-provider=webpush>").headers == (WEB_CAPS,)
+    assert decide_web("Contact: <sip:101@h;pn-provider>").headers == (
+        ("Feature-Caps", '*;+sip.pns="apns"'),
+        ("Feature-Caps", '*;+sip.pns="fcm"'),
+        WEB_CAPS,
+    )
+
+
 def test_x_push_phones_refresh_by_themselves() -> None:
     line = f"X-Push: device-os=android;device-uid=a;app-id={APP}"
     assert accept(CONTACT, line).registration.refreshes == ()

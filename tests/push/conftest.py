@@ -42,6 +42,7 @@ def record(platform: Platform, **changes: object) -> PushRecord:
     tokens = {
         Platform.APNS: (VOIP_TOKEN, ALERT_TOKEN),
         Platform.FCM: (FCM_TOKEN, FCM_TOKEN),
+        Platform.WEBPUSH: ("", ""),
         Platform.WEBHOOK: ("", ""),
     }[platform]
     plain = PushRecord(

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig
+from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig, WebpushConfig
 from sipush.core.bindings import Platform
 from sipush.demo.credentials import KEY_ID, TEAM_ID, Credentials
 from sipush.errors import ConfigError
@@ -26,6 +26,10 @@ def apns(key_file: Path, **changes: object) -> ApnsConfig:
     return ApnsConfig(**{"key_file": key_file, "key_id": KEY_ID, "team_id": TEAM_ID, **changes})
 
 
+def webpush(key_file: Path) -> WebpushConfig:
+    return WebpushConfig(key_file=key_file, subject="mailto:ops@example.com")
+
+
 def pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -34,6 +38,7 @@ def test_good_credentials_make_services(credentials: Credentials) -> None:
     app = AppConfig(
         apns=apns(credentials.apns_key_file),
         fcm=FcmConfig(service_account_file=credentials.service_account_file),
+        webpush=webpush(credentials.vapid_key_file),
         webhook=WebhookConfig(
             url="https://app.example.com/hook", secret_file=credentials.webhook_secret_file
         ),
@@ -42,6 +47,7 @@ def test_good_credentials_make_services(credentials: Credentials) -> None:
     assert {platform: service.name for platform, service in apps["com.x"].items()} == {
         Platform.APNS: "apns",
         Platform.FCM: "fcm",
+        Platform.WEBPUSH: "webpush",
         Platform.WEBHOOK: "webhook",
     }
     assert apps["com.y"] == {}
@@ -54,12 +60,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         payload={"a": "{token}"},
         apns=apns(empty),
         fcm=FcmConfig(service_account_file=empty),
+        webpush=webpush(empty),
         webhook=WebhookConfig(url="https://x/", secret_file=empty),
     )
     assert problems[0].startswith('apps."com.x".payload.a: unknown place {token}; allowed are')
     assert problems[1:] == [
         f'apps."com.x".apns.key_file: {empty} is not an EC P-256 key as Apple issues it',
         f'apps."com.x".fcm.service_account_file: {empty} is not a service account\'s JSON key',
+        f'apps."com.x".webpush.key_file: {empty} is not a private EC P-256 key in PEM',
         f'apps."com.x".webhook.secret_file: {empty}: the first line needs 16 characters',
     ]
 
@@ -71,12 +79,16 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         b"\xff\xfe not text",
         pem(rsa.generate_private_key(65537, 2048)),
         pem(ec.generate_private_key(ec.SECP384R1())),
+        pem(ec.generate_private_key(ec.SECP256K1())),
     ],
-    ids=["empty", "binary", "RSA", "P-384"],
+    ids=["empty", "binary", "RSA", "P-384", "secp256k1"],
 )
-def test_an_apns_key_must_be_ec_p256(content: bytes, tmp_path: Path) -> None:
+def test_a_key_must_be_ec_p256(content: bytes, tmp_path: Path) -> None:
     key_file = tmp_path / "key.p8"
     key_file.write_bytes(content)
+    assert problems_of(webpush=webpush(key_file)) == [
+        f'apps."com.x".webpush.key_file: {key_file} is not a private EC P-256 key in PEM'
+    ]
     assert problems_of(apns=apns(key_file)) == [
         f'apps."com.x".apns.key_file: {key_file} is not an EC P-256 key as Apple issues it'
     ]

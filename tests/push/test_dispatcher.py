@@ -17,6 +17,7 @@ from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.push.provider import Begin, Leave, begin_now
+from tests.subscription import Subscription
 
 from .conftest import ALERT_TOKEN, FCM_TOKEN, VOIP_TOKEN, call
 
@@ -57,11 +58,17 @@ class ScriptedProvider:
         self.closed.set()
 
 
+def call_by(platform: Platform, service: PushService, hold: float = 10) -> PushRequest:
+    if platform is Platform.WEBPUSH:
+        return call(platform, hold=hold, call_token=Subscription(service).endpoint)
+    return call(platform, hold=hold)
+
+
 @pytest.mark.parametrize("platform", list(Platform))
 async def test_a_push_goes_to_the_service_of_its_platform(
     platform: Platform, dispatcher: Dispatcher, service: PushService
 ) -> None:
-    outcome = await dispatcher.send(call(platform))
+    outcome = await dispatcher.send(call_by(platform, service))
     assert outcome.result is PushResult.ACCEPTED
     assert (await service.next_push()).service == platform.value
 
@@ -273,7 +280,7 @@ async def test_a_stalled_handshake_ends_with_the_hold(
     platform: Platform, dispatcher: Dispatcher, service: PushService
 ) -> None:
     service.options.http.tls_delay = 60
-    outcome = await dispatcher.send(call(platform, hold=1))
+    outcome = await dispatcher.send(call_by(platform, service, hold=1))
     assert outcome.result is PushResult.TIMED_OUT
     assert service.pushes == []
 
@@ -392,14 +399,15 @@ async def test_closing_ends_services_that_were_still_to_close() -> None:
 
 @pytest.mark.parametrize("platform", list(Platform))
 async def test_every_outcome_is_one_line_without_tokens(
-    platform: Platform, dispatcher: Dispatcher
+    platform: Platform, dispatcher: Dispatcher, service: PushService
 ) -> None:
-    request = call(platform)
+    request = call_by(platform, service)
     with capture_logs() as logs:
         await dispatcher.send(request)
     (line,) = logs
     assert line["push_id"] == request.push_id
     assert line["result"] == "accepted"
     assert line.keys() >= {"app_id", "platform", "device", "reason", "status", "duration"}
-    for token in (VOIP_TOKEN, ALERT_TOKEN, FCM_TOKEN, request.record.device):
+    record = request.record
+    for token in (record.call_token or VOIP_TOKEN, ALERT_TOKEN, FCM_TOKEN, record.device):
         assert token not in json.dumps(logs)

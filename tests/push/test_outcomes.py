@@ -15,6 +15,7 @@ from sipush.core.push_request import PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push.dispatcher import Dispatcher, build_apps
+from tests.subscription import Subscription
 
 from .conftest import FCM_TOKEN, VOIP_TOKEN, call
 from .test_apns import provider_for
@@ -104,10 +105,12 @@ async def test_every_answer_means_what_the_table_says(row: Row, service: PushSer
     for provider in app.values():
         provider.retry_delays = tuple(0.01 for _ in provider.retry_delays)
     dispatcher = Dispatcher({DEFAULT_APP: app})
-    token = TARGETS[row.platform]
+    browser = Subscription(service)
+    token = TARGETS.get(row.platform, browser.endpoint)
+    of_record = {"call_token": token, "extra": browser.keys} if token == browser.endpoint else {}
     service.misbehave(token, from_now(row.misbehaviour))
     silent = row.misbehaviour.act is Act.SILENCE
-    outcome = await dispatcher.send(call(row.platform, hold=3.0 if silent else 10.0))
+    outcome = await dispatcher.send(call(row.platform, hold=3.0 if silent else 10.0, **of_record))
     await dispatcher.close()
     assert outcome.result is row.result
     assert len(service.pushes_to(token)) == row.requests
