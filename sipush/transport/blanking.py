@@ -31,6 +31,12 @@ _HARMLESS = re.compile(
     """,
     re.VERBOSE,
 ).fullmatch
+_PARAMS = {
+    separator: re.compile(
+        rb'(?:"(?:[^"\\]|\\.)*(?:"|$)|[^"' + separator + rb"])+", re.DOTALL
+    ).finditer
+    for separator in (b",", b";")
+}
 _NAME_OF_SECRET = re.compile(rb"(?:digest\s+)?(?:response|cnonce|device-uid)\s*=").match
 
 _URI_SECRET = re.compile(rb'pn-(?:prid|tok)\s*=\s*("[^"\r\n]*|[^;?<>\s]+)').finditer
@@ -67,8 +73,8 @@ def blanked(message: bytes, *, bodies: bool) -> bytes:
     for match in (*_URI_SECRET(searched), *_URI_PASSWORD(searched), *_SDP_SECRET(searched, size)):
         _hide(shown, *match.span(1))
         _hide(searched, *match.span(1))
-    if b"authorization" in head or b"push" in head:
-        for line in _GUARDED(head):
+    if b"authorization" in searched or b"push" in searched:
+        for line in list(_GUARDED(searched)):
             for span in _guarded_spans(line):
                 _hide(shown, *span)
             _hide(searched, *line.span())
@@ -85,11 +91,9 @@ def _hide(text: bytearray, start: int, stop: int) -> None:
 
 def _guarded_spans(line: re.Match[bytes]) -> Iterator[tuple[int, int]]:
     """Where parameters stand that may be secret; those that surely are keep their names."""
-    start = line.start(2)
-    for part in line[2].split(b"," if line[1] else b";"):
-        text = part.strip()
+    for param in _PARAMS[b"," if line[1] else b";"](line[2]):
+        text = param[0].strip()
         if text and not _HARMLESS(text):
             name = _NAME_OF_SECRET(text)
-            begin = start + part.index(text) + (name.end() if name else 0)
-            yield begin, start + len(part)
-        start += len(part) + 1
+            start = param.start() + param[0].index(text) + (name.end() if name else 0)
+            yield line.start(2) + start, line.start(2) + param.end()

@@ -87,6 +87,7 @@ class Mirror:
     def _copy(self, transport: str, source: Address, destination: Address, message: bytes) -> None:
         if b"SIP/" not in message:  # a keep-alive, or junk
             return
+        message = message.lstrip(b"\r\n")
         call_id = _CALL_ID(message)
         self._send(
             sip_packet(

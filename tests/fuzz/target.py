@@ -31,11 +31,15 @@ from sipush.core.routing import (
 from sipush.core.stored_message import from_sender, lifetime, shown, to_deliver, to_store
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
-from sipush.sip.digest import find_credentials
+from sipush.sip.digest import find_credentials, parse_credentials
+from sipush.sip.fields import parse_name_addr
 from sipush.sip.framing import Frame, StreamFramer
 from sipush.sip.message import Request, Response, make_response, parse_datagram
+from sipush.sip.push_params import PushParams, parse_push_headers
 from sipush.sip.transaction import client_key, server_key
+from sipush.sip.uri import parse_sip_uri
 from sipush.sip.validation import MessageLimits, check, stamp_received
+from sipush.transport.blanking import blanked
 
 KEY = b"k" * 32
 NOW = 1_800_000_000.0
@@ -47,6 +51,7 @@ POLICY = RegistrationPolicy(
     min_expires=30,
     apps={"com.example.phone": frozenset({Platform.APNS, Platform.FCM, Platform.WEBHOOK})},
 )
+_CREDENTIALS = ("authorization", "proxy-authorization")
 
 
 def one_input(data: bytes) -> None:
@@ -58,6 +63,7 @@ def one_input(data: bytes) -> None:
         _answer_malformed(error)
         return
     _comes_out_as_it_went_in(message)
+    _hides_secrets(data.lstrip(b"\r\n"), message)
     try:
         check(message, MessageLimits())
     except MessageError as error:
@@ -102,6 +108,25 @@ def _comes_out_as_it_went_in(message: Request | Response) -> None:
     again = parse_datagram(message.to_bytes())
     assert again.to_bytes() == message.to_bytes()
     assert again.headers.fields == message.headers.fields
+
+
+def _hides_secrets(data: bytes, message: Request | Response) -> None:
+    """What we take for a token or a digest is nothing that a capture server sees."""
+    copy = blanked(data, bodies=True)
+    assert len(copy) == len(data)
+    values = [value for name in _CREDENTIALS for value in message.headers.get_all(name)]
+    secrets = {found.response for value in values if (found := parse_credentials(value))}
+    push = parse_push_headers(message.headers)
+    if isinstance(push, PushParams):
+        secrets |= {push.call_token, push.message_token}
+    for contact in message.headers.values("contact"):
+        with suppress(MessageError):
+            params = parse_sip_uri(parse_name_addr(contact).uri).params
+            secrets |= {params.get(name) or "" for name in ("pn-prid", "pn-tok")}
+    for secret in secrets:
+        text = secret.encode("utf-8", "surrogateescape").lower()
+        if len(text) >= 8 and data.lower().count(text) == 1:
+            assert text not in copy.lower(), (secret, copy)
 
 
 def _serve(request: Request) -> None:

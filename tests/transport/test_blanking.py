@@ -50,6 +50,8 @@ DIGEST = 'username="101", realm="example.com", nonce="c3b1", uri="sip:example.co
         (f"PortSIP-Push: allow-call-push=true;device-uid={FCM}", FCM),
         ("X-Push: app-id=com.x device-uid=short;device-os=ios", "app-id=com.x device-uid=short"),
         ("X-Push: device-os=ios;fcm-token=short", "fcm-token=short"),
+        ('X-Push: device-uid="a;app-id=b;c";app-id=com.x', '"a;app-id=b;c"'),
+        (f'Authorization: Digest {DIGEST}, response="6,nonce=6"', '"6,nonce=6"'),
         ("X-Push: device-os=ios;\r\n\tdevice-uid=short", "short"),
         ("Contact: <sip:101@h;pn-provider=apns;pn-prid=t1:voip&t2:remote>", "t1:voip&t2:remote"),
         ("Contact: <sip:101@h;PN-TOK=short?x=y>;expires=60", "short"),
@@ -120,6 +122,11 @@ def test_keys_of_media_are_overwritten(line: str, bodies: bool) -> None:
     body = f"{SDP}{line.format(secret)}\r\na=sendrecv\r\n"
     whole = message("Content-Type: application/sdp", body)
     assert shown(whole, bodies=bodies) == whole.replace(secret, stars(secret))
+
+
+def test_a_message_behind_another_in_one_datagram_is_as_guarded() -> None:
+    first, second = message("X-Push: device-uid=one"), message("X-Push: device-uid=two")
+    assert shown(first + second, bodies=True) == message("X-Push: device-uid=***") * 2
 
 
 def test_a_token_in_a_body_is_overwritten() -> None:

@@ -95,7 +95,7 @@ async def test_a_request_over_udp_and_its_answer(
     mirrored(listeners)
     local = (ip, listeners.addresses[0].bound[1])
     phone = await DatagramPhone.open(ip)
-    for data in (b"\r\n\r\n", STUN, b"no message at all", register()):
+    for data in (b"\r\n\r\n", STUN, b"no message at all", b"\r\n\r\n" + register()):
         phone.transport.sendto(data, local)
     flow, _ = await recorder.request()
     flow.send(OK)
