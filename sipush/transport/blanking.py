@@ -37,17 +37,22 @@ _PARAMS = {
     ).finditer
     for separator in (b",", b";")
 }
-_NAME_OF_SECRET = re.compile(rb"(?:digest\s+)?(?:response|cnonce|device-uid)\s*=").match
+_NAME_OF_SECRET = re.compile(rb"(?:digest\s+)?(?:response|cnonce|device-uid|p256dh|auth)\s*=").match
 
-_URI_SECRET = re.compile(rb'pn-(?:prid|tok)\s*=\s*("[^"\r\n]*|[^;?<>\s]+)').finditer
+_URI_SECRET = re.compile(
+    rb"""
+    pn-(?! (?: provider | param | purr | type | silent | timeout | (?:call|msg)-(?:str|snd) ) \s*= )
+    [\w-]{1,32} \s*=\s* ( "[^"\r\n]* | [^;?<>\s]+ )
+    """,
+    re.VERBOSE,
+).finditer
+"What RFC 8599, liblinphone and we have in a URI, but for what is known to be harmless."
 _URI_PASSWORD = re.compile(rb'sips?:[^@:<>"\s]+:([^@:<>"\s]+)@').finditer
 _SDP_SECRET = re.compile(
     rb"(?<![^\r\n])(?:a=crypto:[^\r\n]*?inline:|a=key-mgmt:|a=ice-pwd:|k=)([^\r\n]+)"
 ).finditer
 "Keys of media streams (RFC 4568, RFC 4567, RFC 8839, RFC 8866 §5.12)."
-_SDP = re.compile(
-    rb"(?<![^\r\n])(?:content-type|c)[ \t]*:[ \t]*application/sdp[ \t]*(?![^;\r\n])"
-).search
+_SDP = re.compile(rb"\n(?:content-type|c)[ \t]*:[ \t]*application/sdp[ \t]*(?![^;\r\n])").search
 _ENCODED = re.compile(rb"(?<![^\r\n])(?:content-encoding|e)[ \t]*:").search
 
 _KNOWN_SECRET = re.compile(SECRET_TEXT.pattern.encode(), re.VERBOSE | re.IGNORECASE).finditer
@@ -56,6 +61,7 @@ _LABELS = (
     *(b"authorization", b"bearer", b"basic", b"response", b"device-uid", b"password"),
     *(b"access_token", b"ha1_", b"://", b"eyj"),
 )
+_AUTH = re.compile(rb"auth[\"']?\s*[:=]").search
 _LONG_RUN = b"x" * 64
 _RUNS = bytes(ord("x" if bytes([n]).isalnum() or n in b"_-" else " ") for n in range(256))
 
@@ -78,11 +84,17 @@ def blanked(message: bytes, *, bodies: bool) -> bytes:
             for span in _guarded_spans(line):
                 _hide(shown, *span)
             _hide(searched, *line.span())
-    if any(label in searched for label in _LABELS) or _LONG_RUN in searched.translate(_RUNS):
+    if _may_hold_secret(searched):
         for match in _KNOWN_SECRET(searched):
             _hide(shown, max(match.start(), match.end("label")), match.end())
     _hide(shown, len(searched), len(shown))
     return bytes(shown)
+
+
+def _may_hold_secret(text: bytearray) -> bool:
+    if any(label in text for label in _LABELS) or _AUTH(text):
+        return True
+    return _LONG_RUN in text.translate(_RUNS)
 
 
 def _hide(text: bytearray, start: int, stop: int) -> None:

@@ -27,7 +27,7 @@ LOOK_UP_EVERY = 30.0
 TELL_EVERY = 10.0
 "Seconds between lines about copies that were lost."
 
-_CALL_ID = re.compile(rb"(?<![^\r\n])(?:call-id|i)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE).search
+_CALL_ID = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE).search
 
 
 def connected_to(address: Address) -> socket.socket:

@@ -118,11 +118,11 @@ def _hides_secrets(data: bytes, message: Request | Response) -> None:
     secrets = {found.response for value in values if (found := parse_credentials(value))}
     push = parse_push_headers(message.headers)
     if isinstance(push, PushParams):
-        secrets |= {push.call_token, push.message_token}
+        secrets |= {push.call_token, push.message_token, push.extra.get("auth", "")}
     for contact in message.headers.values("contact"):
         with suppress(MessageError):
             params = parse_sip_uri(parse_name_addr(contact).uri).params
-            secrets |= {params.get(name) or "" for name in ("pn-prid", "pn-tok")}
+            secrets |= {params.get(name) or "" for name in ("pn-prid", "pn-tok", "pn-auth")}
     for secret in secrets:
         text = secret.encode("utf-8", "surrogateescape").lower()
         if len(text) >= 8 and data.lower().count(text) == 1:
