@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from base64 import urlsafe_b64encode
+from typing import Any
 from urllib.parse import quote
 
 import http_ece
@@ -29,6 +30,10 @@ class Subscription:
     def keys(self) -> dict[str, str]:
         """As X-Push has them."""
         return {"p256dh": self.p256dh, "auth": self.auth}
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``PushSubscription.toJSON`` has it."""
+        return {"endpoint": self.endpoint, "expirationTime": None, "keys": self.keys}
 
     def x_push(self, app_id: str) -> str:
         """The push header of its page."""

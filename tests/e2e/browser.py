@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from tests.e2e.wire import PATIENCE, Account
 
 _HERE = Path(__file__).with_name("browser")
 _PAGE = b"<!doctype html><script src=/jssip.js></script><script src=/phone.js></script>"
+_GUIDE = Path(__file__).parents[2] / "docs" / "apps.md"
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",  # it needs more than a container gives to root
@@ -52,7 +54,7 @@ class Site:
     """Serves the page with the phone to any number of browsers."""
 
     server: asyncio.Server
-    url: str
+    origin: str
 
     @classmethod
     async def open(cls, directory: Path) -> Site:
@@ -63,10 +65,13 @@ class Site:
             *("--bundle", "--global-name=JsSIP", f"--outfile={bundle}"),
         )
         assert await esbuild.ended() == 0, esbuild.output.all
+        of_page, of_worker = re.findall(r"```js\n(.*?)```", _GUIDE.read_text(), re.DOTALL)
+        header, _, _ = of_page.partition("\n// ")
         files = {
             "/": ("text/html", _PAGE),
             "/jssip.js": ("text/javascript", bundle.read_bytes()),
-            "/phone.js": ("text/javascript", (_HERE / "phone.js").read_bytes()),
+            "/phone.js": ("text/javascript", (_HERE / "phone.js").read_bytes() + header.encode()),
+            "/sw.js": ("text/javascript", of_worker.encode()),
         }
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,7 +88,7 @@ class Site:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         # A secure context (W3C: loopback is one), without which there is no microphone.
-        return cls(server, f"http://{host}:{port}/")
+        return cls(server, f"http://{host}:{port}")
 
 
 @dataclass
@@ -99,6 +104,10 @@ class Browser:
         default_factory=lambda: defaultdict(asyncio.Event)
     )
     "By session: its page and the scripts in it are there."
+    _workers: defaultdict[str, asyncio.Queue[list[Any]]] = field(
+        default_factory=lambda: defaultdict(asyncio.Queue)
+    )
+    "By session: the registrations of service workers in its context, each time one changes."
     _reading: asyncio.Task[None] = field(init=False)
 
     @classmethod
@@ -125,6 +134,9 @@ class Browser:
                     answer.set_result(message)
                 elif message.get("method") == "Page.loadEventFired":
                     self._loaded[message["sessionId"]].set()
+                elif message.get("method") == "ServiceWorker.workerRegistrationUpdated":
+                    registrations = message["params"]["registrations"]
+                    self._workers[message["sessionId"]].put_nowait(registrations)
 
     async def command(self, method: str, session: str = "", **params: Any) -> Any:
         """One DevTools command and its result."""
@@ -137,29 +149,50 @@ class Browser:
         assert "error" not in result, (method, result)
         return result["result"]
 
-    async def phone(self, server: str, account: Account, x_push: str = "") -> BrowserPhone:
-        """Open a page whose phone registers at ``server`` (ws or wss URL)."""
+    async def context(self) -> str:
+        """A new one: like a browser of its own, with storage and workers of its own."""
         context = await self.command("Target.createBrowserContext")
+        return str(context["browserContextId"])
+
+    async def open(self, context: str) -> BrowserPhone:
+        """A page whose phone has not been switched on yet."""
+        phone = await self._open_blank(context)
+        await self.command("Page.enable", phone.session)
+        await self.command("Page.navigate", phone.session, url=self.site.origin)
+        async with asyncio.timeout(PATIENCE):
+            await self._loaded[phone.session].wait()
+        return phone
+
+    async def _open_blank(self, context: str) -> BrowserPhone:
         target = await self.command(
-            "Target.createTarget", url="about:blank", browserContextId=context["browserContextId"]
+            "Target.createTarget", url="about:blank", browserContextId=context
         )
         attached = await self.command(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
         )
-        session: str = attached["sessionId"]
-        await self.command("Page.enable", session)
-        await self.command("Page.navigate", session, url=self.site.url)
-        async with asyncio.timeout(PATIENCE):
-            await self._loaded[session].wait()
-        options = {
-            "server": server,
-            "uri": f"sip:{account.aor}",
-            "password": account.password,
-            "headers": [f"X-Push: {x_push}"] if x_push else [],
-        }
-        phone = BrowserPhone(self, session)
-        await phone.do(f"window.phone = new BrowserPhone({json.dumps(options)})")
+        return BrowserPhone(self, attached["sessionId"], target["targetId"])
+
+    async def phone(self, server: str, account: Account, x_push: str = "") -> BrowserPhone:
+        """Open a page whose phone registers at ``server`` (ws or wss URL)."""
+        phone = await self.open(await self.context())
+        await phone.start(server, account, f"X-Push: {x_push}" if x_push else "")
         return phone
+
+    async def push_service(self, context: str) -> BrowserPushService:
+        """Where pushes to the service worker of a context come from, its last page being closed."""
+        tab = await self._open_blank(context)
+        await self.command("ServiceWorker.enable", tab.session)
+        async with asyncio.timeout(PATIENCE):
+            while not (workers := await self._workers[tab.session].get()):
+                pass
+        await self.command(
+            "Browser.grantPermissions",
+            permissions=["notifications"],
+            origin=self.site.origin,
+            browserContextId=context,
+        )
+        await self.command("ServiceWorker.stopAllWorkers", tab.session)
+        return BrowserPushService(self, tab.session, workers[0]["registrationId"])
 
     async def kill(self) -> None:
         """SIGKILL to all its processes: no page says farewell."""
@@ -176,16 +209,31 @@ class BrowserPhone:
 
     browser: Browser
     session: str
+    target: str
+
+    async def start(self, server: str, account: Account, header: str = "") -> None:
+        """Switch its phone on: it registers with ``header``."""
+        options = {
+            "server": server,
+            "uri": f"sip:{account.aor}",
+            "password": account.password,
+            "headers": [header] if header else [],
+        }
+        await self.do(f"window.phone = new BrowserPhone({json.dumps(options)})")
+
+    async def close(self) -> None:
+        """Close its tab."""
+        await self.browser.command("Target.closeTarget", targetId=self.target)
 
     async def do(self, script: str) -> None:
         """Run ``script``; its value stays in the page."""
-        await self._evaluate(f"{{ {script}; }} null")
+        await self.evaluate(f"{{ {script}; }} null")
 
     async def get(self, what: str) -> Any:
         """The value of ``phone.<what>``, awaited in the page when it is a promise."""
-        return await self._evaluate(f"phone.{what}")
+        return await self.evaluate(f"phone.{what}")
 
-    async def _evaluate(self, expression: str) -> Any:
+    async def evaluate(self, expression: str) -> Any:
         result = await self.browser.command(
             "Runtime.evaluate",
             self.session,
@@ -195,3 +243,22 @@ class BrowserPhone:
         )
         assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
         return result["result"].get("value")
+
+
+@dataclass(frozen=True)
+class BrowserPushService:
+    """What a browser's maker runs; here the DevTools protocol."""
+
+    browser: Browser
+    session: str
+    worker: str
+
+    async def deliver(self, message: dict[str, Any]) -> None:
+        """Wake the service worker with a message, decrypted."""
+        await self.browser.command(
+            "ServiceWorker.deliverPushMessage",
+            self.session,
+            origin=self.browser.site.origin,
+            registrationId=self.worker,
+            data=json.dumps(message),
+        )

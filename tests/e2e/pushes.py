@@ -1,4 +1,4 @@
-"""What the local APNs, FCM and webhook receiver got, in a test's words."""
+"""What the local push services and webhook receiver got, in a test's words."""
 
 from __future__ import annotations
 
@@ -24,38 +24,40 @@ class Push:
 
     @property
     def service(self) -> str:
-        """``apns``, ``fcm`` or ``webhook``."""
+        """``apns``, ``fcm``, ``webpush`` or ``webhook``."""
         return self.received.service
 
     @property
     def token(self) -> str:
-        """The device's token; for a webhook the user."""
+        """The device's token, the browser's endpoint; for a webhook the user."""
         return self.received.token
 
     @property
     def data(self) -> dict[str, Any]:
         """The keys the app (or its operator) reads."""
         payload = self.received.payload
-        return payload if self.service == "apns" else payload["data"]
+        return payload if self.service in ("apns", "webpush") else payload["data"]
 
     @property
     def push_id(self) -> str:
         """What must come again as X-Push-Id of the INVITE."""
+        if not self.data:  # a Web Push that carries nothing
+            return self.received.headers["topic"]
         name = "call_id" if self.service == "webhook" else "x-push-id"
         return str(self.data[name])
 
     @property
     def domain(self) -> str:
-        """The domain of the user it is for."""
+        """The domain of the user it is for, if it tells."""
         name = "user_id" if self.service == "webhook" else "send_to"
-        return str(self.data[name]).rpartition("@")[2]
+        return str(self.data.get(name)).rpartition("@")[2]
 
     @property
     def cancels(self) -> bool:
         """Whether it takes back a push: the call is over."""
         if self.service == "webhook":
             return bool(self.received.payload["type"] == "call.mobile_push_cancelled")
-        return bool(self.data["msg_type"] == "cancel")
+        return bool(self.data.get("msg_type") == "cancel")
 
 
 class PushLog:
@@ -86,6 +88,18 @@ class PushLog:
         """Wait for so many pushes for users of a domain."""
         async with self._arrived:
             await self._arrived.wait_for(lambda: len(self.of(domain)) >= number)
+
+    async def to(self, token: str, number: int) -> list[Push]:
+        """So many pushes to a token, waited for."""
+        found: list[Push] = []
+
+        def came() -> bool:
+            found[:] = [push for push in self._pushes if push.token == token]
+            return len(found) >= number
+
+        async with self._arrived:
+            await self._arrived.wait_for(came)
+        return found
 
     def assert_no_rule_broken(self) -> None:
         """No rule of any service was broken, no device pushed twice for a call (W4)."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from sipush.demo.credentials import Credentials
-from tests.e2e.browser import Browser, BrowserPhone, Site
-from tests.e2e.daemon import Daemon, in_time
+from sipush.demo.push_service import PushService
+from tests.e2e.browser import Browser, BrowserPhone, BrowserPushService, Site
+from tests.e2e.daemon import APP, Daemon, in_time
+from tests.e2e.pushes import Push, PushLog
 from tests.e2e.world import World, apns_token, x_push
+from tests.subscription import Subscription
 
 MEDIA_PATIENCE = 30.0
 "Seconds: ICE and DTLS repeat what was lost after one, two, four …, beside a browser that starts."
@@ -86,6 +91,92 @@ async def test_a_browser_is_killed_pushed_restarted_and_media_flows_both_ways(
     await in_time(alice.get("received(10)"), bob.get("received(10)"))
     await alice.do("phone.hangUp()")
     assert await bob.get("ended") == "Terminated"
+
+
+@dataclass
+class WebApp:
+    """Bob's page and service worker, as docs/apps.md has them.
+
+    Chromium cannot subscribe without the internet: ``http_ece`` decrypts in its place.
+    """
+
+    world: World
+    browser: Browser
+    daemon: Daemon
+    context: str
+    key: str
+    subscription: Subscription
+
+    @classmethod
+    async def install(cls, world: World, browser: Browser, service: PushService) -> WebApp:
+        """As the user's first visit does."""
+        daemon, context = await world.daemon(listen=world.doors()), await browser.context()
+        key = service.credentials.application_server_key
+        return cls(world, browser, daemon, context, key, Subscription(service))
+
+    async def open(self) -> BrowserPhone:
+        """Its page, which has not registered yet."""
+        page = await self.browser.open(self.context)
+        await page.do(
+            "PushManager.prototype.subscribe = async ({ userVisibleOnly, applicationServerKey }) =>"
+            f" userVisibleOnly && applicationServerKey === '{self.key}'"
+            f" && {{ toJSON: () => ({json.dumps(self.subscription.to_json())}) }}"
+        )
+        return page
+
+    async def register(self, page: BrowserPhone) -> None:
+        """As the page does when it is loaded."""
+        header = await page.evaluate(f"pushHeader('{APP}', '{self.key}')")
+        host, port = self.daemon.at("WSS")
+        await page.start(f"wss://{host}:{port}", self.world.account("bob"), header)
+        assert await page.get("registered")
+
+    async def closed(self) -> BrowserPushService:
+        """It has registered and its tab was closed: what wakes it now."""
+        page = await self.open()
+        await self.register(page)
+        service = await self.browser.push_service(self.context)
+        await page.close()
+        return service
+
+    async def shown(self, service: BrowserPushService, push: Push, text: str) -> BrowserPhone:
+        """Its page, once the push has been delivered and is the only notification."""
+        await service.deliver(push.data)
+        page = await self.open()
+        notification = await page.evaluate(f"notification({json.dumps(push.data)})")
+        expected = {"title": "alice", "body": text, "tag": push.push_id, "number": 1}
+        assert notification == expected
+        return page
+
+
+async def test_a_closed_tab_is_woken_by_web_push_and_its_page_takes_the_call(
+    world: World, browser: Browser, push_log: PushLog
+) -> None:
+    app = await WebApp.install(world, browser, push_log.service)
+    service = await app.closed()
+    alice = await phone(world, browser, app.daemon, "alice", "WSS")
+    await alice.do(f"phone.call('sip:bob@{world.domain}')")
+    pushed = await world.pushes.next()
+    page = await app.shown(service, pushed, "Incoming call: alice")
+    await app.register(page)  # the user has clicked
+    assert (await page.get("invited"))["pushId"] == pushed.push_id
+    await page.do("phone.answer()")
+    await in_time(alice.get("confirmed"), page.get("confirmed"))
+    await page.do("phone.hangUp()")
+    assert await alice.get("ended") == "Terminated"
+
+
+async def test_the_end_of_a_call_replaces_its_notification(
+    world: World, browser: Browser, push_log: PushLog
+) -> None:
+    app = await WebApp.install(world, browser, push_log.service)
+    service = await app.closed()
+    alice = await world.phone(app.daemon, "alice", "TCP")
+    call = await alice.call("bob")
+    page = await app.shown(service, await world.pushes.next(), "Incoming call: alice")
+    await page.close()
+    await call.cancel()
+    await app.shown(service, await world.pushes.next(), "Call ended: alice")
 
 
 async def test_a_browser_is_called_by_baresip_and_media_flows_both_ways(

@@ -13,8 +13,10 @@ import pytest
 import redis
 
 from tests.e2e.daemon import APP, OTHER_APP, Daemon, in_time
+from tests.e2e.pushes import PushLog
 from tests.e2e.wire import Account
 from tests.e2e.world import World, apns_token, fcm_token, x_push
+from tests.subscription import Subscription
 
 URN = "urn:uuid:00000000-0000-4000-8000-00000000000{}"
 
@@ -171,15 +173,16 @@ async def test_phones_of_every_platform_are_woken(
 
 @pytest.mark.parametrize(
     ("device_os", "status", "reason"),
-    [("ios", 410, "Unregistered"), ("android", 404, "UNREGISTERED")],
-    ids=["APNs", "FCM"],
+    [("ios", 410, "Unregistered"), ("android", 404, "UNREGISTERED"), ("web", 410, "")],
+    ids=["APNs", "FCM", "Web Push"],
 )
 async def test_a_dead_token_ends_the_wait_and_is_forgotten(
-    world: World, transport: str, device_os: str, status: int, reason: str
+    world: World, transport: str, device_os: str, status: int, reason: str, push_log: PushLog
 ) -> None:
     daemon = await world.daemon(wake={"hold": 60.0, "probe": 60.0})
-    token = apns_token() if device_os == "ios" else fcm_token()
-    push = x_push(token, device_os)
+    browser = Subscription(push_log.service)
+    token = {"ios": apns_token(), "android": fcm_token(), "web": browser.endpoint}[device_os]
+    push = browser.x_push(APP) if device_os == "web" else x_push(token, device_os)
     bob = await world.registered(daemon, "bob", transport, push)
     await bob.register(push, expires=0)
     world.pushes.refuse(token, status, reason)

@@ -7,6 +7,7 @@ class BrowserPhone {
             sockets: [new JsSIP.WebSocketInterface(server)],
             uri,
             password,
+            instance_id: localStorage.instance ??= crypto.randomUUID(),
             register_expires: 600,
             session_timers: false,
         });
@@ -61,6 +62,20 @@ class BrowserPhone {
             }
             await new Promise((resolve) => setTimeout(resolve, 50));
         }
+    }
+}
+
+/** Resolves once the service worker shows a notification with such data. */
+async function notification(data) {
+    const worker = await navigator.serviceWorker.ready;
+    for (;;) {
+        const all = await worker.getNotifications();
+        for (const { title, body, tag, data: shown } of all) {
+            if (Object.keys(data).every((key) => shown[key] === data[key])) {
+                return { title, body, tag, number: all.length };
+            }
+        }
+        await new Promise((resolve) => setTimeout(resolve, 50));
     }
 }
 
