@@ -107,6 +107,18 @@ def test_every_problem_is_one_line_and_nothing_starts(shell: Shell, command: str
     ]
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_key_that_cannot_be_sent_to_a_capture_server_is_one_line(
+    shell: Shell, command: str
+) -> None:
+    (shell.folder / "key").write_text("\n")
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write('[hep]\nsend_to = "127.0.0.1:9060"\nkey_file = "key"\n')
+    assert shell.refused(command) == [
+        "sipush: hep.key_file: 0 bytes in the first line (allowed: 1 to 255)"
+    ]
+
+
 def test_a_missing_configuration_is_one_line(shell: Shell) -> None:
     done = shell.run("check", "--config", "none.toml")
     assert done.returncode == 1

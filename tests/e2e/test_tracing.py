@@ -227,6 +227,20 @@ async def test_a_reload_begins_moves_and_ends_it_under_a_call(
     assert of(other_sngrep.seen, unseen) == []
 
 
+async def test_a_reload_with_a_wrong_key_changes_nothing(
+    world: World, sngrep: Sngrep, key_file: str, tmp_path: Path
+) -> None:
+    daemon = await world.start(hep=tracing(sngrep, key_file))
+    (tmp_path / "empty").touch()
+    daemon.settings["hep"] = tracing(sngrep, str(tmp_path / "empty"))
+    daemon.reload()
+    failed = await daemon.log_event("reload_failed")
+    assert failed["problems"] == ["hep.key_file: 0 bytes in the first line (allowed: 1 to 255)"]
+    alice = await world.phone(daemon, "alice")
+    call_id = (await alice.wire.options())["call-id"]
+    await sngrep.find(lambda each: each.message["call-id"] == call_id, "the request after")
+
+
 async def test_calls_go_on_when_nobody_listens_or_reads(world: World) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
