@@ -296,6 +296,8 @@ class DomainConfig(Section):
     fallback: Fallback = ""
     route: list[ServerUri] = []
     "Servers that have the users we do not have, tried in order."
+    registrar: ServerUriOrEmpty = ""
+    "The PBX that has the users of the domain and their passwords. Empty: we have them."
 
 
 class EmergencyConfig(Section):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from sipush.config_problems import dotted
+from sipush.sip.uri import parse_sip_uri
+from sipush.transport.address import is_ip
 
 if TYPE_CHECKING:
     from sipush.config import Config
@@ -19,6 +22,7 @@ def contradictions(config: Config) -> list[str]:
         *_numbers(config),
         *_sentinels(config),
         *_node(config),
+        *_registrars(config),
     ]
 
 
@@ -60,6 +64,24 @@ def _node(config: Config) -> Iterator[str]:
         yield f'node.uri: has no use for store.type = "{config.store.type}" (allowed: with "redis")'
 
 
+def _registrars(config: Config) -> Iterator[str]:
+    """Users of such a domain, and what becomes of their calls, are the registrar's business."""
+    for name, domain in config.domains.items():
+        if not domain.registrar:
+            continue
+        here = dotted(("domains", name, "registrar"))
+        others: list[tuple[str, ...]] = [
+            ("domains", name, key) for key in ("route", "fallback") if getattr(domain, key)
+        ]
+        others += [("users", aor) for aor in config.users if aor.rpartition("@")[2] == name]
+        others += [("groups", aor) for aor in config.groups if aor.rpartition("@")[2] == name]
+        for other in others:
+            yield f"{dotted(other)}: stands beside {here} (allowed: one of the two)"
+        host = parse_sip_uri(domain.registrar).address
+        if is_ip(host) and not any(ip_address(host) in peer.address for peer in config.peers):
+            yield f"{here}: {host} is no peer (allowed: an address of one of peers)"
+
+
 def _is_ours(aor: str, config: Config) -> bool:
     user, _, domain = aor.rpartition("@")
     return bool(user) and domain in config.sip.domains
@@ -72,7 +94,7 @@ def _not_ours(config: Config) -> str:
 
 def warnings(config: Config) -> list[str]:
     """What may be right, but deserves a look. Users of the store are not known here."""
-    return [*_unknown_members(config), *_homeless(config)]
+    return [*_unknown_members(config), *_homeless(config), *_names(config)]
 
 
 def _unknown_members(config: Config) -> Iterator[str]:
@@ -88,3 +110,9 @@ def _homeless(config: Config) -> Iterator[str]:
         for aor in config.users:
             if aor not in config.emergency.addresses:
                 yield f"{aor} has no address for emergency calls"
+
+
+def _names(config: Config) -> Iterator[str]:
+    for name, domain in config.domains.items():
+        if domain.registrar and not is_ip(parse_sip_uri(domain.registrar).address):
+            yield f"the registrar of {name} is a name: its addresses must be peers"

@@ -125,7 +125,7 @@ class Daemon:
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
             self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
-            self._tasks.spawn(push_refreshes(self._store, self._dispatcher))
+            self._tasks.spawn(push_refreshes(self._store, self._dispatcher, self._registrar_of))
             await self._proxy.messages.recall()
             await self._held_calls.recovered.wait()
             keeper.let_in()
@@ -147,7 +147,9 @@ class Daemon:
             started_at=clock(),
             started_epoch=time.time(),
         )
-        self._subscribers = Subscribers(policies.subscribers(config.users), self._store, clock)
+        self._subscribers = Subscribers(
+            policies.subscribers(config.users), self._store, clock, policies.registrars(config)
+        )
         locations = Locations(self._store)
         limits = config.limits
         self._gate = Gate(
@@ -207,6 +209,9 @@ class Daemon:
         doors = (f"{door.transport}/{door.address}:{door.port}" for door in self._config.listen)
         node = " ".join((socket.gethostname(), *doors))
         return blake2b(b"nonce" + node.encode(), key=key, digest_size=32).digest()
+
+    def _registrar_of(self, aor: Aor) -> str | None:
+        return self._proxy.policy.registrar_of(aor)
 
     def _is_vital(self, request: Request) -> bool:
         return is_vital(request, self._proxy.route_key, self._proxy.policy.emergency)
@@ -271,7 +276,8 @@ class Daemon:
                 log.warning("restart_needed", section=section)
         self._config = config
         self._dispatcher.replace(apps)
-        self._subscribers.replace(policies.subscribers(config.users))
+        users, elsewhere = policies.subscribers(config.users), policies.registrars(config)
+        self._subscribers.replace(users, elsewhere)
         self._registrar.policy = policies.registration_policy(config, vapid_keys(apps))
         self._proxy.policy = policies.proxy_policy(config)
         self._messages.policy = policies.message_policy(config)

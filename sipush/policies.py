@@ -113,7 +113,9 @@ def proxy_policy(config: Config) -> ProxyPolicy:
         },
         fallbacks=fallbacks(config),
         node=config.node.uri,
-        routes={name: domain.route for name, domain in config.domains.items() if domain.route},
+        routes={name: domain.route for name, domain in config.domains.items() if domain.route}
+        | {name: [uri] for name, uri in registrars(config).items()},
+        registrars=registrars(config),
         emergency=EmergencyPolicy(
             numbers=frozenset(config.emergency.numbers),
             route=tuple(config.emergency.route),
@@ -121,6 +123,11 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             addresses=config.emergency.addresses,
         ),
     )
+
+
+def registrars(config: Config) -> dict[str, str]:
+    """By domain: the registrar, where that is another server."""
+    return {name: d.registrar for name, d in config.domains.items() if d.registrar}
 
 
 def fallbacks(config: Config) -> dict[str, Fallbacks]:

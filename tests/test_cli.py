@@ -73,12 +73,14 @@ def test_check_warns_of_what_deserves_a_look(shell: Shell) -> None:
             '[groups."600@example.com"]\nmembers = ["100@example.com", "102@example.com"]\n'
             '[emergency]\nroute = ["sip:112@192.0.2.20"]\n'
             'addresses = { "101@example.com" = { country = "DE" } }\n'
+            '[domains."example.org"]\nregistrar = "sip:pbx.example.org"\n'
         )
     warnings = [line for line in shell.ok("check").splitlines() if line.startswith("  warning")]
     assert warnings == [
         "  warning  102@example.com, a member of 600@example.com, "
         "is left out unless the store has that user",
         "  warning  100@example.com has no address for emergency calls",
+        "  warning  the registrar of example.org is a name: its addresses must be peers",
     ]
 
 

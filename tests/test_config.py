@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "config" / "sipush.toml"
 REFERENCE = ROOT / "docs" / "configuration.md"
 ASTERISK = ROOT / "config" / "asterisk"
+ASTERISK_EDGE = ROOT / "config" / "asterisk-edge"
 KEYS = dict(schema.keys())
 
 
@@ -227,6 +228,27 @@ WRONG = [
         "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",
     ),
     (
+        'domains.localhost.registrar = "sip:700@pbx.example"',
+        'domains.localhost.registrar: is "sip:700@pbx.example" '
+        "(allowed: a SIP URI without a user, such as sip:pbx.example.com)",
+    ),
+    (
+        'domains.localhost.registrar = "sip:192.0.2.10"',
+        "domains.localhost.registrar: 192.0.2.10 is no peer (allowed: an address of one of peers)",
+    ),
+    *(
+        (
+            f'domains.localhost.registrar = "sip:pbx.example"\n{line}',
+            f"{key}: stands beside domains.localhost.registrar (allowed: one of the two)",
+        )
+        for line, key in (
+            ('domains.localhost.route = ["sip:pbx.example"]', "domains.localhost.route"),
+            ('domains.localhost.fallback = "sip:a@b"', "domains.localhost.fallback"),
+            (f'users."101@localhost" = {{{HA1}}}', 'users."101@localhost"'),
+            ('groups."6@localhost".members = ["1@localhost"]', 'groups."6@localhost"'),
+        )
+    ),
+    (
         'emergency.numbers = ["112"]',
         "emergency: has numbers and no route (allowed: a route with or without numbers)",
     ),
@@ -383,12 +405,15 @@ def test_the_reference_tells_the_default(key: str) -> None:
         assert tomllib.loads(f"value = {told.strip('`')}")["value"] == schema.default(KEYS[key])
 
 
-def test_the_configuration_beside_asterisk_is_valid() -> None:
-    config = load(ASTERISK / "sipush.toml")
+@pytest.mark.parametrize("folder", [ASTERISK, ASTERISK_EDGE], ids=lambda folder: folder.name)
+def test_the_configuration_for_asterisk_is_valid(folder: Path) -> None:
+    config = load(folder / "sipush.toml")
     assert [peer.name for peer in config.peers] == ["asterisk"]
 
 
-@pytest.mark.parametrize("file", sorted(ASTERISK.iterdir()), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted([*ASTERISK.iterdir(), *ASTERISK_EDGE.iterdir()]), ids=lambda file: file.name
+)
 def test_the_guide_to_asterisk_shows_the_files_that_are_tested(file: Path) -> None:
     guide = (ROOT / "docs" / "asterisk.md").read_text(encoding="utf-8")
     assert f"\n{file.read_text(encoding='utf-8')}```\n" in guide

@@ -423,14 +423,16 @@ def forward_request(
     diversions: Sequence[Diversion] = (),
     *,
     breadth: int | None = None,
+    to_registrar: bool = False,
 ) -> Request:
     """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
 
     ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
+    ``to_registrar``: it goes to a server that knows the caller's password, as we do not.
     """
     hops = number(request.headers.get("max-forwards") or "")
-    if target.flow or target.route:
+    if (target.flow or target.route) and not to_registrar:
         breadth = 1
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
@@ -441,6 +443,8 @@ def forward_request(
     if push_id:
         ours["x-push-id"] = f"X-Push-Id: {push_id}"
     headers = Headers(_with(request.headers.fields, ours))
+    if to_registrar:
+        headers.extend(request.headers.lines("proxy-authorization"))
     for uri in record_routes:
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):

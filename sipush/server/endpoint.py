@@ -7,6 +7,7 @@ import structlog
 from sipush.core.routing import Rejection
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject
+from sipush.server.edge import Edge, pass_back
 from sipush.server.proxy import Proxy
 from sipush.server.registrar import Registrar
 from sipush.server.return_flow import ReturnFlow
@@ -25,6 +26,7 @@ class Endpoint:
     def __init__(self, registrar: Registrar, proxy: Proxy) -> None:
         self._registrar = registrar
         self._proxy = proxy
+        self._edge = Edge(registrar, proxy)
         self._tasks = Tasks()
 
     def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
@@ -32,6 +34,8 @@ class Endpoint:
         if request.method != "REGISTER":
             return None
         try:
+            if self._edge.serves(request):
+                return None
             response = self._registrar.challenge(flow, request)
         except MessageError:
             return None  # to be answered as all others are
@@ -47,7 +51,9 @@ class Endpoint:
     async def _handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Nothing goes unanswered: every error becomes a final response."""
         try:
-            if request.method == "REGISTER":
+            if request.method == "REGISTER" and self._edge.serves(request):
+                await self._edge.handle(transaction, request)
+            elif request.method == "REGISTER":
                 await self._registrar.handle(transaction, request)
             else:
                 await self._proxy.handle(transaction, request)
@@ -80,7 +86,7 @@ class Endpoint:
 
         But the answer to a call that outlived a crash has lost its transaction there.
         """
-        if self._proxy.answer_came(flow, response):
+        if self._proxy.answer_came(flow, response) or pass_back(self._proxy, flow, response):
             return
         log.debug("stray_response", status=response.status, flow=flow.name)
 

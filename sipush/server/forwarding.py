@@ -36,6 +36,7 @@ from sipush.core.branch import (
     Respond,
     Retransmit,
 )
+from sipush.core.edge import says_wrong_password
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
@@ -148,6 +149,7 @@ class Forwarding:
         "seen",
         "side",
         "side_called",
+        "signs_in_as",
         "started",
         "tag",
         "transaction",
@@ -194,6 +196,8 @@ class Forwarding:
         "Inside a dialog: the device at its other end, as in Target, or empty; None: outside."
         self.side_called: RouteToken | None = None
         "The device of ours that another node calls, by which requests of the dialog find it."
+        self.signs_in_as = ""
+        "The user whose registrar elsewhere is to know him: it gets his credentials, too."
         self.side: RouteToken | None = None
         "The device at the other end of the dialog, when it is not waited for with a push."
         self.wake_ups: dict[str, WakeUp] = {}
@@ -323,6 +327,8 @@ class Forwarding:
                 if target.device != self.dialog_side:
                     continue
                 target = replace(target, uri=self.request.uri)
+            elif self.proxy.policy.registrar_of(aor) and not self._calls(target.device):
+                continue  # a registrar elsewhere calls each device by itself
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
                 branches = len(self.context.branches)
@@ -333,6 +339,9 @@ class Forwarding:
                 self._perform(actions, is_news=is_new or not is_derived)
                 # Told last: the INVITE has left by now.
                 self.tell("device_registered", device=fingerprint(target.device))
+
+    def _calls(self, device: str) -> bool:
+        return any(branch.target.device == device for branch in self.context.branches)
 
     def resume(self, held: HeldCall, locations: Mapping[Aor, Location]) -> None:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
@@ -548,6 +557,7 @@ class Forwarding:
             self.push_id if target.push is not None and self.dialog_side is None else "",
             self.diversions,
             breadth=left,
+            to_registrar=bool(self.signs_in_as),
         )
         attempt = self.attempts[branch]
         attempt.flow = flow
@@ -730,12 +740,20 @@ class Forwarding:
                 CALLS.counts[(f"{status // 100}xx",)] += 1
         if self.context.invite and Status.OK <= status < 300:
             self.proxy.acknowledgements.expect(self.request.call_id)
-        if status >= Status.OK and self.proxy.held_calls.holds(self):
+        if self.signs_in_as and says_wrong_password(self.request, response):
+            self.proxy.tasks.spawn(self._refuse(response))
+        elif status >= Status.OK and self.proxy.held_calls.holds(self):
             self._finals.append(partial(self.transaction.respond, response))
         elif status < Status.OK and self._unstored is not None:
             self._unstored.append(response)
         else:
             self.transaction.respond(response)
+
+    async def _refuse(self, response: Response) -> None:
+        """Tell somebody who may be guessing a password, no sooner than he has to hear it."""
+        flow, gate = self.transaction.flow, self.proxy.gate
+        await gate.sign_in_failed(flow, self.signs_in_as, self.proxy.clock())
+        self.transaction.respond(response)
 
     @staticmethod
     def _answer(finals: list[Callable[[], None]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sipush.core.bindings import Aor, Binding, Location
+from sipush.core.edge import location_of
 from sipush.core.messages import Arrival, Delivery, Remembered
 from sipush.core.nodes import path_to
 from sipush.core.stored_message import (
@@ -84,12 +85,17 @@ class Messages:
         aor: Aor,
         tag: str,
         identity: str,
+        *,
+        only: str = "",
     ) -> None:
         """Take a MESSAGE from a sender who may send it. Raises LocationError and MessageError.
 
         ``identity``: equal for a request that is repeated to the next process after a crash.
+        ``only``: the ``device_digest`` of the one device that it is for, or empty.
         """
         location = await self.proxy.store.lookup(aor, time.time())
+        if only:
+            location = location_of(location, only)
         if self._done and self.is_done(aor, message_key(request)):
             # Repeated since a crash lost our 202, and delivered meanwhile.
             respond(transaction, make_response(request, Status.ACCEPTED, to_tag=tag))

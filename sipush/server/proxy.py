@@ -17,6 +17,7 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import SILENT, Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.edge import device_called, leave_path
 from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
@@ -49,6 +50,7 @@ from sipush.core.target_set import NOWHERE, Target, TargetSet, Turn
 from sipush.errors import LocationError, TransportError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
+from sipush.server import edge
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import (
     DRAINING,
@@ -124,6 +126,8 @@ class ProxyPolicy:
     "Our URI for the other nodes on the store; empty: there are none."
     routes: Mapping[str, Sequence[str]]
     "By domain: URIs of the servers that have the users we do not have."
+    registrars: Mapping[str, str]
+    "By domain: URI of the registrar, where that is another server."
     emergency: EmergencyPolicy
     _are_peers: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     "By IP address: working it out takes long."
@@ -137,6 +141,10 @@ class ProxyPolicy:
                 self._are_peers.clear()
             self._are_peers[ip] = known
         return known
+
+    def registrar_of(self, aor: Aor) -> str | None:
+        """The registrar of a user, unless we are that."""
+        return self.registrars.get(aor.rpartition("@")[2])
 
     def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
         """Where calls to a user or group go; ``stored``: what the store has for a user."""
@@ -196,6 +204,9 @@ class Proxy:
         if rejection is not None:
             reject(transaction, rejection, self.new_id())
             return
+        if self.policy.registrars and (called := self._device_called(request)) is not None:
+            await self._call_device(transaction, request, called)
+            return
         where = destination(request, self.realm, self.route_key, self.policy.emergency)
         if request.method == "OPTIONS" and number(request.headers.get("max-forwards") or "") == 0:
             where = ToServer()  # §16.3
@@ -206,6 +217,9 @@ class Proxy:
             case ToFlow(token):
                 forwarding = self._open(transaction, request, None)
                 await _until_started(forwarding, self._forward_over(forwarding, token))
+            case ToAor(aor) if self.policy.registrar_of(aor):
+                forwarding = self._open(transaction, request, None)
+                await _until_started(forwarding, edge.call_registrar(self, forwarding, aor))
             case ToAor(aor) if request.method == "MESSAGE":
                 await self._message_to_user(transaction, request, aor)
             case ToAor(aor):
@@ -220,6 +234,35 @@ class Proxy:
                 reject(transaction, rejection, self.new_id())
             case other:
                 assert_never(other)
+
+    def _device_called(self, request: Request) -> RouteToken | Rejection | None:
+        """The one device that a registrar elsewhere sends this to, if it does."""
+        if request.to.tag is None:
+            return device_called(request, self.key)
+        leave_path(request, self.key)
+        return None
+
+    async def _call_device(
+        self,
+        transaction: ServerTransactionHandle,
+        request: Request,
+        called: RouteToken | Rejection,
+    ) -> None:
+        """For one device of a user whose registrar sends it."""
+        if isinstance(called, Rejection):
+            reject(transaction, called, self.new_id())
+        elif not self.policy.is_peer(transaction.flow.remote[0]):
+            reject(transaction, Rejection(Status.FORBIDDEN, "Not the Registrar"), self.new_id())
+        elif request.method == "MESSAGE" and not self.draining:
+            identity = self._push_id(request)
+            request.headers.remove("route")
+            await self.messages.arrived(
+                transaction, request, called.aor, self.new_id(), identity, only=called.device
+            )
+        else:
+            request.headers.remove("route")
+            forwarding = self._open(transaction, request, self.policy.ringback)
+            await _until_started(forwarding, edge.call_device(self, forwarding, called))
 
     def _open(
         self, transaction: ServerTransactionHandle, request: Request, ringback: int | None
@@ -315,6 +358,8 @@ class Proxy:
 
     async def forward_ack(self, ack: Request) -> None:
         """The ACK of a 2xx goes its own way (§16.7 step 10, §17.1.1.3), without a transaction."""
+        if self.policy.registrars:
+            leave_path(ack, self.key)
         where = destination(ack, self.realm, self.route_key)
         if isinstance(where, ToDialog):
             target = await self._dialog_target(where.token, ack)
@@ -356,6 +401,9 @@ class Proxy:
         """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
         request = forwarding.request
         forwarding.dialog_side = ""
+        if self.policy.registrars:
+            caller = self.realm.caller_aor(request) or ""
+            forwarding.signs_in_as = caller if self.policy.registrar_of(caller) else ""
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
         if subscriber is None:
@@ -522,7 +570,8 @@ class Proxy:
             targets = await self._group_targets(forwarding, group)
             forwarding.sent_to(aor, self.policy.fallbacks_of(aor))
             return targets
-        subscriber = await self.subscribers.get(aor)
+        away = self.policy.registrar_of(aor) is not None
+        subscriber = None if away else await self.subscribers.get(aor)
         if subscriber is None:
             return await self._elsewhere(forwarding, aor)
         forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
@@ -557,6 +606,13 @@ class Proxy:
 
     def _is_busy(self, forwarding: Forwarding, aor: Aor) -> bool:
         return forwarding.context.invite and aor in self.policy.do_not_disturb
+
+    async def device_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
+        """The devices of a user whose registrar is elsewhere; those it has not named are let be."""
+        is_asked = forwarding.request.method in ("INVITE", "OPTIONS")
+        consents = _consents_to_calls if is_asked else _never
+        forwarding.policy = self._target_policy(forwarding.request, consents)
+        return await self._user_targets(forwarding, subscriber)
 
     async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
         """Watch first, look up second: no registration is lost in between."""

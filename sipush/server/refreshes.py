@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 
@@ -24,12 +25,26 @@ INTERVAL = 5.0
 log = structlog.get_logger()
 
 
-async def push_refreshes(store: LocationStore, dispatcher: Dispatcher) -> None:
+RegistrarOf = Callable[[Aor], str | None]
+"The registrar of a user, where that is another server."
+
+
+def _ours(aor: Aor) -> None:
+    """Nobody has another registrar than us."""
+
+
+async def push_refreshes(
+    store: LocationStore, dispatcher: Dispatcher, registrar_of: RegistrarOf = _ours
+) -> None:
     """Push whatever falls due, for ever."""
     while True:
         try:
             while due := await store.take_refreshes(time.time()):
-                pushes = (push_refresh(store, dispatcher, *device, time.time()) for device in due)
+                now = time.time()
+                pushes = (
+                    push_refresh(store, dispatcher, aor, device, now, away=bool(registrar_of(aor)))
+                    for aor, device in due
+                )
                 await asyncio.gather(*pushes)
         except LocationError as error:
             log.warning("refreshes_put_off", reason=str(error))
@@ -37,22 +52,34 @@ async def push_refreshes(store: LocationStore, dispatcher: Dispatcher) -> None:
 
 
 async def push_refresh(
-    store: LocationStore, dispatcher: Dispatcher, aor: Aor, device: str, now_epoch: float
+    store: LocationStore,
+    dispatcher: Dispatcher,
+    aor: Aor,
+    device: str,
+    now_epoch: float,
+    *,
+    away: bool = False,
 ) -> None:
-    """Push one device, unless it has registered meanwhile or is gone. Raises LocationError."""
+    """Push one device, unless it has registered meanwhile or is gone. Raises LocationError.
+
+    ``away``: its registrar is elsewhere, and about to forget it, even if its binding is over here.
+    """
     location = await store.lookup(aor, now_epoch)
     binding = next((b for b in location.bindings if b.device == device), None)
     record = location.push_record(device)
-    if binding is None or record is None or binding.expires_epoch > now_epoch + REFRESH_AHEAD:
+    if record is None or (binding is None and not away):
+        return
+    until = now_epoch + REFRESH_AHEAD if binding is None else binding.expires_epoch
+    if until > now_epoch + REFRESH_AHEAD:
         return
     outcome = await dispatcher.send(
         PushRequest(
             kind=PushKind.REFRESH,
             push_id=str(uuid.uuid4()),
             record=record,
-            deadline_epoch=binding.expires_epoch,
+            deadline_epoch=until,
             created_epoch=now_epoch,
-            call_id=binding.call_id,
+            call_id=binding.call_id if binding else "",
             from_user="",
             from_name="",
             to_user=aor.rpartition("@")[0],

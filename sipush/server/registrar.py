@@ -151,12 +151,15 @@ class Registrar:
             return
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
-            seen = self.locations.saw(aor, location)
-            # After the 200: the phone must know that it is registered before it is called.
-            devices = decision.devices
-            self.bucket.refreshed(aor, location, devices)
-            self.messages.registered(aor, location, devices)
-            _tell(decision, seen, flow)
+            self.registered(aor, decision, location, flow)
+
+    def registered(self, aor: Aor, decision: Update, location: Location, flow: str) -> None:
+        """After the 200: the phone must know that it is registered before it is called."""
+        seen = self.locations.saw(aor, location)
+        devices = decision.devices
+        self.bucket.refreshed(aor, location, devices)
+        self.messages.registered(aor, location, devices)
+        _tell(decision, seen, flow)
 
 
 def _tell(update: Update, seen: Location | None, flow: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from sipush.core.bindings import Aor, Subscriber
 from sipush.errors import LocationError
@@ -25,8 +25,11 @@ class Subscribers:
         configured: Mapping[Aor, Subscriber],
         store: LocationStore,
         clock: Callable[[], float],
+        elsewhere: Collection[str] = (),
     ) -> None:
+        """``elsewhere``: domains whose users another registrar knows. Who registers is one."""
         self._configured = dict(configured)
+        self._elsewhere = elsewhere
         self._store = store
         self._clock = clock
         self._cache: dict[Aor, tuple[float, Subscriber]] = {}
@@ -35,15 +38,20 @@ class Subscribers:
         self._all_changed_at = -math.inf
         store.listen_to_subscribers(self._changed)
 
-    def replace(self, configured: Mapping[Aor, Subscriber]) -> None:
+    def replace(
+        self, configured: Mapping[Aor, Subscriber], elsewhere: Collection[str] = ()
+    ) -> None:
         """Take over the users of a reloaded configuration and forget what was cached."""
         self._configured = dict(configured)
+        self._elsewhere = elsewhere
         self._cache.clear()
 
     async def get(self, aor: Aor) -> Subscriber | None:
         """The subscriber, or None. Raises LocationError."""
         if (subscriber := self._configured.get(aor)) is not None:
             return subscriber
+        if self._elsewhere and aor.rpartition("@")[2] in self._elsewhere:
+            return Subscriber(aor)
         now = self._clock()
         cached = self._cache.get(aor)
         if cached is not None:

@@ -16,6 +16,7 @@ from tests.servers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config/asterisk"
+EDGE = ROOT / "config/asterisk-edge"
 
 BOXES = ("101", "102", "600")
 GREETINGS = ("unavail", "busy")
@@ -25,7 +26,8 @@ _MODULES = (
     *("res_sorcery_config", "res_sorcery_memory", "res_sorcery_astdb"),
     *("res_pjproject", "res_pjsip", "res_pjsip_session", "res_pjsip_pubsub", "chan_pjsip"),
     *("res_pjsip_sdp_rtp", "res_pjsip_caller_id", "res_pjsip_endpoint_identifier_ip"),
-    *("res_pjsip_diversion", "res_pjsip_header_funcs", "res_pjsip_rfc3326", "res_pjsip_nat"),
+    *("res_pjsip_endpoint_identifier_user", "res_pjsip_diversion"),
+    *("res_pjsip_header_funcs", "res_pjsip_rfc3326", "res_pjsip_nat"),
     *("res_pjsip_authenticator_digest", "res_pjsip_outbound_authenticator_digest"),
     *("res_pjsip_acl", "res_pjsip_dlg_options", "res_pjsip_path", "res_pjsip_registrar"),
     *("res_pjsip_refer", "res_pjsip_mwi", "res_pjsip_mwi_body_generator", "res_pjsip_logger"),
@@ -69,11 +71,15 @@ async def fetched() -> Path:
 class Asterisk:
     """Its port is known before the daemon is. It runs once it is started."""
 
-    def __init__(self, root: Path, domain: str) -> None:
-        """``root``: what ``fetched`` gave. ``domain``: sipush's, instead of example.com."""
+    def __init__(self, root: Path, domain: str, guide: Path = CONFIG) -> None:
+        """``root``: what ``fetched`` gave. ``domain``: sipush's, instead of example.com.
+
+        ``guide``: where the files of the operator's guide are.
+        """
         self.port = free_port(PBX)
         self.sipush_port = free_port("127.0.0.1")
         self._domain = domain
+        self._guide = guide
         self._folder = tempfile.TemporaryDirectory(prefix="sipush-asterisk-")
         self.work = Path(self._folder.name)
         libraries = [*root.glob("lib/*-linux-*"), *root.glob("usr/lib/*-linux-*"), root / "usr/lib"]
@@ -104,7 +110,8 @@ class Asterisk:
 
     def _configured(self, name: str) -> str:
         """A file of the operator's guide, with our addresses and domain."""
-        text = (CONFIG / name).read_text(encoding="utf-8")
+        file = self._guide / name
+        text = (file if file.exists() else CONFIG / name).read_text(encoding="utf-8")
         for old, new in {
             "192.0.2.10:5060": f"{PBX}:{self.port}",
             "192.0.2.10": PBX,

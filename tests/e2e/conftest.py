@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from sipush.demo.credentials import Credentials
 from sipush.demo.push_service import PushService
+from tests.e2e.asterisk import fetched
 from tests.e2e.daemon import APP, OTHER_APP
 from tests.e2e.pushes import PushLog
 from tests.e2e.shared import SharedDaemons, Stores
@@ -59,6 +60,12 @@ async def shared_daemons(
     shared = SharedDaemons(tmp_path_factory.mktemp("daemons"), stores, push_log, tests)
     yield shared
     await shared.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def asterisk_root() -> Path:
+    """Where Asterisk is."""
+    return await fetched()
 
 
 @pytest.fixture(params=["UDP", "TCP"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.e2e.asterisk import Asterisk, fetched
+from tests.e2e.asterisk import Asterisk
 from tests.e2e.daemon import Daemon, account, ha1, in_time, merged
 from tests.e2e.wire import InCall, OutCall
 from tests.e2e.world import World, apns_token, x_push
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
 
 DAVE = '"Dave" <200>'
 "A caller of Asterisk's own."
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def asterisk_root() -> Path:
-    """Where Asterisk is."""
-    return await fetched()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

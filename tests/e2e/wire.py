@@ -506,12 +506,12 @@ class Phone:
         headers: Sequence[str] = (),
         call_id: str = "",
     ) -> OutCall:
-        """INVITE ``user``; when ``challenged``, wait for the 407 and send it again with digest."""
+        """INVITE ``user``; when ``challenged``, wait for that and send it again with digest."""
         uri = f"sip:{user}@{domain or self.account.domain}"
         call = OutCall(self, uri, tuple(headers), call_id or f"call-{secrets.token_hex(8)}")
         call.send_invite()
         if challenged:
-            await call.authorize(await call.expect(407))
+            await call.authorize(await call.expect(401, 407))
         return call
 
     async def incoming(self, patience: float = PATIENCE, call_id: str = "") -> InCall:
@@ -540,6 +540,8 @@ class OutCall:
     cseq: int = 0
     branch: str = ""
     authorization: str = ""
+    signs_in_by: str = ""
+    "The header that ``authorization`` goes into."
     tag: str = field(default_factory=lambda: secrets.token_hex(4))
     sent_at: float = 0.0
 
@@ -572,7 +574,7 @@ class OutCall:
 
     def resend_invite(self) -> None:
         """The same INVITE once more, as Timer A would."""
-        credentials = [f"Proxy-Authorization: {self.authorization}"] if self.authorization else []
+        credentials = [f"{self.signs_in_by}: {self.authorization}"] if self.authorization else []
         lines = [*credentials, *self.headers, "Content-Type: application/sdp"]
         self.sent_at = time.perf_counter()
         self.phone.wire.send(self._request("INVITE", self.uri, self.branch, "", *lines, body=SDP))
@@ -585,10 +587,11 @@ class OutCall:
         )
 
     async def authorize(self, refusal: Msg) -> None:
-        """Answer a 407 with a new INVITE."""
+        """Answer a 407, or the 401 of a PBX, with a new INVITE."""
         self._ack_failure(refusal)
         account = self.phone.account
-        challenge = _challenge(refusal, "proxy-authenticate")
+        asks, self.signs_in_by = _CHALLENGES[refusal.status]
+        challenge = _challenge(refusal, asks)
         self.authorization = digest_answer(
             challenge, account.user, account.password, "INVITE", self.uri
         )
@@ -758,6 +761,12 @@ class InCall:
         self.reply(200, request=cancel)
         await self.refuse(487)
         return cancel
+
+
+_CHALLENGES = {
+    401: ("www-authenticate", "Authorization"),
+    407: ("proxy-authenticate", "Proxy-Authorization"),
+}
 
 
 def _challenge(response: Msg, header: str) -> str:

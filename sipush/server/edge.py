@@ -1,0 +1,267 @@
+"""In front of a PBX that is registrar for our phones: REGISTER to it, calls to it and from it.
+
+docs/edge.md tells the operator's side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from sipush.core.bindings import Aor, Location, Refusal
+from sipush.core.edge import (
+    Here,
+    asked,
+    granted,
+    is_called,
+    register_request,
+    register_response,
+    says_wrong_password,
+    settle,
+)
+from sipush.core.location_update import apply
+from sipush.core.outbound import RouteToken
+from sipush.core.registration import Fetch, Update, refuse, register, rejection_response
+from sipush.core.registration import Rejection as RegisterRejection
+from sipush.core.routing import Rejection, server_uri, validate
+from sipush.core.target_set import Target, TargetSet
+from sipush.errors import TransportError
+from sipush.server.answers import (
+    DRAINING,
+    RETRY_AFTER,
+    answer_for_server,
+    reject,
+    respond,
+    wait_to_sign_in,
+)
+from sipush.server.return_flow import ReturnFlow
+from sipush.server.transactions import Failure, ServerTransactionHandle
+from sipush.sip.message import Request, Response
+from sipush.sip.status import Status
+from sipush.transport.flow import Flow
+
+if TYPE_CHECKING:
+    from sipush.server.forwarding import Forwarding
+    from sipush.server.proxy import Proxy
+    from sipush.server.registrar import Registrar
+
+log = structlog.get_logger()
+
+PATIENCE: Final = 10.0
+"Seconds in which a registrar has answered. A phone gives up after 32."
+
+NOT_REACHABLE: Final = Rejection(
+    Status.SERVICE_UNAVAILABLE, "Registrar Not Reachable", (("Retry-After", RETRY_AFTER),)
+)
+_SILENT: Final = Rejection(Status.SERVER_TIMEOUT, "Registrar Does Not Answer")
+
+
+@dataclass(slots=True, eq=False)
+class Edge:
+    """Passes REGISTER on to the registrars of domains that are kept elsewhere.
+
+    A 2xx means what it means of our own registrar: the binding is stored.
+    """
+
+    registrar: Registrar
+    proxy: Proxy
+
+    def serves(self, request: Request) -> bool:
+        """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
+        policy = self.proxy.policy
+        return bool(policy.registrars) and self._registrar_of(request) is not None
+
+    def _registrar_of(self, request: Request) -> str | None:
+        return self.proxy.policy.registrar_of(self.proxy.realm.aor(request.to.sip_uri) or "")
+
+    async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
+        """Pass one REGISTER on, and its answer back. Raises MessageError and LocationError."""
+        tag = self.proxy.new_id()
+        rejection = validate(request, self.proxy.realm)
+        if rejection is not None:
+            reject(transaction, rejection, tag)
+            return
+        aor = self.proxy.realm.aor(request.to.sip_uri)
+        assert aor is not None
+        if (slowed := await slow_down(self.proxy, transaction.flow, aor, request, tag)) is not None:
+            transaction.respond(slowed)
+            return
+        now, registrar = time.time(), self.registrar
+        before = await registrar.store.lookup(aor, now)
+        decision = register(
+            request,
+            aor,
+            transaction.flow.name,
+            registrar.policy,
+            now,
+            key=registrar.key,
+            location=before,
+        )
+        if isinstance(decision, RegisterRejection):
+            transaction.respond(rejection_response(request, decision, tag))
+        else:
+            await self._register(transaction, aor, tag, decision, before)
+
+    async def _register(
+        self,
+        transaction: ServerTransactionHandle,
+        aor: Aor,
+        tag: str,
+        decision: Fetch | Update,
+        before: Location,
+    ) -> None:
+        since, request = self.proxy.clock(), transaction.request
+        after: Location | Refusal = before
+        wanted: dict[str, int] = {}
+        if isinstance(decision, Update):
+            after = apply(before, decision.registration)
+        if isinstance(decision, Update) and isinstance(after, Location):
+            wanted = asked(decision, before, after)
+        try:
+            flow = await self.proxy.connect(self.proxy.policy.registrars[aor.rpartition("@")[2]])
+        except TransportError as error:
+            log.warning("registrar_unreachable", aor=aor, reason=str(error))
+            reject(transaction, NOT_REACHABLE, tag)
+            return
+        here = self._here(aor, flow)
+        # Who would be refused here hears of it when the registrar knows him, and has no contact.
+        told = Fetch() if isinstance(after, Refusal) else decision
+        answer = await self._ask(register_request(request, aor, told, wanted, here), flow)
+        if isinstance(answer, Rejection):
+            log.warning("registrar_unreachable", aor=aor, reason=answer.reason)
+            reject(transaction, answer, tag)
+            return
+        if answer.status >= 300:
+            if says_wrong_password(request, answer):
+                await self.proxy.gate.sign_in_failed(transaction.flow, aor, since)
+            transaction.respond(answer)
+            return
+        self.proxy.gate.signed_in(transaction.flow, aor)
+        location = after
+        if isinstance(decision, Update) and isinstance(after, Location):
+            settle(decision, after, granted(answer, aor, wanted, here))
+            location = await self.registrar.store.bind(decision.registration)
+        if isinstance(location, Refusal):
+            log.info("registration_refused", aor=aor, reason=location.value)
+            transaction.respond(rejection_response(request, refuse(location), tag))
+            return
+        now = time.time()
+        transaction.respond(register_response(request, answer, decision, location, now))
+        if isinstance(decision, Update):
+            self.registrar.registered(aor, decision, location, transaction.flow.name)
+
+    def _here(self, aor: Aor, flow: Flow) -> Here:
+        """One of several nodes gives contacts that are the same on all, and a Path to itself."""
+        node = self.proxy.policy.node
+        own = server_uri("", flow.transport, flow.sent_by, sips=False)
+        contact = f"sip:{aor.rpartition('@')[2]}" if node else own
+        return Here(contact, node or own, self.proxy.key)
+
+    async def _ask(self, request: Request, flow: Flow) -> Response | Rejection:
+        """The final response of the registrar, or what stands for it."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Response | Rejection] = loop.create_future()
+
+        def settle_for(what: Response | Rejection) -> None:
+            if not answer.done():
+                answer.set_result(what)
+
+        def came(response: Response) -> None:
+            if response.status >= Status.OK:
+                settle_for(response)
+
+        def failed(failure: Failure) -> None:
+            settle_for(_SILENT if failure is Failure.TIMEOUT else NOT_REACHABLE)
+
+        branch = self.proxy.new_branch(request)
+        handle = self.proxy.layer.send_request(request, flow, branch, came, failed)
+        timer = loop.call_later(PATIENCE, settle_for, _SILENT)
+        try:
+            settled = await answer
+        finally:
+            timer.cancel()
+        if settled is _SILENT:
+            handle.abandon()
+        return settled
+
+
+async def slow_down(
+    proxy: Proxy, flow: Flow, aor: Aor, request: Request, tag: str
+) -> Response | None:
+    """The answer to who may not try a password now, or None (docs/abuse.md)."""
+    headers = request.headers
+    if not ("authorization" in headers or "proxy-authorization" in headers):
+        return None
+    wait = proxy.gate.guard.policy.ban_time if proxy.gate.is_banned(flow) else 0.0
+    if not wait and proxy.gate.suspects(aor):
+        wait = await proxy.gate.slows(flow, aor, request)
+    return wait_to_sign_in(request, wait, tag) if wait else None
+
+
+async def call_registrar(proxy: Proxy, forwarding: Forwarding, aor: Aor) -> None:
+    """Send what a phone wants of the registrar's users and numbers there, who asks who it is."""
+    transaction, request, tag = forwarding.transaction, forwarding.request, forwarding.tag
+    if proxy.draining:
+        reject(transaction, DRAINING, tag)
+        return
+    uri = proxy.policy.registrars[aor.rpartition("@")[2]]
+    caller = proxy.realm.caller_aor(request) or ""
+    if (slowed := await slow_down(proxy, transaction.flow, caller, request, tag)) is not None:
+        respond(transaction, slowed)
+        return
+    try:
+        flow = await proxy.connect(uri)
+    except TransportError as error:
+        forwarding.warn("registrar_unreachable", aor=aor, reason=str(error))
+        reject(transaction, NOT_REACHABLE, tag)
+        return
+    if flow.remote[0] == transaction.flow.remote[0]:
+        reject(transaction, Rejection(Status.NOT_FOUND), tag)  # what neither of us knows
+        return
+    if proxy.locations.device_on(caller, transaction.flow.name):
+        forwarding.caller_aor = caller
+    forwarding.signs_in_as = caller or aor
+    forwarding.sent_to(uri, {})
+    forwarding.start(TargetSet.of(Target(uri, request.uri, flow.name, live=True)))
+
+
+async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -> None:
+    """Send a request of the registrar to the one device it is for, and wake that for a call.
+
+    A device that can be woken is there for who asks (OPTIONS), awake or not: it is reached so.
+    """
+    transaction, request, tag = forwarding.transaction, forwarding.request, forwarding.tag
+    if proxy.draining:
+        reject(transaction, DRAINING, tag)
+        return
+    subscriber = await proxy.subscribers.get(token.aor)
+    if subscriber is None:
+        reject(transaction, Rejection(Status.NOT_FOUND), tag)
+        return
+    targets = [t for t in await proxy.device_targets(forwarding, subscriber) if is_called(t, token)]
+    if request.method == "OPTIONS" and any(target.wakeable for target in targets):
+        answer_for_server(transaction, tag)
+    elif forwarding.not_held and not targets:
+        reject(transaction, forwarding.not_held, tag)
+    else:
+        forwarding.start(TargetSet.of(*targets))
+
+
+def pass_back(proxy: Proxy, flow: Flow, response: Response) -> bool:
+    """Whether a registrar has answered what a process sent that died: its caller hears of it.
+
+    As a stateless proxy does (RFC 3261 §16.11): there is no more to such a call than its answer.
+    """
+    policy = proxy.policy
+    if not policy.registrars or not policy.is_peer(flow.remote[0]):
+        return False
+    if response.status <= Status.TRYING or len(response.headers.values("via")) < 2:
+        return False
+    response.headers.pop_first_value("via", "Via")
+    ReturnFlow(proxy.transports, response.top_via).send(response.to_bytes())
+    log.info("answer_passed_back", call_id=response.call_id, status=response.status)
+    return True
