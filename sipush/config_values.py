@@ -72,7 +72,8 @@ def _or_empty(check: Callable[[str], str]) -> Callable[[str], str]:
 
 
 def _push_host(value: str) -> str:
-    return _host_port(value.removeprefix("*.")) and value.lower()
+    _host_port(value.removeprefix("*."))
+    return value.lower().removesuffix(":443")
 
 
 def _contact(value: str) -> str:

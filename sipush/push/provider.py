@@ -36,7 +36,7 @@ class PushProvider(Protocol):
     """One service for one app."""
 
     name: str
-    "``apns``, ``fcm`` or ``webhook``: for logs and metrics."
+    "``apns``, ``fcm``, ``webpush`` or ``webhook``: for logs and metrics."
     max_in_flight: int
     "How many sends may be busy at once."
     retry_delays: tuple[float, ...]

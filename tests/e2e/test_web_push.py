@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.daemon import APP, Daemon, in_time
-from tests.e2e.pushes import PushLog
+from tests.e2e.pushes import Push, PushLog
 from tests.e2e.test_messages import send, take
-from tests.e2e.wire import Phone, Registered
+from tests.e2e.wire import OutCall, Phone, Registered
 from tests.e2e.world import World
 from tests.subscription import Subscription
 
@@ -16,6 +16,14 @@ from tests.subscription import Subscription
 def browser(push_log: PushLog) -> Subscription:
     """A browser in which a page has subscribed."""
     return Subscription(push_log.service)
+
+
+async def call_to_closed_page(world: World, browser: Subscription) -> tuple[Daemon, OutCall, Push]:
+    """Alice calls bob, whose page has registered and was closed."""
+    daemon = await world.daemon(listen=world.doors())
+    await world.sleeping(daemon, "bob", "WSS", browser.x_push(APP))
+    alice = await world.phone(daemon, "alice", "UDP")
+    return daemon, await alice.call("bob"), await world.pushes.next()
 
 
 async def page(world: World, daemon: Daemon, contact: str) -> tuple[Phone, Registered]:
@@ -27,11 +35,7 @@ async def page(world: World, daemon: Daemon, contact: str) -> tuple[Phone, Regis
 async def test_a_closed_page_is_pushed_who_calls_and_gets_the_call_when_it_is_opened(
     world: World, browser: Subscription
 ) -> None:
-    daemon = await world.daemon(listen=world.doors())
-    await world.sleeping(daemon, "bob", "WSS", browser.x_push(APP))
-    alice = await world.phone(daemon, "alice", "UDP")
-    call = await alice.call("bob")
-    pushed = await world.pushes.next()
+    daemon, call, pushed = await call_to_closed_page(world, browser)
     assert (pushed.service, pushed.token) == ("webpush", browser.endpoint)
     assert (pushed.data["msg_type"], pushed.data["send_from"]) == ("audio", "alice")
     bob = await world.registered(daemon, "bob", "WSS", browser.x_push(APP))
@@ -45,11 +49,7 @@ async def test_a_closed_page_is_pushed_who_calls_and_gets_the_call_when_it_is_op
 async def test_a_closed_page_is_told_that_the_caller_has_given_up(
     world: World, browser: Subscription
 ) -> None:
-    daemon = await world.daemon(listen=world.doors())
-    await world.sleeping(daemon, "bob", "WSS", browser.x_push(APP))
-    alice = await world.phone(daemon, "alice", "UDP")
-    call = await alice.call("bob")
-    begun = await world.pushes.next()
+    _, call, begun = await call_to_closed_page(world, browser)
     await call.cancel()
     ended = await world.pushes.next()
     assert ended.cancels

@@ -49,7 +49,8 @@ BOB = Subscriber("101@example.com", "0" * 32, "0" * 64)
 AUTHENTICATOR = Authenticator(KEY, 300)
 POLICY = RegistrationPolicy(
     min_expires=30,
-    apps={"com.example.phone": frozenset({Platform.APNS, Platform.FCM, Platform.WEBHOOK})},
+    apps={"com.example.phone": frozenset(Platform)},
+    push_hosts={"com.example.phone": ("push.example", "*.example.com")},
 )
 _CREDENTIALS = ("authorization", "proxy-authorization")
 
