@@ -1,6 +1,6 @@
 """HTTP/2 to push services: many requests on one connection, none of which may hurt another.
 
-What their libraries do instead is in docs/decisions/push-clients.md.
+What libraries do instead is in docs/decisions/push-clients.md.
 """
 
 from __future__ import annotations
