@@ -68,9 +68,9 @@ class MemoryStore:
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """There is no other process."""
 
-    async def aors(self) -> AsyncIterator[Aor]:
-        """Every AOR with a binding or push record."""
-        for aor in list(self._locations):
+    async def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record that comes after that one."""
+        for aor in sorted(aor for aor in self._locations if aor > after):
             yield aor
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:

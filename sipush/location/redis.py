@@ -135,14 +135,11 @@ class RedisStore:
             self._missed.append(missed)
         self._redis.hear(self)
 
-    async def aors(self) -> AsyncIterator[Aor]:
-        """Every AOR with a binding or push record."""
-        seen = set()
-        async for key in self._scan(b"[bp]*"):
-            aor = self._aor(key)
-            if aor not in seen:
-                seen.add(aor)
-                yield aor
+    async def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record that comes after that one; looks at all keys."""
+        found = {self._aor(key) async for key in self._scan(b"[bp]*")}
+        for aor in sorted(aor for aor in found if aor > after):
+            yield aor
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message. Its id comes from a counter in another slot, so it is drawn before."""

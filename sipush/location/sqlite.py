@@ -210,9 +210,9 @@ class SqliteStore:
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Do nothing: a file tells nobody. One daemon uses it, and sees what the CLI writes."""
 
-    async def aors(self) -> AsyncIterator[Aor]:
-        """Every AOR with a binding or push record."""
-        async for row in self._pages(_AORS_AFTER):
+    async def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record that comes after that one."""
+        async for row in self._pages(_AORS_AFTER, (after,)):
             yield rows.texts(row)[0]
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
@@ -355,12 +355,11 @@ class SqliteStore:
 
         return await self._write(job)
 
-    async def _pages(self, query: str) -> AsyncIterator[rows.Row]:
+    async def _pages(self, query: str, after: rows.Row = ("",)) -> AsyncIterator[rows.Row]:
         """All rows of ``query``, which continues after the AOR it is given."""
-        after: rows.Row = ("",)
 
         def job(connection: sqlite3.Connection) -> list[rows.Row]:
-            return connection.execute(query, after).fetchall()
+            return rows.execute(connection, query, after).fetchall()
 
         while page := self._read(job):
             for row in page:

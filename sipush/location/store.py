@@ -50,8 +50,11 @@ class LocationStore(Protocol):
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """Be told, from ``open`` on, of Registrations stored by other processes on the store."""
 
-    def aors(self) -> AsyncIterator[Aor]:
-        """Every AOR with a binding or push record, in no order (for the CLI; may be slow)."""
+    def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
+        """Every AOR with a binding or push record that comes ``after`` that one.
+
+        In an order of the store's own. For the CLI and the admin API; may be slow.
+        """
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message durably, unless one with its key is there. None: ``max_stored`` are.

@@ -394,6 +394,15 @@ async def test_every_aor_is_listed_once(store: LocationStore):
     assert set(listed) == names | {"601@example.com"}
 
 
+async def test_a_listing_of_aors_goes_on_after_any_of_them(store: LocationStore):
+    odd = b"\xe4@example.com".decode("utf-8", "surrogateescape")
+    for name in ("a@example.com", "b@example.com", "c@example.com", odd):
+        await store.bind(registration(binding(aor=name)))
+    listed = [aor async for aor in store.aors()]
+    for n, name in enumerate(listed):
+        assert [aor async for aor in store.aors(name)] == listed[n + 1 :]
+
+
 async def test_registers_of_many_devices_at_once_are_all_kept(store: LocationStore):
     rows = [binding(f"contact:{n}", f"sip:101@192.0.2.{n}", call_id=f"c{n}") for n in range(50)]
     bound = await asyncio.gather(*(store.bind(registration(row, max_contacts=50)) for row in rows))
