@@ -46,6 +46,7 @@ EVENT_TYPES = {
     PushKind.MESSAGE: MESSAGE,
     PushKind.REFRESH: REGISTER,
     PushKind.DIALOG: REGISTER,
+    PushKind.TEST: REGISTER,
 }
 _SILENT = (PushKind.REFRESH, PushKind.DIALOG)
 "Only the app takes notice of these."
@@ -110,8 +111,8 @@ def apns_push(profile: Profile, request: PushRequest) -> ApnsPush | None:
     """The APNs notification for a request, or None where none may be sent.
 
     A call goes to the VoIP token, or as an alert to the message token where the app has no VoIP
-    token; a message is an alert. None: the token is missing, or there is nothing to show (an
-    app must report every VoIP push as a call). Raises PayloadTooLargeError.
+    token; a message and a test are alerts. None: the token is missing, or there is nothing to show
+    (an app must report every VoIP push as a call). Raises PayloadTooLargeError.
     """
     record = request.record
     if request.kind is PushKind.CANCEL or request.kind in _SILENT:
@@ -231,6 +232,8 @@ def _fields(request: PushRequest, text: str) -> dict[str, str]:
 def _body(request: PushRequest, text: str, caller: str) -> str:
     if request.kind is PushKind.MESSAGE:
         return text
+    if request.kind is PushKind.TEST:
+        return f"{clean(request.to_user)} can be reached"
     return "" if request.kind in _SILENT else f"{_title(request)}: {caller}"
 
 
@@ -242,7 +245,7 @@ def _type(request: PushRequest) -> str:
             return "im"
         case PushKind.CANCEL:
             return "cancel"
-        case PushKind.REFRESH | PushKind.DIALOG:
+        case PushKind.REFRESH | PushKind.DIALOG | PushKind.TEST:
             return "refresh"
 
 
@@ -253,12 +256,16 @@ def _title(request: PushRequest) -> str:
 
 
 def _caller(request: PushRequest) -> str:
+    if request.kind is PushKind.TEST:
+        return "Push test"
     return (clean(request.from_name)[:NAME_LIMIT] or clean(request.from_user)).strip()
 
 
 def _aps(request: PushRequest, text: str) -> dict[str, Any]:
-    body = text if request.kind is PushKind.MESSAGE else _title(request)
-    return {"alert": {"title": _caller(request), "body": body}, "sound": "default"}
+    caller = _caller(request)
+    says_more = request.kind in (PushKind.MESSAGE, PushKind.TEST)
+    body = _body(request, text, caller) if says_more else _title(request)
+    return {"alert": {"title": caller, "body": body}, "sound": "default"}
 
 
 def _fitted(build: Callable[[str], Mapping[str, Any]], text: str, limit: int) -> bytes:

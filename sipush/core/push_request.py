@@ -19,6 +19,8 @@ class PushKind(Enum):
     "The binding is about to expire: register, do not ring (RFC 8599 §5.5; never to APNs)."
     DIALOG = "dialog"
     "A request inside a dialog waits: register now, do not ring (RFC 8599 §6.2.3; never to APNs)."
+    TEST = "test"
+    "An operator tries whether it arrives: register, do not ring. To APNs an alert, never VoIP."
 
 
 @dataclass(frozen=True, slots=True)

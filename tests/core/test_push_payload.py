@@ -147,6 +147,27 @@ def test_a_push_that_only_asks_to_register_shows_nothing_and_never_goes_to_apple
     assert fcm_data("dialstack", silent)["type"] == "registration.mobile_push_wakeup"
 
 
+def test_a_test_rings_nobody_and_is_shown_where_a_push_must_be() -> None:
+    test = request(PushKind.TEST, from_user="", from_name="")
+    push = apns_push("portsip", test)
+    assert push is not None
+    assert (push.token, push.voip) == ("c9ed", False)
+    payload = json.loads(push.payload)
+    alert = {"title": "Push test", "body": "105 can be reached"}
+    assert payload["aps"] == {"alert": alert, "sound": "default"}
+    data = fcm_data("portsip", test)
+    for shown in (payload, data):
+        fields = (shown["msg_type"], shown["msg_title"], shown["msg_content"])
+        assert fields == ("refresh", "Push test", "105 can be reached")
+    assert json.loads(web_push_message("portsip", test)) == data
+    assert fcm_data("dialstack", test)["type"] == "registration.mobile_push_wakeup"
+
+
+def test_a_test_is_never_sent_to_a_voip_token() -> None:
+    voip_only = PushRecord("105@example.com", "token:fe1b", Platform.APNS, "com.x", "fe1b", "")
+    assert apns_push("portsip", request(PushKind.TEST, record=voip_only)) is None
+
+
 @pytest.mark.parametrize(
     "hostile",
     ["A\r\nX-Evil: 1", "A\x00B", "A\x1b[2JB", "A\u2028B", "\u202eecilA", "A\ud800B", "A\x85B"],

@@ -39,7 +39,8 @@ async def fcm(service: PushService) -> AsyncIterator[FcmProvider]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "priority"), [(PushKind.REFRESH, "normal"), (PushKind.DIALOG, "high")]
+    ("kind", "priority"),
+    [(PushKind.REFRESH, "normal"), (PushKind.DIALOG, "high"), (PushKind.TEST, "high")],
 )
 async def test_a_refresh_is_not_urgent_unless_a_request_waits_for_it(
     kind: PushKind, priority: str, fcm: FcmProvider, service: PushService
