@@ -21,7 +21,7 @@ from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
 from sipush.errors import ConfigError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
-from sipush.log_lines import fingerprint, printable, redact_text
+from sipush.log_lines import device_name, fingerprint, printable, redact_text
 from sipush.sip.digest import Algorithm, compute_ha1
 
 Work = Callable[[LocationStore], Awaitable[None]]
@@ -253,21 +253,18 @@ def _location_lines(aor: Aor, location: Location, now_epoch: float) -> list[str]
     for binding in location.bindings:
         left = binding.expires_epoch - now_epoch
         lines.append(f"  awake   {redact_text(binding.contact)}")
-        lines.append(f"          over {binding.flow}, {left:.0f} s left, {_device(binding.device)}")
+        lines.append(
+            f"          over {binding.flow}, {left:.0f} s left, {device_name(binding.device)}"
+        )
         if record := location.push_record(binding.device):
             lines.append(f"          {_push(record)}")
     awake = {binding.device for binding in location.bindings}
     for record in location.push_records:
         if record.device not in awake:
             days = (record.expires_epoch - now_epoch) / 86400
-            lines.append(f"  asleep  {_device(record.device)}, {days:.1f} days left")
+            lines.append(f"  asleep  {device_name(record.device)}, {days:.1f} days left")
             lines.append(f"          {_push(record)}")
     return lines if len(lines) > 1 else [f"{aor}: nothing registered"]
-
-
-def _device(device: str) -> str:
-    kind, _, value = device.partition(":")
-    return f"token {fingerprint(value)}" if kind == "token" else value
 
 
 def _push(record: PushRecord) -> str:

@@ -38,7 +38,13 @@ SECRET_TEXT = re.compile(
 
 def fingerprint(token: str) -> str:
     """Eight hex digits that stand for a token where people must tell tokens apart."""
-    return sha256(token.encode()).hexdigest()[:8]
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def device_name(device: str) -> str:
+    """A device key as people may see it."""
+    kind, _, value = device.partition(":")
+    return f"token {fingerprint(value)}" if kind == "token" else value
 
 
 _SHORTEST_TOKEN = 64
@@ -79,7 +85,8 @@ def _is_secret(key: str) -> bool:
     return _SECRET_KEY.search(key.lower().replace("-", "_")) is not None
 
 
-def _redacted(key: str, value: Any) -> Any:
+def redacted(key: str, value: Any) -> Any:
+    """The value without secrets, whatever key or text they hide in."""
     if value and _is_secret(key):
         return REDACTED
     if isinstance(value, str):
@@ -89,10 +96,10 @@ def _redacted(key: str, value: Any) -> Any:
     if isinstance(value, bytes):
         return _redact_text(key, value.decode("utf-8", "replace"))
     if isinstance(value, Mapping):
-        return {name: _redacted(str(name), each) for name, each in value.items()}
+        return {name: redacted(str(name), each) for name, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_redacted("", each) for each in value]
-    return _redacted("", str(value))
+        return [redacted("", each) for each in value]
+    return redacted("", str(value))
 
 
 def _redact_text(key: str, text: str) -> str:
@@ -106,7 +113,7 @@ def _redact_text(key: str, text: str) -> str:
 def complete(line: dict[str, Any], level: str, now: float) -> dict[str, Any]:
     """The line without secrets, whatever key or text they hide in, and with when it was written."""
     for key, value in line.items():
-        line[key] = _redacted(key, value)
+        line[key] = redacted(key, value)
     line["level"] = level
     line["timestamp"] = _timestamp(now)
     return line

@@ -61,6 +61,7 @@ from sipush.errors import LocationError, MessageError, TransportError
 from sipush.log_lines import fingerprint
 from sipush.metrics import CALLS
 from sipush.server import waking
+from sipush.server.call_history import Ladder
 from sipush.server.held_calls import KEPT, registrations
 from sipush.server.transactions import (
     ClientTransactionHandle,
@@ -141,6 +142,7 @@ class Forwarding:
         "ended_epoch",
         "fallbacks",
         "final",
+        "ladder",
         "not_held",
         "policy",
         "proxy",
@@ -235,6 +237,10 @@ class Forwarding:
         self.call_id = request.call_id
         "On every line of the log."
         self._early: list[tuple[Aor, Location, Collection[str]]] = []
+        self.ladder: Ladder | None = None
+        if proxy.history is not None:
+            self.ladder = proxy.history.arrived(request, transaction.flow.name)
+        "Where its steps are kept."
 
     # -- inputs --
 
@@ -258,6 +264,8 @@ class Forwarding:
     def start(self, targets: TargetSet) -> None:
         """Open the target set; registrations that came during the look-up count now."""
         self.started = True
+        if self.ladder is not None and self.proxy.history is not None:
+            self.proxy.history.routed(self.ladder)
         self.tell("routed", uri=self.request.uri, targets=len(targets.all))
         actions = self.context.start(targets, self._now)
         if self.context.invite and self.context.probing:
@@ -331,6 +339,8 @@ class Forwarding:
                 continue  # a registrar elsewhere calls each device by itself
             if (target.device, target.uri, target.flow) not in known:
                 waking.registered(self, target.device)
+                if self.ladder is not None:
+                    self.step("device_registered", device=fingerprint(target.device))
                 branches = len(self.context.branches)
                 actions = self.context.binding_refreshed(target, self._now)
                 # The next process would see in the store that it has registered, and do the same.
@@ -338,7 +348,7 @@ class Forwarding:
                 is_new = len(self.context.branches) > branches
                 self._perform(actions, is_news=is_new or not is_derived)
                 # Told last: the INVITE has left by now.
-                self.tell("device_registered", device=fingerprint(target.device))
+                self._log("device_registered", device=fingerprint(target.device))
 
     def _calls(self, device: str) -> bool:
         return any(branch.target.device == device for branch in self.context.branches)
@@ -399,6 +409,7 @@ class Forwarding:
     def cancel(self, cancel: Request) -> None:
         """The caller's CANCEL came (§16.10)."""
         self.cancel_reason = cancel.headers.get("reason")
+        self.step("cancel_received")
         self._perform(self.context.cancelled(self._now))
 
     # -- performing --
@@ -509,6 +520,8 @@ class Forwarding:
 
     def finish(self) -> None:
         """Nothing but a late 2xx can come any more."""
+        if not self.started:
+            self.step("refused", status=self.transaction.status)
         for attempt in self.attempts.values():
             attempt.response = None
         for aor in self.watched:
@@ -634,6 +647,7 @@ class Forwarding:
         if attempt is not None and (handle := attempt.handle) is not None:
             reason = self.cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
             handle.cancel(reason)
+            self.step("cancelled", branch=branch, cause=cause.value)
 
     def _hang_up(self, branch: int) -> None:
         attempt = self.attempts[branch]
@@ -748,6 +762,8 @@ class Forwarding:
             self._unstored.append(response)
         else:
             self.transaction.respond(response)
+        if status < Status.OK:
+            self.step("told", status=status)
 
     async def _refuse(self, response: Response) -> None:
         """Tell somebody who may be guessing a password, no sooner than he has to hear it."""
@@ -792,14 +808,30 @@ class Forwarding:
         """What happens to a call is worth a line; the rest is for debugging."""
         if self.context.invite:
             log.info(event, call_id=self.call_id, method=self.request.method, **facts)
+            if self.ladder is not None:
+                self.ladder.add(event, self.request, facts)
         else:
             self._note(event, **facts)
+
+    def _log(self, event: str, **facts: object) -> None:
+        """The same for the log alone."""
+        say = log.info if self.context.invite else log.debug
+        say(event, call_id=self.call_id, method=self.request.method, **facts)
 
     def _note(self, event: str, **facts: object) -> None:
         """What goes over the wire is for debugging."""
         if logs.shown.debug:
             log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
+        if self.ladder is not None:
+            self.ladder.add(event, self.request, facts)
 
     def warn(self, event: str, **facts: object) -> None:
         """What an operator should look at."""
         log.warning(event, call_id=self.call_id, method=self.request.method, **facts)
+        if self.ladder is not None:
+            self.ladder.add(event, self.request, facts)
+
+    def step(self, event: str, **facts: object) -> None:
+        """What the log does not tell, or tells elsewhere."""
+        if self.ladder is not None:
+            self.ladder.add(event, self.request, facts)

@@ -59,6 +59,7 @@ from sipush.server.answers import (
     respond,
     wait_to_sign_in,
 )
+from sipush.server.call_history import CallHistory
 from sipush.server.forwarding import Forwarding
 from sipush.server.gate import Gate
 from sipush.server.held_calls import HeldCalls
@@ -182,6 +183,8 @@ class Proxy:
     tasks: Tasks = field(default_factory=Tasks)
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     draining: bool = False
+    history: CallHistory | None = None
+    "None: nobody looks at calls that are over."
     expected_answers: dict[str, Callable[[Flow, Response], None]] = field(default_factory=dict)
     "By Via branch: 2xx to an INVITE that a process sent which died."
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
@@ -190,6 +193,11 @@ class Proxy:
     def active(self) -> int:
         """Requests that have been accepted and not been finished."""
         return len(self._forwardings)
+
+    @property
+    def forwardings(self) -> list[Forwarding]:
+        """These requests, the oldest first."""
+        return list(self._forwardings.values())
 
     @property
     def route_key(self) -> bytes:
@@ -333,7 +341,7 @@ class Proxy:
                 # Gone again since it told us of the call, which goes on: whoever is waited for is
                 # heard when he registers, and looked up when the store is back.
                 log.warning("store_unavailable", call_id=request.call_id, reason=str(error))
-        log.info("call_resumed", call_id=request.call_id, aors=held.aors)
+        forwarding.tell("call_resumed", aors=held.aors)
         forwarding.resume(held, locations)
 
     def _way_back(self, name: str, request: Request) -> Flow:
@@ -360,6 +368,8 @@ class Proxy:
         """The ACK of a 2xx goes its own way (§16.7 step 10, §17.1.1.3), without a transaction."""
         if self.policy.registrars:
             leave_path(ack, self.key)
+        if self.history is not None:
+            self.history.acknowledged(ack)
         where = destination(ack, self.realm, self.route_key)
         if isinstance(where, ToDialog):
             target = await self._dialog_target(where.token, ack)
@@ -671,13 +681,14 @@ class Proxy:
     def _is_live_for(self, request: Request) -> Callable[[Binding], bool]:
         """What counts as reachable: for a sips: URI only what is reached over TLS."""
         if wants_tls(request):
-            return lambda binding: self._is_secure(binding) and self._is_live(binding)
-        return self._is_live
+            return lambda binding: self._is_secure(binding) and self.is_live(binding)
+        return self.is_live
 
     def _is_secure(self, binding: Binding) -> bool:
         return is_secure(binding.flow) and not is_in_clear(binding, self.policy.node)
 
-    def _is_live(self, binding: Binding) -> bool:
+    def is_live(self, binding: Binding) -> bool:
+        """Whether anything leads to that contact."""
         if path_to(binding, self.policy.node):
             return True
         flow = self.transports.flow(binding.flow)

@@ -109,6 +109,11 @@ class ServerTransactionHandle:
         """Whether a final response was given."""
         return self._transaction.completed
 
+    @property
+    def status(self) -> int:
+        """Of the last response; 0 before the first."""
+        return self._transaction.status
+
     def respond(self, response: Response) -> None:
         """Send any number of provisional responses, then one final.
 
@@ -167,6 +172,10 @@ class _Server(ServerTransaction):
     def responded(self) -> bool:
         """Whether any response was sent."""
         return bool(self._bytes)
+
+    @property
+    def status(self) -> int:
+        return int(self._bytes[len("SIP/2.0 ") :][:3]) if self._bytes else 0
 
     @property
     def method(self) -> str:

@@ -12,6 +12,7 @@ from sipush.core.branch import Branch
 from sipush.core.held_call import HeldCall
 from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.routing import caller, has_video
+from sipush.core.target_set import Target
 from sipush.core.wake_up import WakeUp, WakeUpOutcome, freeze, outcome, seconds, thaw
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
@@ -46,6 +47,11 @@ async def push(forwarding: Forwarding, branch: int, deadline: float) -> PushResu
             break
         await asyncio.sleep(STORE_PAUSE)
     wake_up.push_ended_at = _now()
+    if forwarding.ladder is not None:
+        result, reason, status = wake_up.push.result, wake_up.push.reason, wake_up.push.status
+        _show(
+            forwarding, "push_finished", target, result=result.value, reason=reason, status=status
+        )
     await forwarding.proxy.turns.wait()
     return wake_up.push.result
 
@@ -64,6 +70,8 @@ async def _begin(forwarding: Forwarding, branch: int, leave: Leave) -> bool:
         left = context.push_wanted(branch)
         if left:
             leave()
+            if forwarding.ladder is not None:
+                _show(forwarding, "push_sent", which.target)
 
     if which.push_begun:
         leave_if_wanted()
@@ -72,6 +80,13 @@ async def _begin(forwarding: Forwarding, branch: int, leave: Leave) -> bool:
         # One that has not begun would be sent again after a crash.
         which.push_begun = await forwarding.proxy.held_calls.begin(forwarding, leave_if_wanted)
     return left
+
+
+def _show(forwarding: Forwarding, event: str, target: Target, **facts: object) -> None:
+    """One step of a push; the dispatcher has logged it."""
+    assert target.push is not None
+    service = target.push.platform.value
+    forwarding.step(event, device=fingerprint(target.device), service=service, **facts)
 
 
 async def cancel(forwarding: Forwarding, branch: int) -> None:

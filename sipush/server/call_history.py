@@ -1,0 +1,102 @@
+"""The last calls step by step, for whoever asks why a phone did not ring (``[admin]``)."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from sipush.sip.message import Request
+
+MAX_STEPS = 100
+"Of one call: after that the beginning is worth more than what is still to come."
+REFUSED_SHARE = 4
+"Of so many calls kept one may be a call that was refused: strangers make many."
+_LONGEST = 4000
+"Characters of a text that are kept: what the log looks at."
+
+
+class Step(NamedTuple):
+    """What happened, and when."""
+
+    at_epoch: float
+    event: str
+    "As in the log."
+    method: str
+    from_caller: bool
+    "Of a request inside the dialog: which of the two has sent it."
+    facts: dict[str, object]
+
+
+class Ladder:
+    """One call. The names in it are what its caller wrote."""
+
+    __slots__ = ("call_id", "callee", "caller_tag", "from_name", "from_uri", "left_out", "steps")
+
+    def __init__(self, request: Request) -> None:
+        self.call_id = request.call_id[:_LONGEST]
+        sender = request.from_
+        self.from_name = sender.display_name[:_LONGEST]
+        self.from_uri = sender.uri[:_LONGEST]
+        self.caller_tag = sender.tag or ""
+        self.callee = request.to.uri[:_LONGEST]
+        self.steps: list[Step] = []
+        self.left_out = 0
+        "Steps that came when there were MAX_STEPS."
+
+    def add(self, event: str, request: Request, facts: dict[str, object]) -> None:
+        """One more step: of the INVITE, or of a request inside its dialog. Keeps ``facts``."""
+        if len(self.steps) >= MAX_STEPS:
+            self.left_out += 1
+            return
+        for name, value in facts.items():
+            if isinstance(value, str) and len(value) > _LONGEST:
+                facts[name] = value[:_LONGEST]
+        from_caller = (request.from_.tag or "") == self.caller_tag
+        self.steps.append(Step(time.time(), event, request.method, from_caller, facts))
+
+
+class CallHistory:
+    """The ladders of the last ``size`` calls, and of some that were refused before."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._routed: dict[str, Ladder] = {}
+        "By Call-ID, the oldest first; below likewise."
+        self._refused: dict[str, Ladder] = {}
+
+    @property
+    def newest_first(self) -> list[Ladder]:
+        """All of them."""
+        ladders = [*self._routed.values(), *self._refused.values()]
+        return sorted(ladders, key=lambda each: -each.steps[0].at_epoch)
+
+    def get(self, call_id: str) -> Ladder | None:
+        """The call of that Call-ID, if it is known."""
+        return self._routed.get(call_id) or self._refused.get(call_id)
+
+    def arrived(self, request: Request, flow: str) -> Ladder | None:
+        """The ladder a request belongs to: that of its call, which an INVITE may begin."""
+        ladder = self.get(request.call_id)
+        if ladder is None:
+            if request.method != "INVITE" or request.to.tag:
+                return None
+            ladder = Ladder(request)
+            _keep(self._refused, ladder, max(1, self._size // REFUSED_SHARE))
+        ladder.add("arrived", request, {"uri": request.uri, "flow": flow})
+        return ladder
+
+    def routed(self, ladder: Ladder) -> None:
+        """Its caller may call: no stranger can push it out any more."""
+        if self._refused.pop(ladder.call_id, None) is not None:
+            _keep(self._routed, ladder, self._size)
+
+    def acknowledged(self, ack: Request) -> None:
+        """The ACK of a 2xx has come."""
+        if (ladder := self.get(ack.call_id)) is not None:
+            ladder.add("arrived", ack, {"uri": ack.uri})
+
+
+def _keep(ladders: dict[str, Ladder], ladder: Ladder, size: int) -> None:
+    while len(ladders) >= size:
+        del ladders[next(iter(ladders))]
+    ladders[ladder.call_id] = ladder
