@@ -34,6 +34,7 @@ from sipush.config_values import (
     HostPortOrEmpty,
     HttpUrl,
     IpAddress,
+    IpPort,
     Md5Hex,
     Name,
     Network,
@@ -350,6 +351,19 @@ class HepConfig(Section):
     "Whether bodies that are not SDP are copied too: texts, DTMF digits, where a caller is."
 
 
+class AdminConfig(Section):
+    """``[admin]``: an API and a page for operators."""
+
+    listen: IpPort = ""
+    "Where to answer; empty: nowhere."
+    token_file: FilePath | None = None
+    "The token that opens it, first line of the file. None: to be read by everybody on loopback."
+    hosts: list[Domain] = []
+    "Names by which browsers reach it, besides localhost and IP addresses."
+    calls: Annotated[int, Field(ge=1, le=10_000)] = 200
+    "Whose steps are kept."
+
+
 class LogConfig(Section):
     """``[log]``."""
 
@@ -453,6 +467,7 @@ class Config(Section):
     log: LogConfig = LogConfig()
     metrics: MetricsConfig = MetricsConfig()
     hep: HepConfig = HepConfig()
+    admin: AdminConfig = AdminConfig()
 
 
 def load(path: Path) -> Config:

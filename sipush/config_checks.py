@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sipush.config_problems import dotted
 from sipush.sip.uri import parse_sip_uri
-from sipush.transport.address import is_ip
+from sipush.transport.address import is_ip, parse_address
 
 if TYPE_CHECKING:
     from sipush.config import Config
@@ -23,6 +23,7 @@ def contradictions(config: Config) -> list[str]:
         *_sentinels(config),
         *_node(config),
         *_registrars(config),
+        *_admin(config),
     ]
 
 
@@ -80,6 +81,17 @@ def _registrars(config: Config) -> Iterator[str]:
         host = parse_sip_uri(domain.registrar).address
         if is_ip(host) and not any(ip_address(host) in peer.address for peer in config.peers):
             yield f"{here}: {host} is no peer (allowed: an address of one of peers)"
+
+
+def _admin(config: Config) -> Iterator[str]:
+    listen = config.admin.listen
+    if listen and config.admin.token_file is None:
+        host, _ = parse_address(listen)
+        if not ip_address(host).is_loopback:
+            yield (
+                f'admin.listen: is "{listen}" without admin.token_file '
+                "(allowed: with it, or an address of loopback such as 127.0.0.1:9061)"
+            )
 
 
 def _is_ours(aor: str, config: Config) -> bool:

@@ -18,6 +18,7 @@ from sipush.core.fallback import Cause
 from sipush.core.pidf import CIVIC_ELEMENTS
 from sipush.errors import MessageError
 from sipush.sip.uri import parse_sip_uri
+from sipush.transport.address import parse_address
 
 CAUSES = tuple(cause.value for cause in Cause)
 
@@ -53,6 +54,12 @@ def _readable(path: Path) -> Path:
 
 def _ip_address(value: str) -> str:
     ip_address(value)
+    return value
+
+
+def _ip_port(value: str) -> str:
+    if value:
+        parse_address(value)
     return value
 
 
@@ -177,6 +184,9 @@ FilePath = Annotated[
     AfterValidator(_guard("a file that exists and that this user may read", _readable)),
 ]
 IpAddress = Annotated[str, AfterValidator(_guard("an IPv4 or IPv6 address", _ip_address))]
+IpPort = Annotated[
+    str, AfterValidator(_guard("an IP address and a port, such as 127.0.0.1:9061", _ip_port))
+]
 Network = Annotated[
     IPv4Network | IPv6Network,
     BeforeValidator(_guard("an IP address, or a network such as 192.0.2.0/24", _network)),

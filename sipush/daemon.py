@@ -16,11 +16,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from sipush import logs, metrics, policies, systemd
+from sipush.admin.access import Access
 from sipush.banner import banner
 from sipush.config import Config, load
 from sipush.core.abuse import Guard, is_vital
@@ -34,6 +35,7 @@ from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.push.apps import build_apps, vapid_keys
 from sipush.push.dispatcher import Dispatcher
+from sipush.server.call_history import CallHistory
 from sipush.server.endpoint import Endpoint
 from sipush.server.gate import Gate, GateKeeper
 from sipush.server.held_calls import HeldCalls
@@ -56,6 +58,9 @@ from sipush.transport.mirror import Mirror
 from sipush.transport.resolver import Resolver
 from sipush.transport.tls import Certificate, client_context
 from sipush.turns import Turns
+
+if TYPE_CHECKING:
+    from sipush.admin.http import AdminServer
 
 log = structlog.get_logger()
 
@@ -82,6 +87,7 @@ def check(config: Config) -> list[Certificate]:
     """
     build_apps(config.apps)
     _mirror(config)
+    Access.of(config.admin)
     return _listeners(config).certificates
 
 
@@ -104,6 +110,9 @@ class Daemon:
         self._tasks = Tasks()
         self._stopping = asyncio.Event()
         self._metrics: metrics.MetricsServer | None = None
+        self._admin_access = Access.of(config.admin)
+        self._admin: AdminServer | None = None
+        self._ready = False
         self._drained = asyncio.Event()
 
     async def serve(self) -> None:
@@ -122,6 +131,7 @@ class Daemon:
             self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
             self._install_signals()
             self._open_metrics()
+            self._open_admin()
             self._tasks.spawn(self._held_calls.take_over(self._proxy.resume))
             self._tasks.spawn(self._gate.share_bans())
             self._tasks.spawn(self._watch_certificates())
@@ -129,6 +139,7 @@ class Daemon:
             await self._proxy.messages.recall()
             await self._held_calls.recovered.wait()
             keeper.let_in()
+            self._ready = True
             await self._tell()
             await self._stopping.wait()
             await self._drain()
@@ -267,6 +278,7 @@ class Daemon:
             config = load(self._path)
             apps = build_apps(config.apps)
             mirror = _mirror(config)
+            access = Access.of(config.admin)
             self._listeners.reload_certificates()
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
@@ -274,7 +286,12 @@ class Daemon:
         for section in ("sip", "listen", "store", "log", "metrics"):
             if getattr(config, section) != getattr(self._config, section):
                 log.warning("restart_needed", section=section)
+        admin, admin_before = config.admin, self._config.admin
+        if (admin.listen, admin.calls) != (admin_before.listen, admin_before.calls):
+            log.warning("restart_needed", section="admin")
         self._config = config
+        if self._admin is not None:
+            self._admin.access = access
         self._dispatcher.replace(apps)
         users, elsewhere = policies.subscribers(config.users), policies.registrars(config)
         self._subscribers.replace(users, elsewhere)
@@ -335,6 +352,8 @@ class Daemon:
         await self._held_calls.close()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
+        if self._admin is not None:
+            await self._admin.close()
         await self._listeners.close()
         if self._mirror is not None:
             self._mirror.close()
@@ -353,6 +372,19 @@ class Daemon:
         if listen := self._config.metrics.listen:
             self._metrics = metrics.MetricsServer(listen)
             log.info("metrics_served", address=self._metrics.address)
+
+    def _open_admin(self) -> None:
+        admin = self._config.admin
+        if not admin.listen:
+            return
+        from sipush.admin.http import AdminServer  # noqa: PLC0415 - its libraries take memory
+
+        self._proxy.history = CallHistory(admin.calls)
+        self._admin = AdminServer(
+            self._admin_access, self._proxy, self._dispatcher, lambda: self._ready
+        )
+        self._admin.open(admin.listen)
+        log.info("admin_served", address=self._admin.address)
 
     async def _watch_certificates(self) -> None:
         while True:

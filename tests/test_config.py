@@ -290,6 +290,24 @@ WRONG = [
         'hep.key_file: is "/none" (allowed: a file that exists and that this user may read)',
     ),
     (
+        'admin.listen = "0.0.0.0:9061"',
+        'admin.listen: is "0.0.0.0:9061" without admin.token_file '
+        "(allowed: with it, or an address of loopback such as 127.0.0.1:9061)",
+    ),
+    (
+        'admin.listen = "[::]:9061"',
+        'admin.listen: is "[::]:9061" without admin.token_file '
+        "(allowed: with it, or an address of loopback such as 127.0.0.1:9061)",
+    ),
+    (
+        'admin.listen = "localhost"',
+        'admin.listen: is "localhost" (allowed: an IP address and a port, such as 127.0.0.1:9061)',
+    ),
+    (
+        "admin.calls = 0",
+        "admin.calls: is 0 (allowed: greater than or equal to 1)",
+    ),
+    (
         '[[peers]]\nname = "pbx"\naddress = "10.0.0.1/8"',
         'peers[0].address: is "10.0.0.1/8" '
         "(allowed: an IP address, or a network such as 192.0.2.0/24)",

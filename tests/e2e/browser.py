@@ -96,7 +96,8 @@ class Browser:
     """One Chromium. Each page has a browser context, and so a renderer process, of its own."""
 
     program: Program
-    site: Site
+    site: Site | None
+    "Where the phones come from."
     socket: ClientConnection
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
@@ -111,7 +112,7 @@ class Browser:
     _reading: asyncio.Task[None] = field(init=False)
 
     @classmethod
-    async def start(cls, directory: Path, site: Site, certificate: Path) -> Browser:
+    async def start(cls, directory: Path, site: Site | None, certificate: Path) -> Browser:
         """``certificate``: of the server, to be trusted."""
         program = await Program.start(
             *("chromium", *_FLAGS, f"--user-data-dir={directory}"),
@@ -154,11 +155,11 @@ class Browser:
         context = await self.command("Target.createBrowserContext")
         return str(context["browserContextId"])
 
-    async def open(self, context: str) -> BrowserPhone:
-        """A page whose phone has not been switched on yet."""
+    async def open(self, context: str, url: str = "") -> BrowserPhone:
+        """A page whose phone has not been switched on yet; or any other page, by its ``url``."""
         phone = await self._open_blank(context)
         await self.command("Page.enable", phone.session)
-        await self.command("Page.navigate", phone.session, url=self.site.origin)
+        await self.command("Page.navigate", phone.session, url=url or self.site.origin)
         async with asyncio.timeout(PATIENCE):
             await self._loaded[phone.session].wait()
         return phone

@@ -409,6 +409,8 @@ class Phone:
     register_id: str = field(default_factory=lambda: f"reg-{secrets.token_hex(6)}")
     contact_params: str = ""
     "Appended to the Contact URI."
+    display_name: str = ""
+    "In From of calls, instead of the user's name."
     register_for: str = ""
     "Somebody else's AOR in To, or empty."
     cseq: int = 0
@@ -554,7 +556,8 @@ class OutCall:
                 f"{method} {uri} SIP/2.0",
                 f"Via: SIP/2.0/{wire.transport} {wire.host_port};branch={branch};rport",
                 "Max-Forwards: 70",
-                f'From: "{account.user}" <sip:{account.aor}>;tag={self.tag}',
+                f'From: "{self.phone.display_name or account.user}" '
+                f"<sip:{account.aor}>;tag={self.tag}",
                 f"To: <{self.uri}>{f';tag={to_tag}' if to_tag else ''}",
                 f"Call-ID: {self.call_id}",
                 f"CSeq: {self.cseq} {method}",
