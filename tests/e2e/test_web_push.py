@@ -125,3 +125,19 @@ async def test_a_subscription_elsewhere_costs_a_warning_and_nobody_connects_ther
     bob.kill()
     alice = await world.phone(daemon, "alice", "UDP")
     assert (await (await alice.call("bob")).final()).status == 480
+
+
+async def test_another_push_service_is_allowed_by_a_reload(
+    world: World, browser: Subscription, push_log: PushLog
+) -> None:
+    daemon = await world.start(apps={APP: {"webpush": {"hosts": ["push.example.com"]}}})
+    bob = await world.phone(daemon, "bob", "TCP")
+    assert (await bob.register(browser.x_push(APP))).response["warning"]
+    daemon.settings["apps"][APP]["webpush"]["hosts"].append(push_log.service.address)
+    daemon.reload()
+    await daemon.log_event("reloaded")
+    assert (await bob.register(browser.x_push(APP))).response["x-push"].endswith(APP)
+    bob.kill()
+    alice = await world.phone(daemon, "alice", "TCP")
+    await alice.call("bob")
+    assert (await world.pushes.next()).token == browser.endpoint
