@@ -29,7 +29,6 @@ TOKEN_RENEWAL = 3600
 "Seconds before its end that a token is made anew: the service's clock is not ours."
 MAX_SERVERS = 64
 "Push services that are remembered: a ``*`` in ``hosts`` may stand for any number."
-_ABOUT_SOMETHING = (PushKind.CALL, PushKind.MESSAGE)
 
 
 class WebpushProvider:
@@ -71,7 +70,8 @@ class WebpushProvider:
             return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
         except ValueError:  # UnusableSubscriptionError is one, like a key that is no point
             return PushOutcome(PushResult.BAD_REQUEST, "UnusableSubscription")
-        if not body and request.kind not in _ABOUT_SOMETHING:
+        # The page takes a push that carries nothing for a call or a message.
+        if not body and request.kind not in (PushKind.CALL, PushKind.MESSAGE):
             return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
         server = await self._server(to.origin)
         headers = self._headers(server, request)
