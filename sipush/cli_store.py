@@ -43,6 +43,11 @@ async def on_store(config: Config, work: Work) -> int:
 def add_user(options: argparse.Namespace, config: Config) -> Work:
     """``user add``."""
     aor = _writable_aor(options.aor, config)
+    domain = config.domains.get(aor.rpartition("@")[2])
+    if domain is not None and domain.registrar:
+        raise SipushError(
+            f"{aor} would be a user of the registrar {domain.registrar}: add it there"
+        )
     settings = _checked_settings(options, aor)
     password = secrets.token_urlsafe(12) if options.generate else _read_password(options)
     subscriber = replace(

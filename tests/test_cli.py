@@ -210,6 +210,15 @@ def test_a_group_is_no_user(shell: Shell) -> None:
     assert line.startswith("sipush: 600@example.com is a group of the configuration file")
 
 
+def test_a_user_of_a_registrar_elsewhere_is_added_there(shell: Shell) -> None:
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write('[domains."example.org"]\nregistrar = "sip:pbx.example.org"\n')
+    (line,) = shell.refused("user", "add", "101@example.org", stdin="pw")
+    assert line == (
+        "sipush: 101@example.org would be a user of the registrar sip:pbx.example.org: add it there"
+    )
+
+
 def test_users_are_imported_by_password_or_by_hash(shell: Shell) -> None:
     lines = f'101@example.com,"a,b"\n\n102@example.org,{HA1},\n103,,{HA1 * 2}\n'
     (shell.folder / "users.csv").write_text(lines)

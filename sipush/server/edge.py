@@ -103,8 +103,12 @@ class Edge:
         )
         if isinstance(decision, RegisterRejection):
             transaction.respond(rejection_response(request, decision, tag))
-        else:
+            return
+        self.proxy.registering.add(aor)
+        try:
             await self._register(transaction, aor, tag, decision, before)
+        finally:
+            self.proxy.registering.discard(aor)
 
     async def _register(
         self,
@@ -232,7 +236,8 @@ async def call_registrar(proxy: Proxy, forwarding: Forwarding, aor: Aor) -> None
 async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -> None:
     """Send a request of the registrar to the one device it is for, and wake that for a call.
 
-    A device that can be woken is there for who asks (OPTIONS), awake or not: it is reached so.
+    A device that can be woken is there for who asks (OPTIONS), awake or not: it is reached so. Some
+    registrars ask at once about a contact of which the phone has not heard yet.
     """
     transaction, request, tag = forwarding.transaction, forwarding.request, forwarding.tag
     if proxy.draining:
@@ -243,7 +248,8 @@ async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -
         reject(transaction, Rejection(Status.NOT_FOUND), tag)
         return
     targets = [t for t in await proxy.device_targets(forwarding, subscriber) if is_called(t, token)]
-    if request.method == "OPTIONS" and any(target.wakeable for target in targets):
+    arriving = not targets and token.aor in proxy.registering
+    if request.method == "OPTIONS" and (arriving or any(target.wakeable for target in targets)):
         answer_for_server(transaction, tag)
     elif forwarding.not_held and not targets:
         reject(transaction, forwarding.not_held, tag)
@@ -252,12 +258,16 @@ async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -
 
 
 def pass_back(proxy: Proxy, flow: Flow, response: Response) -> bool:
-    """Whether a registrar has answered what a process sent that died: its caller hears of it.
+    """Whether a registrar has answered a call that a process sent it that died: the caller hears.
 
     As a stateless proxy does (RFC 3261 §16.11): there is no more to such a call than its answer.
     """
     policy = proxy.policy
     if not policy.registrars or not policy.is_peer(flow.remote[0]):
+        return False
+    ours = response.top_via
+    host = ours.host.strip("[]").lower()
+    if response.cseq.method != "INVITE" or not proxy.realm.is_listener(host, ours.port):
         return False
     if response.status <= Status.TRYING or len(response.headers.values("via")) < 2:
         return False

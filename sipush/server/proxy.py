@@ -187,6 +187,8 @@ class Proxy:
     "None: nobody looks at calls that are over."
     expected_answers: dict[str, Callable[[Flow, Response], None]] = field(default_factory=dict)
     "By Via branch: 2xx to an INVITE that a process sent which died."
+    registering: set[Aor] = field(default_factory=set)
+    "Users whose REGISTER is at their registrar, elsewhere."
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest_asyncio
 
 from tests.e2e.asterisk import EDGE, Asterisk
 from tests.e2e.daemon import PBX, Daemon, in_time, merged
+from tests.e2e.test_messages import OutMessage, take
 from tests.e2e.wire import SDP, Account, OutCall, Phone
 from tests.e2e.world import World, apns_token, fcm_token, x_push
+from tests.servers.ports import free_port
 
 LIST = "database show registrar"
 on_sqlite = pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
@@ -40,6 +43,11 @@ async def behind(asterisk: Asterisk, world: World, **changes: Any) -> Daemon:
 async def awake(world: World, daemon: Daemon, user: str, transport: str = "UDP") -> Phone:
     """A phone that is not pushed."""
     return await world.registered(daemon, user, transport, "")
+
+
+async def at_asterisk(world: World, daemon: Daemon) -> Phone:
+    """What speaks from Asterisk's address."""
+    return await world.phone(daemon, "", ip=PBX, who=Account("pbx", "", PBX))
 
 
 async def contacts(asterisk: Asterisk, extension: str) -> list[str]:
@@ -82,6 +90,27 @@ async def test_a_phone_that_is_awake_is_called_and_calls(world: World, asterisk:
     answer, incoming = await in_time(call.final(), dave.rings_and_answers())
     await in_time(incoming.hang_up(), call.hung_up())
     assert not world.pushes.all
+
+
+@on_sqlite
+async def test_audio_flows_through_asterisk_to_a_phone_that_was_woken(
+    world: World, asterisk: Asterisk
+) -> None:
+    """baresip knows no push header: its app registers the token beside it, for the same device."""
+    daemon = await behind(asterisk, world)
+    device, push = str(uuid.uuid4()), x_push(apns_token())
+    await world.sleeping(daemon, "101", "UDP", push, f"urn:uuid:{device}")
+    woken = world.pushes.starts(lambda: world.baresip(daemon, "101", "UDP", instance=device))
+    dave = await world.baresip(daemon, "102", "UDP")
+    await dave.registered()
+    dave.command("dial", f"sip:{world.aor('101')}")
+    await dave.event("CALL_RINGING")
+    _, phone = await woken
+    await in_time(dave.event("CALL_ESTABLISHED"), phone.event("CALL_ESTABLISHED"))
+    await in_time(dave.rtp_received(), phone.rtp_received())
+    dave.command("hangup")
+    await phone.event("CALL_CLOSED")
+    assert len(world.pushes.all) == 1
 
 
 @on_sqlite
@@ -197,11 +226,27 @@ async def test_a_device_is_reached_by_asterisk_alone(world: World, asterisk: Ast
     call = OutCall(stranger, contact, (), "stolen")
     call.send_invite()
     assert (await call.final()).status == 403
-    who = Account("pbx", "", PBX)
-    pbx = await world.phone(daemon, "pbx", ip=PBX, who=who)
-    call = OutCall(pbx, f"{contact}x", (), "made-up")
+    call = OutCall(await at_asterisk(world, daemon), f"{contact}x", (), "made-up")
     call.send_invite()
     assert (await call.final()).status == 404
+
+
+@on_sqlite
+async def test_a_message_of_asterisk_waits_for_a_phone_that_sleeps(
+    world: World, asterisk: Asterisk
+) -> None:
+    daemon = await behind(asterisk, world)
+    push = x_push(fcm_token(), "android")
+    phone = await world.registered(daemon, "101", "UDP", push)
+    (contact,) = await contacts(asterisk, "101")
+    sender = await at_asterisk(world, daemon)
+    sent, came = await in_time(OutMessage(sender, contact, "hello").sent(), take(phone))
+    assert (sent.status, came.body, came.uri) == (200, "hello", phone.contact_uri)
+    phone.kill()
+    assert (await OutMessage(sender, contact, "asleep?").sent()).status == 202
+    await world.pushes.next()
+    phone = await world.registered(daemon, "101", "UDP", push)
+    assert (await take(phone)).body == "asleep?"
 
 
 @on_sqlite
@@ -228,3 +273,34 @@ async def test_who_registers_while_asterisk_is_away_is_told_to_come_again(
     phone = await world.phone(daemon, "101")
     response = (await phone.register()).response
     assert (response.status, response["retry-after"]) == (503, "5")
+
+
+@pytest.mark.parametrize("store_type", ["redis"], indirect=True)
+async def test_a_phone_that_comes_back_to_another_node_is_one_contact_and_gets_the_held_call(
+    world: World, asterisk: Asterisk
+) -> None:
+    doors = asterisk.sipush
+    first = await world.start(users=None, **doors, node=node(doors["listen"][0]["port"]))
+    other = free_port("127.0.0.1")
+    listen = [{**door, "port": other} for door in doors["listen"]]
+    changed = {**doors, "listen": listen, "node": node(other), "store": first.settings["store"]}
+    second = await world.start(users=None, **changed)
+    await asterisk.start()
+    push = x_push(apns_token())
+    await world.sleeping(first, "101", "UDP", push)
+    dave = await awake(world, first, "102")
+    call = await dave.call("101")
+    await world.pushes.next()
+    phone = await world.registered(second, "101", "UDP", push)
+    assert len(await contacts(asterisk, "101")) == 1
+    answer, incoming = await in_time(call.final(), phone.rings_and_answers())
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    call = await dave.call("101")
+    answer, incoming = await in_time(call.final(), phone.rings_and_answers())
+    await in_time(incoming.hang_up(), call.hung_up())
+    assert len(world.pushes.all) == 1
+
+
+def node(port: int) -> dict[str, str]:
+    """``[node]`` of a daemon with that door."""
+    return {"uri": f"sip:127.0.0.1:{port}"}
