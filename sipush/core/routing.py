@@ -169,9 +169,14 @@ def server_uri(user: str, transport: str, sent_by: str, *, sips: bool) -> str:
 
 
 def loop_digest(request: Request) -> str:
-    """The part of our branches that is equal for a request that came back unchanged (§16.6, 8)."""
+    """The part of our branches that is equal for a request that came back unchanged (§16.6, 8).
+
+    Inside a dialog that goes through us twice, its Routes have changed.
+    """
     get = request.headers.get
     text = f"{request.uri}\n{request.call_id}\n{get('cseq') or ''}\n{get('from') or ''}"
+    if "route" in request.headers.first:
+        text += f"\n{get('route')}"
     return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 

@@ -189,6 +189,15 @@ def test_a_request_that_comes_back_unchanged_is_a_loop() -> None:
     assert validate(request, REALM) == Rejection(Status.LOOP_DETECTED)
 
 
+def test_a_dialog_that_goes_through_us_twice_is_no_loop() -> None:
+    routes = ["Route: <sip:pbx.example;lr>", "Route: <sip:token@192.0.2.1;lr>"]
+    mark = loop_digest(invite("sip:bob@h", *routes, to_tag=";tag=2"))
+    request = invite("sip:bob@h", *routes[1:], to_tag=";tag=2")
+    request.headers.prepend("Via", f"SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKours-{mark}")
+    request.headers.prepend("Via", "SIP/2.0/UDP 192.0.2.10;branch=z9hG4bKpbx")
+    assert validate(request, REALM) is None
+
+
 def test_a_spiral_with_another_request_uri_is_no_loop() -> None:
     mark = loop_digest(invite())
     request = invite("sip:carol@example.com")
