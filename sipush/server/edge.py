@@ -24,7 +24,7 @@ from sipush.core.edge import (
     settle,
 )
 from sipush.core.location_update import apply
-from sipush.core.outbound import RouteToken
+from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.registration import Fetch, Update, refuse, register, rejection_response
 from sipush.core.registration import Rejection as RegisterRejection
 from sipush.core.routing import Rejection, server_uri, validate
@@ -39,7 +39,7 @@ from sipush.server.answers import (
     wait_to_sign_in,
 )
 from sipush.server.return_flow import ReturnFlow
-from sipush.server.transactions import Failure, ServerTransactionHandle
+from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow
@@ -57,7 +57,6 @@ PATIENCE: Final = 10.0
 NOT_REACHABLE: Final = Rejection(
     Status.SERVICE_UNAVAILABLE, "Registrar Not Reachable", (("Retry-After", RETRY_AFTER),)
 )
-_SILENT: Final = Rejection(Status.SERVER_TIMEOUT, "Registrar Does Not Answer")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,44 +72,36 @@ class Edge:
     def serves(self, request: Request) -> bool:
         """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
         policy = self.proxy.policy
-        return bool(policy.registrars) and self._registrar_of(request) is not None
+        return bool(policy.registrars and policy.registrar_of(self._aor(request)))
 
-    def _registrar_of(self, request: Request) -> str | None:
-        return self.proxy.policy.registrar_of(self.proxy.realm.aor(request.to.sip_uri) or "")
+    def _aor(self, request: Request) -> Aor:
+        return self.proxy.realm.aor(request.to.sip_uri) or ""
 
     async def handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Pass one REGISTER on, and its answer back. Raises MessageError and LocationError."""
-        tag = self.proxy.new_id()
+        tag, aor = self.proxy.new_id(), self._aor(request)
         rejection = validate(request, self.proxy.realm)
         if rejection is not None:
             reject(transaction, rejection, tag)
             return
-        aor = self.proxy.realm.aor(request.to.sip_uri)
-        assert aor is not None
         if (slowed := await slow_down(self.proxy, transaction.flow, aor, request, tag)) is not None:
             transaction.respond(slowed)
             return
-        now, registrar = time.time(), self.registrar
+        flow, now, registrar = transaction.flow.name, time.time(), self.registrar
         before = await registrar.store.lookup(aor, now)
         decision = register(
-            request,
-            aor,
-            transaction.flow.name,
-            registrar.policy,
-            now,
-            key=registrar.key,
-            location=before,
+            request, aor, flow, registrar.policy, now, key=registrar.key, location=before
         )
         if isinstance(decision, RegisterRejection):
             transaction.respond(rejection_response(request, decision, tag))
             return
         self.proxy.registering.add(aor)
         try:
-            await self._register(transaction, aor, tag, decision, before)
+            await self._pass_on(transaction, aor, tag, decision, before)
         finally:
             self.proxy.registering.discard(aor)
 
-    async def _register(
+    async def _pass_on(
         self,
         transaction: ServerTransactionHandle,
         aor: Aor,
@@ -120,24 +111,20 @@ class Edge:
     ) -> None:
         since, request = self.proxy.clock(), transaction.request
         after: Location | Refusal = before
-        wanted: dict[str, int] = {}
+        told, wanted = decision, dict[str, int]()
         if isinstance(decision, Update):
             after = apply(before, decision.registration)
-        if isinstance(decision, Update) and isinstance(after, Location):
-            wanted = asked(decision, before, after)
+            if isinstance(after, Refusal):
+                told = Fetch()  # he is told when the registrar knows him, and registers nothing
+            else:
+                wanted = asked(decision, before, after)
         try:
             flow = await self.proxy.connect(self.proxy.policy.registrars[aor.rpartition("@")[2]])
+            here = self._here(aor, flow)
+            answer = await self._ask(register_request(request, aor, told, wanted, here), flow)
         except TransportError as error:
             log.warning("registrar_unreachable", aor=aor, reason=str(error))
             reject(transaction, NOT_REACHABLE, tag)
-            return
-        here = self._here(aor, flow)
-        # Who would be refused here hears of it when the registrar knows him, and has no contact.
-        told = Fetch() if isinstance(after, Refusal) else decision
-        answer = await self._ask(register_request(request, aor, told, wanted, here), flow)
-        if isinstance(answer, Rejection):
-            log.warning("registrar_unreachable", aor=aor, reason=answer.reason)
-            reject(transaction, answer, tag)
             return
         if answer.status >= 300:
             if says_wrong_password(request, answer):
@@ -165,32 +152,33 @@ class Edge:
         contact = f"sip:{aor.rpartition('@')[2]}" if node else own
         return Here(contact, node or own, self.proxy.key)
 
-    async def _ask(self, request: Request, flow: Flow) -> Response | Rejection:
-        """The final response of the registrar, or what stands for it."""
+    async def _ask(self, request: Request, flow: Flow) -> Response:
+        """The final response of the registrar. Raises TransportError when there is none."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Response | Rejection] = loop.create_future()
-
-        def settle_for(what: Response | Rejection) -> None:
-            if not answer.done():
-                answer.set_result(what)
+        answer: asyncio.Future[Response] = loop.create_future()
 
         def came(response: Response) -> None:
-            if response.status >= Status.OK:
-                settle_for(response)
+            if response.status >= Status.OK and not answer.done():
+                answer.set_result(response)
 
-        def failed(failure: Failure) -> None:
-            settle_for(_SILENT if failure is Failure.TIMEOUT else NOT_REACHABLE)
+        def failed(why: str) -> None:
+            if not answer.done():
+                answer.set_exception(TransportError(f"{flow.name}: {why}"))
 
-        branch = self.proxy.new_branch(request)
-        handle = self.proxy.layer.send_request(request, flow, branch, came, failed)
-        timer = loop.call_later(PATIENCE, settle_for, _SILENT)
+        handle = self.proxy.layer.send_request(
+            request,
+            flow,
+            self.proxy.new_branch(request),
+            came,
+            lambda failure: failed(failure.value),
+        )
+        timer = loop.call_later(PATIENCE, failed, f"no answer within {PATIENCE:g} s")
         try:
-            settled = await answer
+            return await answer
         finally:
             timer.cancel()
-        if settled is _SILENT:
-            handle.abandon()
-        return settled
+            if answer.exception() is not None:
+                handle.abandon()
 
 
 async def slow_down(
@@ -249,6 +237,9 @@ async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -
         return
     targets = [t for t in await proxy.device_targets(forwarding, subscriber) if is_called(t, token)]
     arriving = not targets and token.aor in proxy.registering
+    forwarding.without_app = tuple(
+        [r for r in forwarding.without_app if device_digest(r.device) == token.device]
+    )
     if request.method == "OPTIONS" and (arriving or any(target.wakeable for target in targets)):
         answer_for_server(transaction, tag)
     elif forwarding.not_held and not targets:

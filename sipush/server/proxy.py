@@ -413,7 +413,9 @@ class Proxy:
         """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
         request = forwarding.request
         forwarding.dialog_side = ""
-        if self.policy.registrars:
+        if self.policy.registrars and not self.policy.is_peer(
+            forwarding.transaction.flow.remote[0]
+        ):
             caller = self.realm.caller_aor(request) or ""
             forwarding.signs_in_as = caller if self.policy.registrar_of(caller) else ""
         reference = purr_in(request.uri)

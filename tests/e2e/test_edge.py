@@ -206,6 +206,17 @@ async def test_each_device_of_an_extension_is_called_once(world: World, asterisk
 
 
 @on_sqlite
+async def test_who_has_too_many_devices_here_gets_no_contact_there(
+    world: World, asterisk: Asterisk
+) -> None:
+    daemon = await behind(asterisk, world, registration={"max_contacts": 1})
+    await awake(world, daemon, "101")
+    second = await world.phone(daemon, "101")
+    assert (await second.register()).response.status == 403
+    assert len(await contacts(asterisk, "101")) == 1
+
+
+@on_sqlite
 async def test_asterisk_finds_a_phone_reachable_that_can_be_woken(
     world: World, asterisk: Asterisk
 ) -> None:
