@@ -47,6 +47,7 @@ SEARCH_TIME = 1.0
 "Seconds of looking for users; a store that takes longer is asked for one by name."
 STORE_PATIENCE = 2.0
 "Seconds in which a store that works has answered."
+MOST_EVER = 10**15
 MOST_CONNECTIONS = 64
 HEAD_SIZE, BODY_SIZE = 16_384, 4096
 
@@ -69,6 +70,7 @@ class AdminServer:
         "host:port, once it is open."
         self._proxy = proxy
         self._is_ready = is_ready
+        self._version = version("sipush")
         self._started_at = time.monotonic()
         self._tasks = Tasks()
         self._push_tests = PushTests(
@@ -163,7 +165,7 @@ class AdminServer:
         problem = await self._problem()
         return _Json(
             {
-                "version": version("sipush"),
+                "version": self._version,
                 "up_for": round(time.monotonic() - self._started_at, 1),
                 "ready": not problem,
                 "problem": problem,
@@ -178,7 +180,8 @@ class AdminServer:
         query, now = request.query_params, time.time()
         if name := query.get("aor"):
             aor = self._aor(name)
-            return _Json({"users": [await self._location(aor, now)], "next": None})
+            user = await self._location(aor, now) | {"known": await self._is_known(aor)}
+            return _Json({"users": [user], "next": None})
         limit = _number(query.get("limit"), "limit", MOST_USERS, 50)
         after = _unmarked(query.get("after", ""))
         wanted = query.get("state", "")
@@ -192,7 +195,7 @@ class AdminServer:
                     if len(users) >= limit:
                         return _Json({"users": users, "next": last and _mark(last)})
                     user = await self._location(aor, now)
-                    if not wanted or any(each["state"] == wanted for each in user["devices"]):
+                    if any(wanted in ("", each["state"]) for each in user["devices"]):
                         users.append(user)
                     last = aor
                     await asyncio.sleep(0)  # SQLite waits for nothing, and SIP goes first
@@ -208,6 +211,12 @@ class AdminServer:
         proxy = self._proxy
         found = await proxy.store.lookup(aor, now)
         return views.location(aor, found, now, proxy.is_live, self._awaited_devices())
+
+    async def _is_known(self, aor: Aor) -> bool | None:
+        """Whether there is such a user; None: another server would know."""
+        if self._proxy.policy.registrar_of(aor):
+            return None
+        return await self._proxy.subscribers.get(aor) is not None
 
     def _aor(self, name: str) -> Aor:
         user, at, domain = name.rpartition("@")
@@ -263,10 +272,14 @@ class AdminServer:
         )
 
     async def _ladder(self, request: Request) -> Response:
-        assert self._proxy.history is not None
-        kept = self._proxy.history.get(request.query_params.get("call_id", ""))
+        history, query = self._proxy.history, request.query_params
+        assert history is not None
+        if (id_ := query.get("id")) is not None:
+            kept = history.numbered(_number(id_, "id", MOST_EVER, 0))
+        else:
+            kept = history.get(query.get("call_id", ""))
         if kept is None:
-            raise HTTPException(404, "no call with that call_id is remembered")
+            raise HTTPException(404, "no such call is remembered")
         return _Json(views.ladder(kept))
 
     # -- push tests --
@@ -419,7 +432,7 @@ async def _fields(request: Request) -> dict[str, Any]:
 def _number(text: str | None, name: str, most: int, default: int) -> int:
     if text is None:
         return default
-    if not re.fullmatch("[0-9]{1,6}", text) or not 1 <= int(text) <= most:
+    if not re.fullmatch("[0-9]{1,15}", text) or not 1 <= int(text) <= most:
         raise HTTPException(400, f"{name}: allowed are 1 to {most}")
     return int(text)
 

@@ -158,6 +158,7 @@ def call(ladder: Ladder) -> Json:
     began = ladder.steps[0].at_epoch
     state, status = _state(ladder)
     return {
+        "id": ladder.number,
         "call_id": text(ladder.call_id),
         "from": text(ladder.from_uri),
         "from_name": text(ladder.from_name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import NamedTuple
 
@@ -30,9 +31,20 @@ class Step(NamedTuple):
 class Ladder:
     """One call. The names in it are what its caller wrote."""
 
-    __slots__ = ("call_id", "callee", "caller_tag", "from_name", "from_uri", "left_out", "steps")
+    __slots__ = (
+        "call_id",
+        "callee",
+        "caller_tag",
+        "from_name",
+        "from_uri",
+        "left_out",
+        "number",
+        "steps",
+    )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, number: int, request: Request) -> None:
+        self.number = number
+        "Its name where a Call-ID would not do: strangers write those."
         self.call_id = request.call_id[:_LONGEST]
         sender = request.from_
         self.from_name = sender.display_name[:_LONGEST]
@@ -60,6 +72,7 @@ class CallHistory:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._numbers = itertools.count(1)
         self._routed: dict[str, Ladder] = {}
         "By Call-ID, the oldest first; below likewise."
         self._refused: dict[str, Ladder] = {}
@@ -74,13 +87,17 @@ class CallHistory:
         """The call of that Call-ID, if it is known."""
         return self._routed.get(call_id) or self._refused.get(call_id)
 
+    def numbered(self, number: int) -> Ladder | None:
+        """The call of that number, if it is still known."""
+        return next((each for each in self.newest_first if each.number == number), None)
+
     def arrived(self, request: Request, flow: str) -> Ladder | None:
         """The ladder a request belongs to: that of its call, which an INVITE may begin."""
         ladder = self.get(request.call_id)
         if ladder is None:
             if request.method != "INVITE" or request.to.tag:
                 return None
-            ladder = Ladder(request)
+            ladder = Ladder(next(self._numbers), request)
             _keep(self._refused, ladder, max(1, self._size // REFUSED_SHARE))
         ladder.add("arrived", request, {"uri": request.uri, "flow": flow})
         return ladder

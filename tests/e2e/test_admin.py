@@ -18,15 +18,16 @@ from tests.e2e.browser import Browser, BrowserPhone
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import PATIENCE, Account
 from tests.e2e.world import World, apns_token, fcm_token, x_push
+from tests.servers.redis_server import RedisServer
 
 TOKEN = "a-token-that-nobody-guesses"
 HOSTILE = "<img src=x onerror=document.title=1>"
 
 
 @pytest.fixture
-def store_type() -> str:
-    """Where nothing else is said."""
-    return "sqlite"
+def store_type(request: pytest.FixtureRequest) -> str:
+    """SQLite where nothing else is said."""
+    return str(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture(scope="module")
@@ -388,6 +389,29 @@ async def test_health_and_readiness_follow_the_server_to_its_end(
     assert await admin.get("/healthz") == {"status": "alive"}
     daemon.terminate()
     assert await daemon.ended() == 0
+
+
+@pytest.mark.parametrize("store_type", ["redis"], indirect=True)
+async def test_a_server_whose_store_is_gone_is_not_ready_until_it_is_back(
+    world: World, own_redis_server: RedisServer
+) -> None:
+    world.store["redis"] |= {"url": own_redis_server.url, "timeout": 0.5}
+    daemon = await world.start(admin={"listen": "127.0.0.1:0"})
+    admin = Admin(await address_of(daemon), [], token="none")
+    assert await admin.get("/readyz") == {"status": "ready"}
+    own_redis_server.kill()
+    assert "store" in is_refused(await admin.ask("GET", "/readyz"), 503)
+    assert "store" in is_refused(await admin.ask("GET", "/api/locations?aor=bob"), 503)
+    own_redis_server.start()
+    assert await admin.get("/readyz") == {"status": "ready"}
+
+
+async def test_a_user_whom_nobody_knows_is_told_from_one_who_has_not_registered(
+    world: World, admin: Admin
+) -> None:
+    for user, known in (("bob", True), ("nobody", False)):
+        (found,) = (await admin.get("/api/locations", aor=world.aor(user)))["users"]
+        assert (found["devices"], found["known"]) == ([], known)
 
 
 async def test_a_new_token_counts_after_a_reload(world: World, tmp_path: Path) -> None:
