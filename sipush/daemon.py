@@ -291,7 +291,7 @@ class Daemon:
             log.warning("restart_needed", section="admin")
         self._config = config
         if self._admin is not None:
-            self._admin.access = access
+            self._admin.replace(access)
         self._dispatcher.replace(apps)
         users, elsewhere = policies.subscribers(config.users), policies.registrars(config)
         self._subscribers.replace(users, elsewhere)
@@ -347,13 +347,13 @@ class Daemon:
         await self._proxy.acknowledgements.drain()
 
     async def _close(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
         for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):
             await part.close()
         await self._held_calls.close()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-        if self._admin is not None:
-            await self._admin.close()
         await self._listeners.close()
         if self._mirror is not None:
             self._mirror.close()

@@ -414,6 +414,19 @@ async def test_a_user_whom_nobody_knows_is_told_from_one_who_has_not_registered(
         assert (found["devices"], found["known"]) == ([], known)
 
 
+async def test_a_port_that_is_taken_is_told_before_anything_is_served(
+    world: World, admin: Admin
+) -> None:
+    with pytest.raises(AssertionError, match="cannot_start") as caught:
+        await world.start(admin={"listen": admin.address})
+    assert f"admin {admin.address}: Address already in use" in str(caught.value)
+
+
+async def test_nothing_is_served_unless_somebody_says_where(world: World) -> None:
+    daemon = await world.start()
+    assert "admin_served" not in {record["event"] for record in daemon.records}
+
+
 async def test_a_new_token_counts_after_a_reload(world: World, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN)
