@@ -42,12 +42,7 @@ async def on_store(config: Config, work: Work) -> int:
 
 def add_user(options: argparse.Namespace, config: Config) -> Work:
     """``user add``."""
-    aor = _writable_aor(options.aor, config)
-    domain = config.domains.get(aor.rpartition("@")[2])
-    if domain is not None and domain.registrar:
-        raise SipushError(
-            f"{aor} would be a user of the registrar {domain.registrar}: add it there"
-        )
+    aor = _new_aor(options.aor, config)
     settings = _checked_settings(options, aor)
     password = secrets.token_urlsafe(12) if options.generate else _read_password(options)
     subscriber = replace(
@@ -160,6 +155,14 @@ def _aor(text: str, config: Config) -> Aor:
     return f"{user}@{domain}"
 
 
+def _new_aor(text: str, config: Config) -> Aor:
+    aor = _writable_aor(text, config)
+    domain = config.domains.get(aor.rpartition("@")[2])
+    if domain is not None and domain.registrar:
+        raise SipushError(f"{aor} is a user of the registrar {domain.registrar}: add it there")
+    return aor
+
+
 def _writable_aor(text: str, config: Config) -> Aor:
     aor = _aor(text, config)
     if aor in config.users:
@@ -221,9 +224,9 @@ def _read_csv(path: Path, rows: Iterable[list[str]], config: Config) -> list[Sub
 def _subscriber_of_row(row: list[str], config: Config) -> Subscriber:
     match [field.strip() for field in row]:
         case [text, password] if password:
-            return _subscriber(_writable_aor(text, config), password)
+            return _subscriber(_new_aor(text, config), password)
         case [text, md5, sha256] if md5 or sha256:
-            aor = _writable_aor(text, config)
+            aor = _new_aor(text, config)
             try:
                 user = UserConfig(ha1_md5=md5, ha1_sha256=sha256)
             except ValidationError as error:

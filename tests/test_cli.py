@@ -215,7 +215,7 @@ def test_a_user_of_a_registrar_elsewhere_is_added_there(shell: Shell) -> None:
         file.write('[domains."example.org"]\nregistrar = "sip:pbx.example.org"\n')
     (line,) = shell.refused("user", "add", "101@example.org", stdin="pw")
     assert line == (
-        "sipush: 101@example.org would be a user of the registrar sip:pbx.example.org: add it there"
+        "sipush: 101@example.org is a user of the registrar sip:pbx.example.org: add it there"
     )
 
 

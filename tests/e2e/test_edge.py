@@ -78,6 +78,28 @@ async def test_a_call_of_another_extension_wakes_a_phone(
 
 
 @on_sqlite
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [("support_path = yes", "support_path = no"), ("rtp_symmetric", "rewrite_contact")],
+    ids=["without Path", "with contacts rewritten"],
+)
+async def test_an_asterisk_with_other_settings_finds_the_phone(
+    world: World, asterisk: Asterisk, usual: str, other: str
+) -> None:
+    asterisk.configure("pjsip.conf", usual, other)
+    daemon = await behind(asterisk, world)
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "101", "TCP", push)
+    dave = await awake(world, daemon, "102")
+    call = await dave.call("101")
+    await world.pushes.next()
+    phone = await world.registered(daemon, "101", "TCP", push)
+    answer, incoming = await in_time(call.final(), phone.rings_and_answers())
+    assert (await incoming.request("INVITE", SDP)).status == 200
+    await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+@on_sqlite
 async def test_a_phone_that_is_awake_is_called_and_calls(world: World, asterisk: Asterisk) -> None:
     daemon = await behind(asterisk, world)
     phone = await world.registered(daemon, "101", "TCP", x_push(apns_token()))
@@ -264,8 +286,7 @@ async def test_a_message_of_asterisk_waits_for_a_phone_that_sleeps(
 async def test_a_phone_is_pushed_before_asterisk_forgets_it(
     world: World, asterisk: Asterisk
 ) -> None:
-    conf = asterisk.work / "pjsip.conf"
-    conf.write_text(conf.read_text().replace("= 604800", "= 3600"))
+    asterisk.configure("pjsip.conf", "= 604800", "= 3600")
     daemon = await behind(asterisk, world)
     await world.sleeping(daemon, "101", "UDP", x_push(fcm_token(), "android"))
     await daemon.kill()
