@@ -33,6 +33,9 @@ PARAM: Final = "device"
 
 _DEFAULT_MAX_FORWARDS: Final = 70
 
+_ROUNDED: Final = 60
+"Seconds that a registrar may have left out of what it was asked for: Asterisk, what has passed."
+
 
 @dataclass(frozen=True, slots=True)
 class Here:
@@ -141,23 +144,29 @@ def granted(response: Response, aor: Aor, wanted: Mapping[str, int], here: Here)
     return result
 
 
-def settle(update: Update, after: Location, seconds: Mapping[str, int]) -> None:
+def settle(update: Update, after: Location, seconds: Mapping[str, int]) -> tuple[str, ...]:
     """Let no binding last longer than the registrar has ``granted``, and have devices pushed in
     time that can be woken for longer: they register anew (RFC 8599 §5.5), if nobody need see it.
+
+    The devices that cannot: the registrar forgets them before their push records end.
     """
     registration = update.registration
-    now = registration.now_epoch
+    now, lost = registration.now_epoch, []
     due = dict(registration.refreshes)
     for binding in registration.bind:
         until = now + seconds[without_reg_id(binding.device)]
         binding.expires_epoch = min(binding.expires_epoch, until)
     for device, lasts in seconds.items():
         record = after.push_record(device)
-        if record is None or lasts < SHORTEST_REFRESHED:
-            due.pop(device, None)
-        elif record.platform in SILENT and now + lasts < record.expires_epoch:
+        if record is None or now + lasts + _ROUNDED >= record.expires_epoch:
+            continue
+        if record.platform in SILENT and lasts >= SHORTEST_REFRESHED:
             due.setdefault(record.device, now + lasts - REFRESH_AHEAD)
+        else:
+            due.pop(record.device, None)
+            lost.append(device)
     registration.refreshes = tuple(due.items())
+    return tuple(lost)
 
 
 def register_response(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -68,6 +68,8 @@ class Edge:
 
     registrar: Registrar
     proxy: Proxy
+    _short: set[str] = field(default_factory=set)
+    "Domains whose registrar was found to grant too little."
 
     def serves(self, request: Request) -> bool:
         """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
@@ -134,7 +136,9 @@ class Edge:
         self.proxy.gate.signed_in(transaction.flow, aor)
         location = after
         if isinstance(decision, Update) and isinstance(after, Location):
-            settle(decision, after, granted(answer, aor, wanted, here))
+            seconds = granted(answer, aor, wanted, here)
+            for device in settle(decision, after, seconds):
+                self._tell_short(aor, wanted[device], seconds[device])
             location = await self.registrar.store.bind(decision.registration)
         if isinstance(location, Refusal):
             log.info("registration_refused", aor=aor, reason=location.value)
@@ -144,6 +148,13 @@ class Edge:
         transaction.respond(register_response(request, answer, decision, location, now))
         if isinstance(decision, Update):
             self.registrar.registered(aor, decision, location, transaction.flow.name)
+
+    def _tell_short(self, aor: Aor, wanted: int, granted: int) -> None:
+        """Once: it is the registrar's setting, and of all its users."""
+        domain = aor.rpartition("@")[2]
+        if domain not in self._short:
+            self._short.add(domain)
+            log.warning("registration_too_short", aor=aor, asked=wanted, granted=granted)
 
     def _here(self, aor: Aor, flow: Flow) -> Here:
         """One of several nodes gives contacts that are the same on all, and a Path to itself."""

@@ -126,7 +126,7 @@ def answer(*lines: str, status: str = "200 OK") -> Response:
 
 
 def test_the_tables_are_found() -> None:
-    assert (len(rows("stored")), len(rows("push record"))) == (13, 8)
+    assert (len(rows("stored")), len(rows("push record"))) == (13, 10)
 
 
 @pytest.mark.parametrize("row", rows("stored"), ids=" ".join)
@@ -157,11 +157,12 @@ def test_a_binding_lasts_and_is_refreshed_as_the_table_says(row: list[str]) -> N
     wanted = asked(update, NOTHING, after)
     uri = HERE.contact_of(AOR, DEVICE)
     said = answer(f"Contact: <{uri}>;expires={grants}")
-    settle(update, after, granted(said, AOR, wanted, HERE))
+    lost = settle(update, after, granted(said, AOR, wanted, HERE))
     registration = update.registration
     assert [b.expires_epoch - NOW for b in registration.bind] == [int(lasts)]
-    due = [] if pushed_after == "-" else [(DEVICE, NOW + int(pushed_after))]
+    due = [(DEVICE, NOW + int(pushed_after))] if pushed_after.isdigit() else []
     assert list(registration.refreshes) == due
+    assert lost == ((DEVICE,) if pushed_after == "never: lost" else ())
 
 
 def test_what_a_device_is_pushed_by_stays_here_and_all_else_is_passed_on() -> None:

@@ -289,6 +289,8 @@ async def test_a_phone_is_pushed_before_asterisk_forgets_it(
     asterisk.configure("pjsip.conf", "= 604800", "= 3600")
     daemon = await behind(asterisk, world)
     await world.sleeping(daemon, "101", "UDP", x_push(fcm_token(), "android"))
+    await world.sleeping(daemon, "102", "UDP", x_push(apns_token()))
+    await daemon.log_event("registration_too_short", aor=world.aor("102"))
     await daemon.kill()
     async with daemon.opened_store() as store:
         now = time.time()
