@@ -10,7 +10,7 @@ from sipush.core.branch import Branch, BranchState
 from sipush.core.push_request import PushResult
 from sipush.core.wake_up import WakeUp, WakeUpOutcome
 from sipush.log_lines import device_name, fingerprint, printable, redacted
-from sipush.server.call_history import Ladder, Step
+from sipush.server.call_history import HALF, Ladder, Step
 from sipush.sip.status import PHRASES
 
 Json = dict[str, Any]
@@ -186,10 +186,11 @@ def _state(ladder: Ladder) -> tuple[str, int | None]:
 def ladder(kept: Ladder) -> Json:
     """A call and its steps; ``source`` and ``target`` are columns, equal for a remark."""
     began = kept.steps[0].at_epoch
-    return call(kept) | {
-        "steps": [_step(step, began) for step in kept.steps if _is_shown(step)],
-        "left_out": kept.left_out,
-    }
+    steps = list(kept.steps)
+    if kept.left_out:
+        gap: dict[str, object] = {"steps": kept.left_out}
+        steps.insert(HALF, Step(steps[HALF].at_epoch, "left_out", "", True, gap))
+    return call(kept) | {"steps": [_step(step, began) for step in steps if _is_shown(step)]}
 
 
 def _is_shown(step: Step) -> bool:
@@ -250,6 +251,8 @@ def _arrow(step: Step) -> tuple[str, str, str]:
         case "wake_up":
             words = WAKE_UPS[WakeUpOutcome(facts["outcome"])]
             return "sipush", "sipush", f"{device} {words}"
+        case "left_out":
+            return "sipush", "sipush", f"{facts['steps']} steps are left out here"
         case "call_resumed":
             return "sipush", "sipush", "taken over from a process that has died"
         case other:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from sipush.sip.message import Request
 
-MAX_STEPS = 100
-"Of one call: after that the beginning is worth more than what is still to come."
+HALF = 50
+"Steps of a call that are kept from its beginning, and as many from its end."
 REFUSED_SHARE = 4
 "Of so many calls kept one may be a call that was refused: strangers make many."
 _LONGEST = 4000
@@ -53,13 +53,13 @@ class Ladder:
         self.callee = request.to.uri[:_LONGEST]
         self.steps: list[Step] = []
         self.left_out = 0
-        "Steps that came when there were MAX_STEPS."
+        "Steps between the first HALF and the others."
 
     def add(self, event: str, request: Request, facts: dict[str, object]) -> None:
         """One more step: of the INVITE, or of a request inside its dialog. Keeps ``facts``."""
-        if len(self.steps) >= MAX_STEPS:
+        if len(self.steps) >= 2 * HALF:
             self.left_out += 1
-            return
+            del self.steps[HALF]
         for name, value in facts.items():
             if isinstance(value, str) and len(value) > _LONGEST:
                 facts[name] = value[:_LONGEST]

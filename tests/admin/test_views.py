@@ -18,7 +18,7 @@ from sipush.core.push_request import PushOutcome, PushResult
 from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import Target, TargetSet
 from sipush.core.wake_up import WakeUp, WakeUpOutcome
-from sipush.server.call_history import CallHistory, Ladder
+from sipush.server.call_history import HALF, CallHistory, Ladder
 from tests.sip.messages import request
 
 AOR = "bob@example.com"
@@ -203,6 +203,20 @@ def test_every_step_is_drawn_and_none_tells_a_secret() -> None:
     assert {step["source"] for step in view["steps"]} == columns
     assert {step["target"] for step in view["steps"]} == columns
     assert all(step["text"] for step in view["steps"])
+
+
+def test_a_gap_in_a_long_call_is_told_where_it_is() -> None:
+    refreshes = [("UPDATE", "arrived", {"uri": "sip:b"})] * (3 * HALF)
+    kept = ladder_of(("INVITE", "answered", {"status": 200}), *refreshes, ("BYE", "arrived", {}))
+    steps = views.ladder(kept)["steps"]
+    assert steps[HALF]["text"] == f"{HALF + 3} steps are left out here"
+    assert [step["text"] for step in steps if step["text"] != "UPDATE"] == [
+        "INVITE sip:bob@example.com",
+        "200 OK",
+        f"{HALF + 3} steps are left out here",
+        "BYE",
+    ]
+    assert views.call(kept)["state"] == "ended"
 
 
 def test_each_event_of_a_call_that_the_server_tells_is_among_them() -> None:

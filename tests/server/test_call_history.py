@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sipush.server.call_history import MAX_STEPS, CallHistory
+from sipush.server.call_history import HALF, CallHistory
 from tests.sip.messages import request
 
 
@@ -72,8 +72,9 @@ def test_what_one_call_may_cost_is_bounded() -> None:
     invite = request("INVITE", uri=f"sip:{'x' * 60_000}@example.com")
     ladder = history.arrived(invite, "udp/x")
     assert ladder is not None
-    for _ in range(2 * MAX_STEPS):
-        ladder.add("told", invite, {"status": 180})
-    assert len(ladder.steps) == MAX_STEPS
-    assert ladder.left_out == MAX_STEPS + 1
+    for number in range(1000):
+        ladder.add("told", invite, {"number": number})
+    numbers = [step.facts.get("number") for step in ladder.steps]
+    assert numbers == [None, *range(HALF - 1), *range(1000 - HALF, 1000)]
+    assert ladder.left_out == 1001 - 2 * HALF
     assert all(len(str(step.facts)) < 5000 for step in ladder.steps)
