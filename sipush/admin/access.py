@@ -41,8 +41,11 @@ class Access:
     def knows_host(self, host: str) -> bool:
         """Whether a Host header is one of ours.
 
-        A page elsewhere can have its own name lead to us (DNS rebinding), but no IP address.
+        A page elsewhere can have its own name lead to us (DNS rebinding), but no IP address. Every
+        browser sends the header; a load balancer that checks our health need not.
         """
+        if not host:
+            return True
         try:
             name, _ = split_host_port(host)
         except ValueError:

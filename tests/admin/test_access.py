@@ -15,15 +15,21 @@ TOKEN = b"0123456789abcdef"
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST:9061", "127.0.0.1:9061", "192.0.2.7", "[::1]:9061", "admin.example"],
+    [
+        "",
+        "localhost",
+        "LOCALHOST:9061",
+        "127.0.0.1:9061",
+        "192.0.2.7",
+        "[::1]:9061",
+        "admin.example",
+    ],
 )
 def test_a_host_that_leads_here_by_itself_or_was_named_is_known(host: str) -> None:
     assert Access(TOKEN, ["admin.example"]).knows_host(host)
 
 
-@pytest.mark.parametrize(
-    "host", ["", "example.org", "127.0.0.1.example.org", "a:b:c", "localhost:x"]
-)
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1.example.org", "a:b:c", "localhost:x"])
 def test_any_other_host_is_not(host: str) -> None:
     assert not Access(TOKEN, ["admin.example"]).knows_host(host)
 
