@@ -38,6 +38,8 @@ SEARCH_TIME = 1.0
 STORE_PATIENCE = 2.0
 "Seconds in which a store that works has answered."
 BODY_SIZE = 4096
+REQUEST_TIME = 5.0
+"Seconds in which the head of a request, and then its body, must be here."
 STATES = ("registered", "asleep", "waking", "unreachable")
 
 
@@ -265,10 +267,14 @@ async def _fields(request: Request) -> dict[str, Any]:
     if kind != "application/json":
         raise HTTPException(415, "Content-Type: allowed is application/json")
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_SIZE:
-            raise HTTPException(413, f"the body is longer than {BODY_SIZE} bytes")
+    try:
+        async with asyncio.timeout(REQUEST_TIME):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_SIZE:
+                    raise HTTPException(413, f"the body is longer than {BODY_SIZE} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {REQUEST_TIME:g} s") from None
     try:
         fields = json.loads(body)
     except ValueError:

@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sipush.admin import views
 from sipush.admin.access import Access
-from sipush.admin.api import Api, error
+from sipush.admin.api import REQUEST_TIME, Api, error
 from sipush.admin.push_tests import RefusedError
 from sipush.errors import LocationError, TransportError
 from sipush.push.dispatcher import Dispatcher
@@ -64,7 +65,7 @@ class AdminServer:
         self.address = format_address(socket.getsockname()[:2])
         config = uvicorn.Config(
             self._app(),
-            http="h11",
+            http=_Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -108,6 +109,29 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """They are the daemon's."""
         return nullcontext()
+
+
+class _Connection(H11Protocol):
+    """One that has a request ready in time, again and again, or is closed: uvicorn would wait."""
+
+    _timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        self._timer.cancel()
+        self._wait()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        # While a request is being answered it only means that no further one is taken.
+        self._timer = self.loop.call_later(REQUEST_TIME, self.shutdown)
 
 
 class _Page:

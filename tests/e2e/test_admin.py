@@ -342,6 +342,24 @@ async def test_another_host_is_refused_everywhere(admin: Admin) -> None:
     assert (await admin.ask("GET", "/", headers={"Host": "localhost:80"})).status_code == 200
 
 
+async def test_who_keeps_a_request_to_himself_is_closed_and_keeps_nobody_out(admin: Admin) -> None:
+    host, _, port = admin.address.rpartition(":")
+    head = f"POST /api/push-tests HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    body = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    starts = ["", head, head + body, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n{head}"]
+
+    async def kept(start: str) -> bytes:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(start.encode())
+        said = await reader.read()
+        writer.close()
+        return said
+
+    said = await in_time(*map(kept, starts * 15))  # nearly as many as are served at once
+    assert [text[:12] for text in said[:4]] == [b"", b"", b"HTTP/1.1 408", b"HTTP/1.1 200"]
+    assert await admin.get("/healthz") == {"status": "alive"}
+
+
 async def test_what_cannot_be_done_is_told_in_json(world: World, admin: Admin) -> None:
     test = {"aor": world.aor("bob"), "device": "00000000"}
     post = "/api/push-tests"
