@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
-from json.encoder import encode_basestring
 from typing import Any
+
+import orjson
 
 REDACTED = "[redacted]"
 
@@ -134,14 +135,8 @@ def _timestamp(now: float) -> str:
 
 def json_line(line: dict[str, Any]) -> str:
     """As machines read it."""
-    return printable("{" + ", ".join([f'"{key}": {_value(line[key])}' for key in line]) + "}")
-
-
-def _value(value: Any) -> str:
-    """A JSON value; what nearly all are without the encoder's overhead."""
-    if isinstance(value, str):
-        return encode_basestring(value)
-    return repr(value) if type(value) in (int, float) else _encode(value)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+    try:
+        text = orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
+    except orjson.JSONEncodeError:  # what is not UTF-8
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+    return printable(text)

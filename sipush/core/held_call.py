@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 
+import orjson
+
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.branch import (
     Branch,
@@ -67,10 +69,13 @@ class HeldCall:
     "By AOR and device: when it registered last, as far as the call has heard."
 
     def to_json(self) -> bytes:
-        """ASCII JSON; bytes of the INVITE that are not UTF-8 survive."""
+        """JSON; bytes of the INVITE that are not UTF-8 survive."""
         values = _values(self)
         values["request"] = self.request.decode("utf-8", "surrogateescape")
-        return _encode(values).encode("ascii")
+        try:
+            return orjson.dumps(values)
+        except orjson.JSONEncodeError:  # what is not UTF-8
+            return json.dumps(values).encode("ascii")
 
     @classmethod
     def from_json(cls, text: bytes) -> HeldCall:
@@ -151,11 +156,12 @@ def _freeze_branch(branch: Branch, shift: float) -> dict[str, Any]:
 def _values(value: Any) -> dict[str, Any]:
     """The fields that are not what they usually are; not copied: they are written down at once."""
     names, get, usual = _FIELDS[type(value)]
-    return {
-        name: each
-        for name, each, other in zip(names, get(value), usual, strict=True)
-        if each != other
-    }
+    values: dict[str, Any] = {}
+    each: tuple[Any, ...] = get(value)
+    for i in range(len(names)):
+        if each[i] is not usual[i] and each[i] != usual[i]:
+            values[names[i]] = each[i]
+    return values
 
 
 def _fields(usual: Any, required: int) -> tuple[tuple[str, ...], Callable[[Any], Any], list[Any]]:
@@ -179,8 +185,6 @@ _FIELDS = {
         (PushRecord("", "", Platform.FCM, ""), 4),
     )
 }
-
-_encode = json.JSONEncoder(check_circular=False).encode
 
 
 def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContext:

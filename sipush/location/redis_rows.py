@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
 from sipush.core.stored_message import StoredMessage
 
 _json = json.JSONEncoder(ensure_ascii=False).encode
 _quote = json.encoder.encode_basestring
-_value_and_end = json.JSONDecoder().raw_decode
 _BOOLEAN = ("false", "true")
 
 
@@ -61,9 +62,12 @@ def binding_of(aor: Aor, text: bytes) -> Binding:
 
 
 def _row(text: bytes) -> dict[str, Any]:
-    """An object as JSON. ``json.loads`` would take three times as long."""
+    """An object as JSON."""
     row: dict[str, Any]
-    row, _ = _value_and_end(decode(text).lstrip())
+    try:
+        row = orjson.loads(text)
+    except orjson.JSONDecodeError:  # what is not UTF-8
+        row = json.loads(decode(text))
     return row
 
 

@@ -270,7 +270,7 @@ class SqliteStore:
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
         """Store or replace a held call, for the next process: its callers outlive no power cut."""
-        values = (held_id, owner, held.decode("ascii"))
+        values = (held_id, owner, held.decode())
         await self._write_unsynced(_PUT_HELD_CALL, values, written)
 
     async def remove_held_call(self, owner: str, held_id: str) -> None:

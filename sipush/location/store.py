@@ -81,7 +81,7 @@ class LocationStore(Protocol):
     async def put_held_call(
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
-        """Store or replace a held call (ASCII JSON) of the process ``owner``.
+        """Store or replace a held call (JSON in UTF-8) of the process ``owner``.
 
         ``written``, which must not raise, is called in the turn of the event loop in which this is
         out of our hands: a store that works has it from then on, though we be killed. Whether it

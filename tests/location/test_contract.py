@@ -580,10 +580,10 @@ async def test_many_refreshes_are_handed_out_in_parts_each_to_one(store: Locatio
 async def test_a_held_call_is_claimed_by_the_next_life_of_its_owner(store: LocationStore):
     await store.put_held_call("a", "1", b'{"n": 1}')
     await store.put_held_call("a", "1", b'{"n": 2}')
-    await store.put_held_call("a", "2", b'{"odd": "\\udce9"}')
+    await store.put_held_call("a", "2", '{"odd": "\\udce9 ü\u2028"}'.encode())
     assert sorted(await store.claim_held_calls("a", 10, own=True)) == [
         b'{"n": 2}',
-        b'{"odd": "\\udce9"}',
+        '{"odd": "\\udce9 ü\u2028"}'.encode(),
     ]
 
 
