@@ -6,7 +6,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.asterisk import EDGE, Asterisk
-from tests.e2e.daemon import PBX, Daemon, in_time, merged
+from tests.e2e.daemon import APP, PBX, Daemon, in_time, merged
+from tests.e2e.linphone import Linphone
 from tests.e2e.test_messages import OutMessage, take
 from tests.e2e.wire import SDP, Account, OutCall, Phone
 from tests.e2e.world import World, apns_token, fcm_token, x_push
@@ -132,6 +133,36 @@ async def test_audio_flows_through_asterisk_to_a_phone_that_was_woken(
     await in_time(dave.rtp_received(), phone.rtp_received())
     dave.command("hangup")
     await phone.event("CALL_CLOSED")
+    assert len(world.pushes.all) == 1
+
+
+@on_sqlite
+async def test_linphone_is_woken_by_parameters_that_asterisk_never_sees(
+    world: World, asterisk: Asterisk
+) -> None:
+    daemon = await behind(asterisk, world)
+    device, token = str(uuid.uuid4()), fcm_token()
+    params = f"pn-provider=fcm;pn-prid={token};pn-param={APP}"
+
+    def start() -> Awaitable[Linphone]:
+        return world.linphone(daemon, "101", "TCP", instance=device, push=params)
+
+    phone = await start()
+    registered = await daemon.log_event("registered", aor=world.aor("101"))
+    assert registered["push"] == [APP]
+    await phone.kill()
+    dave = await world.baresip(daemon, "102", "UDP")
+    await dave.registered()
+    woken = world.pushes.starts(start)
+    dave.command("dial", f"sip:{world.aor('101')}")
+    pushed, phone = await woken
+    assert pushed.token == token
+    await in_time(dave.event("CALL_ESTABLISHED"), phone.connected())
+    await dave.rtp_received()
+    (contact,) = await contacts(asterisk, "101")
+    assert "pn-" not in contact
+    dave.command("hangup")
+    await phone.hung_up()
     assert len(world.pushes.all) == 1
 
 
