@@ -119,7 +119,8 @@ class MemoryStore:
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
         """Store or replace a held call, as far as this store stores anything."""
-        self._held_calls[owner, held_id] = held
+        # What orjson returns occupies several times its length.
+        self._held_calls[owner, held_id] = bytes(memoryview(held))
         if written is not None:
             written()
 
