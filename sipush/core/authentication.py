@@ -22,6 +22,9 @@ from sipush.sip.status import Status
 #: Nonces remembered as used before the oldest are declared stale: about 10 MB in all.
 MAX_USED = 50_000
 
+CREDENTIALS: Final = ("authorization", "proxy-authorization")
+"Headers that no store holds."
+
 #: 64*T1: seconds in which what an earlier life left unanswered is repeated.
 RECALL: Final = 32.0
 
@@ -196,6 +199,11 @@ def _ha1(subscriber: Subscriber | None, algorithm: Algorithm) -> str:
     if subscriber is None:
         return ""
     return subscriber.ha1_md5 if algorithm is Algorithm.MD5 else subscriber.ha1_sha256
+
+
+def has_credentials(request: Request) -> bool:
+    """Whether somebody signs in with it, here or elsewhere."""
+    return not request.headers.first.keys().isdisjoint(CREDENTIALS)
 
 
 def subscriber_aor(username: str, domain: str) -> Aor:

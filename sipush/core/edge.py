@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from sipush.core.authentication import has_credentials
 from sipush.core.bindings import SILENT, Aor, Location, without_reg_id
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest, encode_route_token
 from sipush.core.registration import REFRESH_AHEAD, SHORTEST_REFRESHED, Fetch, Update, ok_response
-from sipush.core.routing import Rejection
+from sipush.core.routing import Rejection, hops_left
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.fields import format_params, parse_name_addr
@@ -30,8 +31,6 @@ ANY_REQUEST: Final = "\n\n"
 
 PARAM: Final = "device"
 "Parameter of the Contact URIs that the registrar gets."
-
-_DEFAULT_MAX_FORWARDS: Final = 70
 
 _ROUNDED: Final = 60
 "Seconds that a registrar may have left out of what it was asked for: Asterisk, what has passed."
@@ -98,8 +97,7 @@ def register_request(
     headers = forwarded.headers
     for name in ("route", "path", "contact", "expires", *HEADERS):
         headers.remove(name)
-    hops = number(request.headers.get("max-forwards") or "")
-    headers.set("Max-Forwards", str(_DEFAULT_MAX_FORWARDS if hops is None else hops - 1))
+    headers.set("Max-Forwards", str(hops_left(request)))
     if isinstance(decision, Fetch):
         return forwarded
     if not any(wanted.values()) and decision.registration.unbind_all:
@@ -202,8 +200,7 @@ def says_wrong_password(request: Request, response: Response) -> bool:
     A registrar may refuse with 403 or 404 where another challenges anew; of a call these say
     something else.
     """
-    headers = request.headers
-    if not ("authorization" in headers or "proxy-authorization" in headers):
+    if not has_credentials(request):
         return False
     if response.status in _CHALLENGES:
         challenges = response.headers.get_all("www-authenticate")

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from sipush.core.authentication import CREDENTIALS, has_credentials
 from sipush.core.bindings import Platform, PushRecord
 from sipush.core.branch import (
     Branch,
@@ -25,9 +26,6 @@ from sipush.core.branch import (
 from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import NOWHERE, Search, Target, Turn
 from sipush.sip.message import Request
-
-CREDENTIALS = ("authorization", "proxy-authorization")
-"Headers that no store holds."
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
 
@@ -93,7 +91,7 @@ def storable(request: Request) -> bytes:
 
     A device that asked for them asks again should it get the call from another process.
     """
-    if request.headers.first.keys().isdisjoint(CREDENTIALS):
+    if not has_credentials(request):
         return request.to_bytes()
     stored = request.copy()
     for name in CREDENTIALS:

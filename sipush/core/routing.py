@@ -436,13 +436,12 @@ def forward_request(
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
     ``to_registrar``: it goes to a server that knows the caller's password, as we do not.
     """
-    hops = number(request.headers.get("max-forwards") or "")
     if (target.flow or target.route) and not to_registrar:
         breadth = 1
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
     ours = {
-        "max-forwards": f"Max-Forwards: {_DEFAULT_MAX_FORWARDS if hops is None else hops - 1}",
+        "max-forwards": f"Max-Forwards: {hops_left(request)}",
         "max-breadth": f"Max-Breadth: {breadth}",
     }
     if push_id:
@@ -459,6 +458,12 @@ def forward_request(
     if diversions:
         _add_diversions(forwarded, diversions, target)
     return forwarded
+
+
+def hops_left(request: Request) -> int:
+    """The Max-Forwards of a valid request when it goes on (§16.6 step 3)."""
+    hops = number(request.headers.get("max-forwards") or "")
+    return _DEFAULT_MAX_FORWARDS if hops is None else hops - 1
 
 
 def _with(fields: Iterable[tuple[str, str]], ours: dict[str, str]) -> list[tuple[str, str]]:

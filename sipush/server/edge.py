@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from sipush.core.authentication import has_credentials
 from sipush.core.bindings import Aor, Location, Refusal
 from sipush.core.edge import (
     Here,
@@ -25,7 +26,7 @@ from sipush.core.edge import (
 )
 from sipush.core.location_update import apply
 from sipush.core.outbound import RouteToken, device_digest
-from sipush.core.registration import Fetch, Update, refuse, register, rejection_response
+from sipush.core.registration import Fetch, Update, register, rejection_response
 from sipush.core.registration import Rejection as RegisterRejection
 from sipush.core.routing import Rejection, server_uri, validate
 from sipush.core.target_set import Target, TargetSet
@@ -141,8 +142,7 @@ class Edge:
                 self._tell_short(aor, wanted[device], seconds[device])
             location = await self.registrar.store.bind(decision.registration)
         if isinstance(location, Refusal):
-            log.info("registration_refused", aor=aor, reason=location.value)
-            transaction.respond(rejection_response(request, refuse(location), tag))
+            self.registrar.refused(transaction, aor, location, tag)
             return
         now = time.time()
         transaction.respond(register_response(request, answer, decision, location, now))
@@ -196,8 +196,7 @@ async def slow_down(
     proxy: Proxy, flow: Flow, aor: Aor, request: Request, tag: str
 ) -> Response | None:
     """The answer to who may not try a password now, or None (docs/abuse.md)."""
-    headers = request.headers
-    if not ("authorization" in headers or "proxy-authorization" in headers):
+    if not has_credentials(request):
         return None
     wait = proxy.gate.guard.policy.ban_time if proxy.gate.is_banned(flow) else 0.0
     if not wait and proxy.gate.suspects(aor):

@@ -806,17 +806,16 @@ class Forwarding:
 
     def tell(self, event: str, **facts: object) -> None:
         """What happens to a call is worth a line; the rest is for debugging."""
-        if self.context.invite:
-            log.info(event, call_id=self.call_id, method=self.request.method, **facts)
-            if self.ladder is not None:
-                self.ladder.add(event, self.request, facts)
-        else:
-            self._note(event, **facts)
+        self._log(event, **facts)
+        if self.ladder is not None:
+            self.ladder.add(event, self.request, facts)
 
     def _log(self, event: str, **facts: object) -> None:
         """The same for the log alone."""
-        say = log.info if self.context.invite else log.debug
-        say(event, call_id=self.call_id, method=self.request.method, **facts)
+        if self.context.invite:
+            log.info(event, call_id=self.call_id, method=self.request.method, **facts)
+        elif logs.shown.debug:
+            log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
 
     def _note(self, event: str, **facts: object) -> None:
         """What goes over the wire is for debugging."""

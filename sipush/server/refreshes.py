@@ -29,12 +29,8 @@ RegistrarOf = Callable[[Aor], str | None]
 "The registrar of a user, where that is another server."
 
 
-def _ours(aor: Aor) -> None:
-    """Nobody has another registrar than us."""
-
-
 async def push_refreshes(
-    store: LocationStore, dispatcher: Dispatcher, registrar_of: RegistrarOf = _ours
+    store: LocationStore, dispatcher: Dispatcher, registrar_of: RegistrarOf
 ) -> None:
     """Push whatever falls due, for ever."""
     while True:

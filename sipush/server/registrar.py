@@ -145,13 +145,18 @@ class Registrar:
         else:
             location = await store.lookup(aor, now)
         if isinstance(location, Refusal):
-            REGISTERS.counts[("refused",)] += 1
-            log.info("registration_refused", aor=aor, reason=location.value)
-            transaction.respond(rejection_response(request, refuse(location), tag))
+            self.refused(transaction, aor, location, tag)
             return
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
             self.registered(aor, decision, location, flow)
+
+    @staticmethod
+    def refused(transaction: ServerTransactionHandle, aor: Aor, refusal: Refusal, tag: str) -> None:
+        """Tell the phone that nothing was stored, and why."""
+        REGISTERS.counts[("refused",)] += 1
+        log.info("registration_refused", aor=aor, reason=refusal.value)
+        transaction.respond(rejection_response(transaction.request, refuse(refusal), tag))
 
     def registered(self, aor: Aor, decision: Update, location: Location, flow: str) -> None:
         """After the 200: the phone must know that it is registered before it is called."""
