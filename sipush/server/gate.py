@@ -190,7 +190,7 @@ class GateKeeper:
         self._receiver = receiver
         self._is_vital = is_vital
         self._turns = turns
-        self._held_back: list[tuple[Flow, Request]] | None = None
+        self._held_back: list[tuple[Flow, Message]] | None = None
         self.flow_closed = receiver.flow_closed
         self.flow_unreachable = receiver.flow_unreachable
         self.flow_active = receiver.flow_active
@@ -202,36 +202,40 @@ class GateKeeper:
     def let_in(self) -> None:
         """Hear them now, in order."""
         held_back, self._held_back = self._held_back or [], None
-        for flow, request in held_back:
-            self.message_received(flow, request)
+        self.messages_received(held_back)
 
-    def message_received(self, flow: Flow, message: Message) -> None:
+    def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
         """See ``Receiver``."""
-        if (
-            self._held_back is not None
-            and isinstance(message, Request)
-            and not self._is_vital(message)
-        ):
-            if len(self._held_back) < MAX_HELD_BACK:
-                self._held_back.append((flow, message))
-            return
-        verdict = self._gate.judge(flow)
-        if (
-            not isinstance(message, Request)
-            or (verdict is Verdict.ADMIT and message.method not in _IN_TURN)
-            or self._is_vital(message)
-        ):
-            self._receiver.message_received(flow, message)
-        elif verdict is Verdict.ADMIT:
-            self._take_turn(flow, message)
-        else:
-            if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
-                self._refuse(flow, message)
-            self._gate.turn_away(flow, verdict)
+        admitted: list[tuple[Flow, Message]] = []
+        for flow, message in received:
+            if (
+                self._held_back is not None
+                and isinstance(message, Request)
+                and not self._is_vital(message)
+            ):
+                if len(self._held_back) < MAX_HELD_BACK:
+                    self._held_back.append((flow, message))
+                continue
+            verdict = self._gate.judge(flow)
+            if (
+                not isinstance(message, Request)
+                or (verdict is Verdict.ADMIT and message.method not in _IN_TURN)
+                or self._is_vital(message)
+            ):
+                admitted.append((flow, message))
+            elif verdict is Verdict.ADMIT:
+                self._receiver.messages_received(admitted)  # what came before it
+                admitted = []
+                self._take_turn(flow, message)
+            else:
+                if verdict is Verdict.TOO_MANY and flow.transport != "UDP":
+                    self._refuse(flow, message)
+                self._gate.turn_away(flow, verdict)
+        self._receiver.messages_received(admitted)
 
     def _take_turn(self, flow: Flow, request: Request) -> None:
         if self._turns.waiting < MAX_HELD_BACK:
-            self._turns.run(partial(self._receiver.message_received, flow, request))
+            self._turns.run(partial(self._receiver.messages_received, [(flow, request)]))
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """See ``Receiver``."""

@@ -537,17 +537,22 @@ class TransactionLayer:
 
     # What the transports call.
 
-    def message_received(self, flow: Flow, message: Message) -> None:
+    def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
         """See ``Receiver``."""
-        try:
-            via = check(message, self.limits)
-        except MessageError as error:
-            self.malformed_received(flow, error)
-            return
-        if isinstance(message, Request):
-            self._request_received(flow, message, via)
-        elif isinstance(message, Response):
-            self._response_received(flow, message, via)
+        checked: list[tuple[Flow, Message, Via]] = []
+        for flow, message in received:
+            try:
+                checked.append((flow, message, check(message, self.limits)))
+            except MessageError as error:
+                self.malformed_received(flow, error)
+        for flow, message, via in checked:
+            try:
+                if isinstance(message, Request):
+                    self._request_received(flow, message, via)
+                elif isinstance(message, Response):
+                    self._response_received(flow, message, via)
+            except Exception as error:  # is not the fault of those behind it
+                log.error("internal_error", exc_info=error)
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """Answer what is wrong statelessly (§8.2.7), if it is a request that can be answered.

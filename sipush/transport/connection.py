@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
         if isinstance(message, MessageError):
             self._receiver.malformed_received(self, message)
         else:
-            self._receiver.message_received(self, message)
+            self._receiver.messages_received([(self, message)])
 
     def _mirror(self, mirror: Mirror, message: Message | MessageError) -> None:
         """What was framed is as it came, byte for byte."""

@@ -55,8 +55,10 @@ class Flow(Protocol):
 class Receiver(Protocol):
     """What a transport tells the server; called on the event loop, must not block or raise."""
 
-    def message_received(self, flow: Flow, message: Message) -> None:
-        """A whole message arrived (a Request or a Response). Keep-alives are answered below."""
+    def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
+        """Whole messages arrived (Requests and Responses), in this order.
+
+        Keep-alives are answered below."""
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """Something that is not SIP arrived; a stream is closed by the transport afterwards if its

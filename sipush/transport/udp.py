@@ -15,12 +15,15 @@ from contextlib import suppress
 from typing import Final
 
 from sipush.errors import MessageError, TransportError
-from sipush.sip.message import parse_datagram
+from sipush.sip.message import Message, parse_datagram
 from sipush.transport.address import ListenAddress, family_of, format_address, parse_address
-from sipush.transport.flow import Address, Receiver
+from sipush.transport.flow import Address, Flow, Receiver
 from sipush.transport.mirror import Mirror
 from sipush.transport.stun import binding_response
 
+AT_ONCE = 64
+"""Datagrams that are read, then parsed, then heard and then answered, each step for all of them:
+what a step runs and looks at stays in the processor's caches (docs/performance.md)."""
 BATCH: Final = 256
 "Datagrams read before other work of the loop gets its turn …"
 SLICE: Final = 0.01
@@ -81,9 +84,15 @@ class UdpFlow:
         self.name = f"udp/{format_address(local)}/{format_address(self.remote)}"
 
     def send(self, data: bytes) -> None:
-        """Send one datagram; lost without a word when the socket's buffer is full."""
+        """Send one datagram; lost without a word when the socket's buffer is full.
+
+        While others are heard it leaves after them, and an error makes the flow unreachable.
+        """
         listener = self._listener
-        listener.send(data, self._target, self._ancillary)
+        if listener.outgoing is None:
+            listener.send(data, self._target, self._ancillary)
+        else:
+            listener.outgoing.append((self, data))
         if listener.mirror is not None:
             listener.mirror.sent(self, data)
 
@@ -106,6 +115,8 @@ class UdpListener:
         self.address = address
         self.unsent = 0
         "Datagrams dropped because the socket's buffer was full."
+        self.outgoing: list[tuple[UdpFlow, bytes]] | None = None
+        "Datagrams to be sent when all that was read at once has been heard."
         self.mirror: Mirror | None = None
         "Gets a copy of every message."
         self._sock = sock
@@ -195,45 +206,67 @@ class UdpListener:
 
     def _read_datagrams(self) -> bool:
         """Whether there are errors to be read too."""
-        end, failed = self._loop.time() + SLICE, False
-        for count in range(BATCH):
-            if len(self._calls) >= MAX_CALLS or (count and self._loop.time() > end):
+        end, count, failed = self._loop.time() + SLICE, 0, False
+        while count < BATCH and len(self._calls) < MAX_CALLS:
+            datagrams, met_error = self._receive_some()
+            count += len(datagrams)
+            failed = failed or met_error
+            at_once: list[tuple[bytes, UdpFlow]] = []
+            for data, flow in datagrams:
+                if data.startswith(CALLS):
+                    self._calls.append((data, flow))
+                else:
+                    at_once.append((data, flow))
+            self._hear(at_once)
+            if len(datagrams) < AT_ONCE or self._loop.time() > end:
                 break
+        return failed or count == 0  # woken by the error queue alone
+
+    def _receive_some(self) -> tuple[list[tuple[bytes, UdpFlow]], bool]:
+        """At most AT_ONCE datagrams, and whether there was an error, perhaps a peer's."""
+        datagrams: list[tuple[bytes, UdpFlow]] = []
+        failed = False
+        for _ in range(AT_ONCE):
             try:
-                data, flow = self._receive()
+                datagrams.append(self._receive())
             except BlockingIOError:
-                return failed or count == 0  # woken by the error queue alone
+                break
             except OSError:
                 failed = True
-                continue
-            if data.startswith(CALLS):
-                self._calls.append((data, flow))
-            else:
-                self._hear(data, flow)
-        return failed
+        return datagrams, failed
 
     def _hear_calls(self) -> None:
         self._will_hear = False
         end = self._loop.time() + CALLS_SLICE
         while self._calls:
-            self._hear(*self._calls.popleft())
+            self._hear([self._calls.popleft()])
             if self._calls and self._loop.time() > end:
                 self._will_hear = True
                 self._loop.call_soon(self._hear_calls)
                 return
 
-    def _hear(self, data: bytes, flow: UdpFlow) -> None:
-        if len(data) < MIN_MESSAGE:
-            self._receiver.flow_active(flow)
-            return
-        if self.mirror is not None:
-            self.mirror.received(flow, data)
+    def _hear(self, datagrams: list[tuple[bytes, UdpFlow]]) -> None:
+        messages: list[tuple[Flow, Message]] = []
+        for data, flow in datagrams:
+            if len(data) < MIN_MESSAGE:
+                self._receiver.flow_active(flow)
+                continue
+            if self.mirror is not None:
+                self.mirror.received(flow, data)
+            try:
+                messages.append((flow, parse_datagram(data)))
+            except MessageError as error:
+                self._malformed(flow, data, error)
+        outgoing = self.outgoing = []
         try:
-            message = parse_datagram(data)
-        except MessageError as error:
-            self._malformed(flow, data, error)
-        else:
-            self._receiver.message_received(flow, message)
+            self._receiver.messages_received(messages)
+        finally:
+            self.outgoing = None
+        for flow, data in outgoing:
+            try:
+                self.send(data, flow._target, flow._ancillary)
+            except TransportError:
+                self._receiver.flow_unreachable(flow)
 
     def _malformed(self, flow: UdpFlow, data: bytes, error: MessageError) -> None:
         if not data.strip(b"\r\n\0 \t"):

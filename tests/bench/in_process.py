@@ -145,7 +145,7 @@ class Server:
 
     async def send(self, wire: Wire, data: bytes) -> None:
         """A datagram arrives, and the server does all it can do about it."""
-        self.receiver.message_received(wire, parse_datagram(data))
+        self.receiver.messages_received([(wire, parse_datagram(data))])
         busy = True
         while busy:  # the turns of the loop are counted
             await asyncio.sleep(0)

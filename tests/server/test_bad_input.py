@@ -87,7 +87,7 @@ def outcome(row: BadInput) -> tuple[str, str]:
             if isinstance(frame, MessageError):
                 wire.layer.malformed_received(wire.flow, frame)
             else:
-                wire.layer.message_received(wire.flow, frame)
+                wire.layer.messages_received([(wire.flow, frame)])
         closed = framer.lost
     responses = [parse_datagram(data).start_line.split(" ", 2) for _, data in wire.flow.sent]
     if responses:

@@ -92,7 +92,7 @@ def stranger_sends(one: Gate, wire: Wire, flow: WireFlow, times: int) -> GateKee
     )
     for n in range(times):
         via = f"SIP/2.0/{flow.transport} a;branch=z9hG4bK{n}"
-        keeper.message_received(flow, parse_datagram(request_bytes(via=via)))
+        keeper.messages_received([(flow, parse_datagram(request_bytes(via=via)))])
     return keeper
 
 
@@ -155,9 +155,9 @@ async def test_responses_and_vital_requests_are_heard_from_anybody() -> None:
     await guess(one)
     call = parse_datagram(request_bytes("INVITE", uri="sip:112@example.com"))
     assert isinstance(call, Request)
-    keeper.message_received(flow, call)
-    keeper.message_received(flow, make_response(call, 200, to_tag="t"))
-    keeper.message_received(flow, parse_datagram(request_bytes("INVITE")))
+    keeper.messages_received([(flow, call)])
+    keeper.messages_received([(flow, make_response(call, 200, to_tag="t"))])
+    keeper.messages_received([(flow, parse_datagram(request_bytes("INVITE")))])
     assert wire.events == ["request INVITE", "stray 200"]
 
 
@@ -170,8 +170,8 @@ async def test_what_is_held_back_is_heard_later_and_in_order() -> None:
     call = parse_datagram(request_bytes("INVITE", uri="sip:112@example.com"))
     for number, method in enumerate(("INFO", "BYE")):
         via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
-        keeper.message_received(WireFlow(), parse_datagram(request_bytes(method, via=via)))
-    keeper.message_received(WireFlow(), call)
+        keeper.messages_received([(WireFlow(), parse_datagram(request_bytes(method, via=via)))])
+    keeper.messages_received([(WireFlow(), call)])
     assert wire.events == ["request INVITE"]
     keeper.let_in()
     assert wire.events == ["request INVITE", "request INFO", "request BYE"]
@@ -185,15 +185,32 @@ async def test_a_register_goes_ahead_of_calls_that_wait_and_a_cancel_does_not() 
     keeper = GateKeeper(one, wire.layer, lambda _: False, turns)
     for number in range(2):
         via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
-        keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
-    keeper.message_received(flow, parse_datagram(request_bytes("CANCEL", via=via)))
-    keeper.message_received(
-        flow, parse_datagram(request_bytes("REGISTER", via="SIP/2.0/UDP a;branch=z9hG4bKr"))
+        keeper.messages_received([(flow, parse_datagram(request_bytes("INVITE", via=via)))])
+    keeper.messages_received([(flow, parse_datagram(request_bytes("CANCEL", via=via)))])
+    keeper.messages_received(
+        [(flow, parse_datagram(request_bytes("REGISTER", via="SIP/2.0/UDP a;branch=z9hG4bKr")))]
     )
     while turns.waiting:  # noqa: ASYNC110 - that is up to the loop
         await asyncio.sleep(0)
     register_ahead = ["request INVITE", "request REGISTER", "request INVITE", "cancelled"]
     assert wire.events == register_ahead
+
+
+async def test_what_came_with_a_call_and_before_it_is_heard_before_it() -> None:
+    wire, one = Wire(), gate()
+    flow = WireFlow()
+    one.guard.signed_in(flow.remote[0], one.clock())
+    keeper = GateKeeper(one, wire.layer, lambda _: False, Turns())
+    keeper.messages_received(
+        [
+            (
+                flow,
+                parse_datagram(request_bytes(method, via=f"SIP/2.0/UDP a;branch=z9hG4bK{method}")),
+            )
+            for method in ("REGISTER", "INVITE", "BYE")
+        ]
+    )
+    assert wire.events == ["request REGISTER", "request INVITE", "request BYE"]
 
 
 async def test_an_emergency_call_goes_ahead_of_all_calls_that_wait_however_many(
@@ -207,9 +224,13 @@ async def test_an_emergency_call_goes_ahead_of_all_calls_that_wait_however_many(
     keeper = GateKeeper(one, wire.layer, lambda each: each.uri == "sip:112@example.com", turns)
     for number in range(10):
         via = f"SIP/2.0/UDP a;branch=z9hG4bK{number}"
-        keeper.message_received(flow, parse_datagram(request_bytes("INVITE", via=via)))
+        keeper.messages_received([(flow, parse_datagram(request_bytes("INVITE", via=via)))])
     assert (len(wire.events), turns.waiting) == (1, 3)
     emergency, via = "sip:112@example.com", "SIP/2.0/UDP a;branch=z9hG4bKe"
-    keeper.message_received(flow, parse_datagram(request_bytes("INVITE", uri=emergency, via=via)))
-    keeper.message_received(flow, parse_datagram(request_bytes("CANCEL", uri=emergency, via=via)))
+    keeper.messages_received(
+        [(flow, parse_datagram(request_bytes("INVITE", uri=emergency, via=via)))]
+    )
+    keeper.messages_received(
+        [(flow, parse_datagram(request_bytes("CANCEL", uri=emergency, via=via)))]
+    )
     assert wire.events == ["request INVITE", "request INVITE", "cancelled"]

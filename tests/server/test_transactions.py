@@ -1,11 +1,12 @@
 import asyncio
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sipush.errors import MessageError
-from sipush.server.transactions import ClientTransactionHandle, Failure
+from sipush.server.transactions import ClientTransactionHandle, Failure, ServerTransactionHandle
 from sipush.sip.message import Request, Response, make_response, parse_datagram
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import TOP_VIA, request, request_bytes
@@ -71,15 +72,36 @@ def test_a_caller_that_is_back_over_another_connection_hears_the_end_there(
     wire = call("TCP")
     again = WireFlow("TCP", remote)
     wire.flow.closed = True
-    wire.layer.message_received(again, parse_datagram(request_bytes(method)))
+    wire.layer.messages_received([(again, parse_datagram(request_bytes(method)))])
     again.take()
     answer(wire, 487)
     assert again.take_lines() == ["SIP/2.0 487 Request Terminated"] * is_followed
 
 
+def test_what_fails_on_a_request_takes_nothing_from_those_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire, heard = Wire(), list[str]()
+
+    def fail(transaction: ServerTransactionHandle, request: Request) -> None:
+        heard.append(request.method)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(wire, "request_received", fail)
+    with structlog.testing.capture_logs() as logs:
+        wire.layer.messages_received(
+            [
+                (wire.flow, parse_datagram(request_bytes(method, via=f"SIP/2.0/UDP a;branch={n}")))
+                for n, method in enumerate(("OPTIONS", "BYE"))
+            ]
+        )
+    assert heard == ["OPTIONS", "BYE"]
+    assert [line["event"] for line in logs] == ["internal_error"] * 2
+
+
 def test_a_connection_that_is_open_is_not_left_for_another() -> None:
     wire = call("TCP")
-    wire.layer.message_received(WireFlow("TCP", ("192.0.2.1", 7)), parse_datagram(INVITE))
+    wire.layer.messages_received([(WireFlow("TCP", ("192.0.2.1", 7)), parse_datagram(INVITE))])
     assert wire.flow.take_lines() == [TRYING]
 
 
@@ -514,7 +536,7 @@ def test_a_cancel_from_another_address_is_refused_and_swallows_no_true_one() -> 
     wire = Wire()
     wire.receive(request_bytes("INVITE"))
     spoofer = WireFlow(remote=("192.0.2.66", 5060))
-    wire.layer.message_received(spoofer, parse_datagram(request_bytes("CANCEL")))
+    wire.layer.messages_received([(spoofer, parse_datagram(request_bytes("CANCEL")))])
     assert spoofer.take_lines() == ["SIP/2.0 481 Call/Transaction Does Not Exist"]
     assert wire.events == ["request INVITE"]
     wire.receive(request_bytes("CANCEL"))
@@ -526,8 +548,8 @@ def test_a_caller_behind_a_nat_may_cancel_from_another_port() -> None:
     wire = Wire()
     wire.receive(request_bytes("INVITE"))
     ip, port = wire.flow.remote
-    wire.layer.message_received(
-        WireFlow(remote=(ip, port + 1)), parse_datagram(request_bytes("CANCEL"))
+    wire.layer.messages_received(
+        [(WireFlow(remote=(ip, port + 1)), parse_datagram(request_bytes("CANCEL")))]
     )
     assert wire.events == ["request INVITE", "cancelled"]
 

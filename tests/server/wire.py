@@ -103,7 +103,7 @@ class Wire:
 
     def receive(self, data: bytes) -> None:
         """The peer sent this."""
-        self.layer.message_received(self.flow, parse_datagram(data))
+        self.layer.messages_received([(self.flow, parse_datagram(data))])
 
     def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
         return self.stateless

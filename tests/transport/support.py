@@ -24,9 +24,10 @@ class Recorder:
         self.active: asyncio.Queue[Flow] = asyncio.Queue()
         self.on_message: Callable[[Flow, Message], None] = lambda flow, message: None
 
-    def message_received(self, flow: Flow, message: Message) -> None:
-        self.on_message(flow, message)
-        self.messages.put_nowait((flow, message))
+    def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
+        for flow, message in received:
+            self.on_message(flow, message)
+            self.messages.put_nowait((flow, message))
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         self.malformed.put_nowait((flow, error))

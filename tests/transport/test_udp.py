@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import select
 import socket
 import struct
 
 import pytest
 
 from sipush.errors import TransportError
+from sipush.sip.message import Message
 from sipush.transport import udp
+from sipush.transport.flow import Flow
 from sipush.transport.udp import BATCH
 from tests.transport.conftest import Open
-from tests.transport.support import DatagramPhone, Recorder, register, soon
+from tests.transport.support import TIMEOUT, DatagramPhone, Recorder, register, soon
 
 LOOPBACKS = [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("::1", "::1"), ("::", "::1")]
 "Where the listener is bound, and where the phone reaches it."
@@ -57,6 +60,45 @@ async def test_more_datagrams_than_one_batch_all_arrive_in_order(
     assert seen == list(range(BATCH * 2 + 1))
 
 
+async def test_answers_leave_in_order_when_all_that_was_there_has_been_heard(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("udp")
+    early: list[object] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(listeners.addresses[0].bound)
+        phone.settimeout(TIMEOUT)
+
+        def answer(flow: Flow, message: Message) -> None:
+            flow.send(str(message.cseq.number).encode())
+            early.extend(select.select([phone], [], [], 0)[0])
+
+        recorder.on_message = answer
+        for number in range(20):
+            phone.send(register(number))
+        await heard(recorder, 20)
+        assert early == []
+        assert [int(phone.recv(100)) for _ in range(20)] == list(range(20))
+
+
+async def test_an_answer_that_cannot_be_sent_makes_its_flow_unreachable_and_no_other(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("udp")
+    recorder.on_message = lambda flow, message: flow.send(
+        b"x" * (70_000 if message.cseq.number == 1 else 1)
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(listeners.addresses[0].bound)
+        phone.settimeout(TIMEOUT)
+        for number in range(3):
+            phone.send(register(number))
+        flow, _ = await soon(recorder.messages.get())
+        assert [phone.recv(100) for _ in range(2)] == [b"x", b"x"]
+    assert await soon(recorder.unreachable.get()) is flow
+    assert recorder.unreachable.empty()
+
+
 def call(method: str, number: int) -> bytes:
     return register(number).replace(b"REGISTER", method.encode())
 
@@ -83,6 +125,7 @@ async def test_a_register_behind_many_calls_is_heard_before_them_and_a_cancel_af
 async def test_more_calls_than_are_kept_are_all_heard(
     listen: Open, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(udp, "AT_ONCE", 1)
     monkeypatch.setattr(udp, "MAX_CALLS", 3)
     monkeypatch.setattr(udp, "CALLS_SLICE", 0)
     listeners = await listen("udp")
