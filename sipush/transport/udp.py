@@ -47,6 +47,7 @@ MIN_MESSAGE: Final = 12
 "No SIP message is shorter; phones keep their NAT open with all kinds of short junk."
 
 _MAX_DATAGRAM: Final = 65_535
+_MAX_PAYLOAD: Final = 65_507
 _SEND_ATTEMPTS: Final = 3
 
 # Linux values that Python 3.11's socket module does not name.
@@ -67,7 +68,7 @@ _Ancillary = list[tuple[int, int, bytes]]
 class UdpFlow:
     """A UDP socket and a peer. Two flows of the same ``name`` are the same flow."""
 
-    __slots__ = ("_ancillary", "_listener", "_target", "local", "name", "remote", "sent_by")
+    __slots__ = ("_listener", "ancillary", "local", "name", "remote", "sent_by", "target")
 
     transport = "UDP"
     closed = False
@@ -76,23 +77,21 @@ class UdpFlow:
         self, listener: UdpListener, local: Address, target: _SocketAddress, ancillary: _Ancillary
     ) -> None:
         self._listener = listener
-        self._target = target
-        self._ancillary = ancillary
+        self.target = target
+        self.ancillary = ancillary
         self.local = local
         self.remote: Address = (target[0], target[1])
         self.sent_by = listener.address.sent_by(local[0])
         self.name = f"udp/{format_address(local)}/{format_address(self.remote)}"
 
     def send(self, data: bytes) -> None:
-        """Send one datagram; lost without a word when the socket's buffer is full.
+        """Send one datagram, at the end of this turn of the event loop.
 
-        While others are heard it leaves after them, and an error makes the flow unreachable.
+        It is lost without a word when the socket's buffer is full; any other error makes the flow
+        unreachable. Raises TransportError when it is too large, or the socket closed.
         """
         listener = self._listener
-        if listener.outgoing is None:
-            listener.send(data, self._target, self._ancillary)
-        else:
-            listener.outgoing.append((self, data))
+        listener.send(self, data)
         if listener.mirror is not None:
             listener.mirror.sent(self, data)
 
@@ -115,14 +114,14 @@ class UdpListener:
         self.address = address
         self.unsent = 0
         "Datagrams dropped because the socket's buffer was full."
-        self.outgoing: list[tuple[UdpFlow, bytes]] | None = None
-        "Datagrams to be sent when all that was read at once has been heard."
         self.mirror: Mirror | None = None
         "Gets a copy of every message."
         self._sock = sock
         self._receiver = receiver
         self._flows: dict[tuple[_SocketAddress, bytes], UdpFlow] = {}
         self._named: dict[str, UdpFlow] = {}
+        self._outgoing: list[tuple[UdpFlow, bytes]] = []
+        self._will_send = False
         self._calls: deque[tuple[bytes, UdpFlow]] = deque()
         self._will_hear = False
         self._is_ipv6 = sock.family == socket.AF_INET6
@@ -169,13 +168,31 @@ class UdpListener:
     def close(self) -> None:
         """Stop receiving and close the socket. May be called twice."""
         if self._sock.fileno() != -1:
+            self._send_all()
             self._loop.remove_reader(self._sock.fileno())
             self._sock.close()
             self._calls.clear()
 
-    def send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> None:
-        """Send one datagram. Raises TransportError."""
-        failure: OSError | None = None
+    def send(self, flow: UdpFlow, data: bytes) -> None:
+        """See ``UdpFlow``."""
+        if len(data) > _MAX_PAYLOAD:
+            raise TransportError(f"udp {format_address(flow.remote)}: message too long")
+        if self._sock.fileno() == -1:
+            raise TransportError(f"udp {format_address(flow.remote)}: closed")
+        self._outgoing.append((flow, data))
+        if not self._will_send:
+            self._will_send = True
+            self._loop.call_soon(self._send_all)
+
+    def _send_all(self) -> None:
+        self._will_send = False
+        outgoing, self._outgoing = self._outgoing, []
+        for flow, data in outgoing:
+            if not self._send(data, flow.target, flow.ancillary):
+                self._receiver.flow_unreachable(flow)
+
+    def _send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> bool:
+        """Whether the kernel took it, or had no room for it."""
         for _ in range(_SEND_ATTEMPTS):
             try:
                 if ancillary:
@@ -184,15 +201,14 @@ class UdpListener:
                     self._sock.sendto(data, target)
             except BlockingIOError:
                 self.unsent += 1
-                return
-            except OSError as error:
+                return True
+            except OSError:
                 # Perhaps not about this datagram: the kernel reports an earlier peer's ICMP error
                 # on the next call, whatever it is for, and only once.
-                failure = error
+                continue
             else:
-                return
-        reason = failure.strerror if failure else ""
-        raise TransportError(f"udp {format_address(target[:2])}: {reason}") from failure
+                return True
+        return False
 
     def _readable(self) -> None:
         self._read()
@@ -257,16 +273,11 @@ class UdpListener:
                 messages.append((flow, parse_datagram(data)))
             except MessageError as error:
                 self._malformed(flow, data, error)
-        outgoing = self.outgoing = []
+        self._will_send = True
         try:
             self._receiver.messages_received(messages)
         finally:
-            self.outgoing = None
-        for flow, data in outgoing:
-            try:
-                self.send(data, flow._target, flow._ancillary)
-            except TransportError:
-                self._receiver.flow_unreachable(flow)
+            self._send_all()
 
     def _malformed(self, flow: UdpFlow, data: bytes, error: MessageError) -> None:
         if not data.strip(b"\r\n\0 \t"):

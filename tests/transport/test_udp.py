@@ -9,6 +9,7 @@ import pytest
 from sipush.errors import TransportError
 from sipush.sip.message import Message
 from sipush.transport import udp
+from sipush.transport.address import format_address
 from sipush.transport.flow import Flow
 from sipush.transport.udp import BATCH
 from tests.transport.conftest import Open
@@ -81,22 +82,32 @@ async def test_answers_leave_in_order_when_all_that_was_there_has_been_heard(
         assert [int(phone.recv(100)) for _ in range(20)] == list(range(20))
 
 
-async def test_an_answer_that_cannot_be_sent_makes_its_flow_unreachable_and_no_other(
+async def test_a_datagram_the_kernel_refuses_makes_its_flow_unreachable_and_no_other(
     listen: Open, recorder: Recorder
 ) -> None:
     listeners = await listen("udp")
-    recorder.on_message = lambda flow, message: flow.send(
-        b"x" * (70_000 if message.cseq.number == 1 else 1)
-    )
+    bound = listeners.addresses[0].bound
+    nowhere = listeners.flow(f"udp/{format_address(bound)}/192.0.2.1:5060")  # from the loopback
+    assert nowhere is not None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
-        phone.connect(listeners.addresses[0].bound)
+        phone.bind(("127.0.0.1", 0))
         phone.settimeout(TIMEOUT)
-        for number in range(3):
-            phone.send(register(number))
-        flow, _ = await soon(recorder.messages.get())
+        somewhere = await listeners.connect("udp", phone.getsockname())
+        for flow in (somewhere, nowhere, somewhere):
+            flow.send(b"x")
+        assert await soon(recorder.unreachable.get()) is nowhere
         assert [phone.recv(100) for _ in range(2)] == [b"x", b"x"]
-    assert await soon(recorder.unreachable.get()) is flow
     assert recorder.unreachable.empty()
+
+
+async def test_what_was_sent_just_before_the_end_leaves(listen: Open) -> None:
+    listeners = await listen("udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.bind(("127.0.0.1", 0))
+        phone.settimeout(TIMEOUT)
+        (await listeners.connect("udp", phone.getsockname())).send(b"x")
+        await listeners.close()
+        assert phone.recv(100) == b"x"
 
 
 def call(method: str, number: int) -> bytes:
