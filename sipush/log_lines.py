@@ -25,10 +25,14 @@ SECRET_TEXT = re.compile(
         (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
       | \b(?:bearer|basic)\s+
       | \b(?:response|device-uid|pn-prid|pn-tok|auth|password|access_token|ha1_md5|ha1_sha256)
-        ["']?\s*[:=]\s*["']?
+        ["']?\s*[:=]\s*+["']?+
       | (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
     )
-    (?P<secret>(?<=digest\s)[^\r\n]+ | [^\s"',;>@]+)
+    (?P<secret>
+        (?<=digest\s)[^\r\n]+
+      | (?<=")[^"\r\n]++
+      | (?: [^\s"',;>@]++ | \s++(?=\|) | (?<=\|)\s++ )++  # ``a | b`` are two tokens
+    )
   | \b[0-9a-f]{64,}\b                          # APNs tokens, SHA-256 digests
   | (?<![\w-])[\w-]{8,}+:[\w-]{64,}           # FCM registration tokens
   | (?<![\w-])eyJ[\w-]++\.[\w-]++\.[\w-]+      # JSON web tokens
