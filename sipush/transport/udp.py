@@ -21,9 +21,10 @@ from sipush.transport.flow import Address, Flow, Receiver
 from sipush.transport.mirror import Mirror
 from sipush.transport.stun import binding_response
 
-AT_ONCE = 64
+AT_ONCE = 24
 """Datagrams that are read, then parsed, then heard and then answered, each step for all of them:
-what a step runs and looks at stays in the processor's caches (docs/performance.md)."""
+what a step runs stays in the processor's caches, and so does, of so many, what it works on
+(docs/performance.md)."""
 BATCH: Final = 256
 "Datagrams read before other work of the loop gets its turn …"
 SLICE: Final = 0.01
