@@ -56,9 +56,7 @@ class Receiver(Protocol):
     """What a transport tells the server; called on the event loop, must not block or raise."""
 
     def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
-        """Whole messages arrived (Requests and Responses), in this order.
-
-        Keep-alives are answered below."""
+        """Whole messages arrived, in this order. Keep-alives are answered below."""
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """Something that is not SIP arrived; a stream is closed by the transport afterwards if its

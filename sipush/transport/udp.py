@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+import structlog
+
 from sipush.errors import MessageError, TransportError
 from sipush.sip.message import Message, parse_datagram
 from sipush.transport.address import ListenAddress, family_of, format_address, parse_address
@@ -49,6 +51,7 @@ MIN_MESSAGE: Final = 12
 
 _MAX_DATAGRAM: Final = 65_535
 _MAX_PAYLOAD: Final = 65_507
+"Bytes of a message that fit into one, headers of IPv4 and UDP left out."
 _SEND_ATTEMPTS: Final = 3
 
 # Linux values that Python 3.11's socket module does not name.
@@ -64,6 +67,8 @@ _FRAGMENTATION_NEEDED = 4
 
 _SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 _Ancillary = list[tuple[int, int, bytes]]
+
+log = structlog.get_logger()
 
 
 class UdpFlow:
@@ -189,11 +194,14 @@ class UdpListener:
         self._will_send = False
         outgoing, self._outgoing = self._outgoing, []
         for flow, data in outgoing:
-            if not self._send(data, flow.target, flow.ancillary):
+            failure = self._send(data, flow.target, flow.ancillary)
+            if failure is not None:
+                log.debug("datagram_not_sent", flow=flow.name, error=failure.strerror)
                 self._receiver.flow_unreachable(flow)
 
-    def _send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> bool:
-        """Whether the kernel took it, or had no room for it."""
+    def _send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> OSError | None:
+        """Why the kernel refuses it; None also when it only has no room for it."""
+        failure: OSError | None = None
         for _ in range(_SEND_ATTEMPTS):
             try:
                 if ancillary:
@@ -202,14 +210,14 @@ class UdpListener:
                     self._sock.sendto(data, target)
             except BlockingIOError:
                 self.unsent += 1
-                return True
-            except OSError:
+                return None
+            except OSError as error:
                 # Perhaps not about this datagram: the kernel reports an earlier peer's ICMP error
                 # on the next call, whatever it is for, and only once.
-                continue
+                failure = error
             else:
-                return True
-        return False
+                return None
+        return failure
 
     def _readable(self) -> None:
         self._read()

@@ -5,6 +5,7 @@ import socket
 import struct
 
 import pytest
+import structlog
 
 from sipush.errors import TransportError
 from sipush.sip.message import Message
@@ -93,9 +94,13 @@ async def test_a_datagram_the_kernel_refuses_makes_its_flow_unreachable_and_no_o
         phone.bind(("127.0.0.1", 0))
         phone.settimeout(TIMEOUT)
         somewhere = await listeners.connect("udp", phone.getsockname())
-        for flow in (somewhere, nowhere, somewhere):
-            flow.send(b"x")
-        assert await soon(recorder.unreachable.get()) is nowhere
+        with structlog.testing.capture_logs() as logs:
+            for flow in (somewhere, nowhere, somewhere):
+                flow.send(b"x")
+            assert await soon(recorder.unreachable.get()) is nowhere
+        (line,) = logs
+        assert (line["event"], line["flow"]) == ("datagram_not_sent", nowhere.name)
+        assert line["error"] == "Invalid argument"
         assert [phone.recv(100) for _ in range(2)] == [b"x", b"x"]
     assert recorder.unreachable.empty()
 
