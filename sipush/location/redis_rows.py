@@ -15,10 +15,6 @@ import orjson
 from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
 from sipush.core.stored_message import StoredMessage
 
-_json = json.JSONEncoder(ensure_ascii=False).encode
-_quote = json.encoder.encode_basestring
-_BOOLEAN = ("false", "true")
-
 
 def encode(text: str) -> bytes:
     """The bytes that ``text`` stands for."""
@@ -32,14 +28,29 @@ def decode(data: bytes) -> str:
 
 def binding_text(b: Binding) -> bytes:
     """A Binding as JSON; its AOR is in the key. The BIND script knows the order of its members."""
-    return encode(
-        f'{{"device": {_quote(b.device)}, "contact": {_quote(b.contact)},'
-        f' "contact_key": {_quote(b.contact_key)}, "params": {_quote(b.params)},'
-        f' "path": {_json(b.path) if b.path else "[]"}, "flow": {_quote(b.flow)},'
-        f' "user_agent": {_quote(b.user_agent)}, "call_id": {_quote(b.call_id)},'
-        f' "cseq": {b.cseq}, "registered_epoch": {b.registered_epoch!r},'
-        f' "expires_epoch": {b.expires_epoch!r}}}'
+    return _text(
+        {
+            "device": b.device,
+            "contact": b.contact,
+            "contact_key": b.contact_key,
+            "params": b.params,
+            "path": b.path,
+            "flow": b.flow,
+            "user_agent": b.user_agent,
+            "call_id": b.call_id,
+            "cseq": b.cseq,
+            "registered_epoch": b.registered_epoch,
+            "expires_epoch": b.expires_epoch,
+        }
     )
+
+
+def _text(row: dict[str, Any]) -> bytes:
+    """An object as JSON."""
+    try:
+        return orjson.dumps(row)
+    except orjson.JSONEncodeError:  # what is not UTF-8
+        return encode(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
 
 
 def binding_of(aor: Aor, text: bytes) -> Binding:
@@ -62,7 +73,7 @@ def binding_of(aor: Aor, text: bytes) -> Binding:
 
 
 def _row(text: bytes) -> dict[str, Any]:
-    """An object as JSON."""
+    """The inverse of ``_text``."""
     row: dict[str, Any]
     try:
         row = orjson.loads(text)
@@ -73,13 +84,20 @@ def _row(text: bytes) -> dict[str, Any]:
 
 def push_record_text(r: PushRecord) -> bytes:
     """A PushRecord as JSON; its AOR is in the key."""
-    return encode(
-        f'{{"device": {_quote(r.device)}, "platform": "{r.platform.value}",'
-        f' "app_id": {_quote(r.app_id)}, "call_token": {_quote(r.call_token)},'
-        f' "message_token": {_quote(r.message_token)},'
-        f' "allow_call": {_BOOLEAN[r.allow_call]}, "allow_message": {_BOOLEAN[r.allow_message]},'
-        f' "dialect": {_quote(r.dialect)}, "extra": {_json(r.extra) if r.extra else "{}"},'
-        f' "updated_epoch": {r.updated_epoch!r}, "expires_epoch": {r.expires_epoch!r}}}'
+    return _text(
+        {
+            "device": r.device,
+            "platform": r.platform.value,
+            "app_id": r.app_id,
+            "call_token": r.call_token,
+            "message_token": r.message_token,
+            "allow_call": r.allow_call,
+            "allow_message": r.allow_message,
+            "dialect": r.dialect,
+            "extra": r.extra,
+            "updated_epoch": r.updated_epoch,
+            "expires_epoch": r.expires_epoch,
+        }
     )
 
 

@@ -54,10 +54,11 @@ if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
   and (argv[12] == '1' and argv[13] == device and not argv[16]
     or argv[12] == '0' and not argv[13])
 then
-  -- Strings within JSON have no quote without a backslash, so these are the members themselves.
+  -- Strings within JSON have no quote without a backslash, so these are the members themselves,
+  -- written by us: a Call-ID with a quote, and rows of others, are left to what follows.
   local function order(row)
-    local start = string.find(row, '"call_id": "', 1, true)
-    return string.match(row, '^"call_id": "(.-)", "cseq": (%d+),', start)
+    local start = string.find(row, '"call_id":"', 1, true)
+    return string.match(row, '^"call_id":"([^"]*)","cseq":(%d+),', start)
   end
   local call_id, cseq = order(bound[2] or '')
   if not bound[1] or call_id and
