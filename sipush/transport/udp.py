@@ -231,10 +231,11 @@ class UdpListener:
 
     def _read_datagrams(self) -> bool:
         """Whether there are errors to be read too."""
-        end, count, failed = self._loop.time() + SLICE, 0, False
-        while count < BATCH and len(self._calls) < MAX_CALLS:
-            datagrams, met_error = self._receive_some()
-            count += len(datagrams)
+        end, failed = self._loop.time() + SLICE, False
+        for _ in range(0, BATCH, AT_ONCE):
+            if len(self._calls) >= MAX_CALLS:
+                break
+            datagrams, is_last, met_error = self._receive_some()
             failed = failed or met_error
             at_once: list[tuple[bytes, UdpFlow]] = []
             for data, flow in datagrams:
@@ -243,22 +244,25 @@ class UdpListener:
                 else:
                     at_once.append((data, flow))
             self._hear(at_once)
-            if len(datagrams) < AT_ONCE or self._loop.time() > end:
+            if is_last or self._loop.time() > end:
                 break
-        return failed or count == 0  # woken by the error queue alone
+        return failed
 
-    def _receive_some(self) -> tuple[list[tuple[bytes, UdpFlow]], bool]:
-        """At most AT_ONCE datagrams, and whether there was an error, perhaps a peer's."""
+    def _receive_some(self) -> tuple[list[tuple[bytes, UdpFlow]], bool, bool]:
+        """At most AT_ONCE datagrams, whether more are not there, and whether there are errors.
+
+        An error may be a peer's: one who is gone must not keep the others waiting.
+        """
         datagrams: list[tuple[bytes, UdpFlow]] = []
         failed = False
-        for _ in range(AT_ONCE):
+        for count in range(AT_ONCE):
             try:
                 datagrams.append(self._receive())
             except BlockingIOError:
-                break
+                return datagrams, True, failed or count == 0  # woken by the error queue alone
             except OSError:
                 failed = True
-        return datagrams, failed
+        return datagrams, False, failed
 
     def _hear_calls(self) -> None:
         self._will_hear = False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import struct
@@ -186,6 +187,24 @@ async def test_one_dead_peer_does_not_keep_others_from_being_sent_to_or_heard(
         assert (await soon(phone.received.get()))[0] == b"to the living"
         assert (await recorder.request())[0].name == living.name
     phone.transport.close()
+
+
+async def test_what_is_there_is_read_at_once_though_a_peer_is_gone(
+    listen: Open, recorder: Recorder
+) -> None:
+    """A call to a dead phone leaves an error to be read; a REGISTER once waited behind each."""
+    listeners = await listen("udp")
+    dead = await listeners.connect("udp", closed_port("127.0.0.1"))
+    dead.send(register())
+    await asyncio.sleep(0)
+    many = 3 * udp.AT_ONCE
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(listeners.addresses[0].bound)
+        for number in range(many):
+            phone.send(register(number))
+    await recorder.request()
+    assert recorder.messages.qsize() == many - 1
+    assert (await soon(recorder.unreachable.get())).name == dead.name
 
 
 @pytest.mark.parametrize("junk", [b"\r\n\r\n", b"\r\n", b"\0", b"jaK", b"\0" * 20, b" " * 40])
