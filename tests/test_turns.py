@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+import pytest
+
 from sipush.turns import MOST, SHARE, SLICE, Turns
 
 MANY = 50
@@ -29,18 +31,37 @@ async def test_many_steps_are_taken_in_order_and_others_come_in_between() -> Non
     assert taken == list(range(MANY))
 
 
-async def test_while_other_work_is_long_more_steps_are_taken_in_each_turn() -> None:
-    """Or a thousand REGISTERs would keep calls waiting, as a thousand calls once did REGISTERs."""
-    taken: list[int] = []
+async def test_in_a_turn_steps_are_taken_for_a_while_and_one_who_waits_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How long a step takes is known when it has been taken; what one who waits will do is not."""
+    monkeypatch.setattr("sipush.turns.SLICE", 5.0)
     turns = Turns()
-    for number in range(MANY):
-        turns.run(lambda number=number: taken.append(number))
+    waiting = [asyncio.ensure_future(turns.wait()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(MOST + 3):
+        turns.run(lambda: None)
+    left = [turns.waiting]
+    while turns.waiting:
+        await asyncio.sleep(0)
+        left.append(turns.waiting)
+    assert left == [MOST + 5, MOST + 4, MOST + 3, 3, 0]
+    assert all(each.done() for each in waiting)
+
+
+async def test_while_other_work_is_long_more_go_on_in_each_turn() -> None:
+    """Or a thousand REGISTERs would keep calls waiting, as a thousand calls once did REGISTERs."""
+    turns = Turns()
+    waiting = [asyncio.ensure_future(turns.wait()) for _ in range(MANY)]
+    await asyncio.sleep(0)
     end = time.thread_time() + 3 * SHARE
     while time.thread_time() < end:
         pass
-    before = len(taken)
+    before = turns.waiting
     await asyncio.sleep(0)
-    assert 3 <= len(taken) - before <= MOST
+    assert 3 <= before - turns.waiting <= MOST
+    for each in waiting:
+        each.cancel()
 
 
 async def test_those_who_wait_stay_behind_what_came_before() -> None:
