@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from urllib.parse import quote
+from zlib import crc32
 
 from sipush.core.bindings import (
     Aor,
@@ -173,11 +173,11 @@ def loop_digest(request: Request) -> str:
 
     Inside a dialog that goes through us twice, its Routes have changed.
     """
-    get = request.headers.get
-    text = f"{request.uri}\n{request.call_id}\n{get('cseq') or ''}\n{get('from') or ''}"
+    cseq = request.cseq
+    text = f"{request.uri}\n{request.call_id}\n{cseq.number} {cseq.method}\n{request.from_.tag}"
     if "route" in request.headers.first:
-        text += f"\n{get('route')}"
-    return sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        text += f"\n{request.headers.get('route')}"
+    return f"{crc32(text.encode('utf-8', 'surrogateescape')):08x}"
 
 
 def _has_looped(request: Request, realm: Realm) -> bool:
