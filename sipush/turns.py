@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 
 SHARE = 0.008
-"""Seconds of CPU in a turn of the event loop that let one who waits go on in the next one. What he
-does then takes one to three milliseconds: while there is nothing else, one goes on in each turn."""
+"""Seconds of CPU in a turn of the event loop that allow one step in the next one. With what follows
+it takes one to three milliseconds: while somebody waits for his turn, one is taken in each."""
 MOST = 8
-"Those who go on in a turn, however much was done in the one before, and steps taken in it …"
+"Steps in a turn, however much was done in the one before, or while nobody waits …"
 SLICE = 0.001
 "… and after so many seconds none is begun."
 
@@ -21,16 +21,17 @@ Step = Callable[[], None]
 class Turns:
     """Takes a few steps in each turn of the event loop, in the order in which they came.
 
-    In between the loop reads its sockets, so that whatever is cheap goes ahead. Steps are taken as
-    many together as there is time for: their code is in the processor's caches then.
+    In between the loop reads its sockets, so that whatever is cheap goes ahead. Several steps are
+    taken together, whose code is then in the processor's caches, unless somebody waits: how long
+    that one takes when he goes on is not known.
     """
 
     def __init__(self) -> None:
         self._left = 1
-        "Who may go on in this turn; nobody knows yet what they will do."
         self._armed_at = 0.0
         self._waiting: deque[Step | asyncio.Future[None]] = deque()
         self._armed = False
+        self._waiters = 0
 
     @property
     def waiting(self) -> int:
@@ -53,6 +54,7 @@ class Turns:
             self._arm()
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters += 1
         self._wait_with(turn)
         await turn
 
@@ -72,12 +74,15 @@ class Turns:
         self._left = max(1, min(int((time.thread_time() - self._armed_at) / SHARE), MOST))
         if waiting:
             self._arm()
+        most = self._left if self._waiters else MOST
         end, taken = clock() + SLICE, 0
-        while waiting and self._left and taken < MOST and clock() < end:
+        while waiting and taken < most and clock() < end:
             taken += 1
             step = waiting.popleft()
             if not isinstance(step, asyncio.Future):
                 step()
-            elif not step.done():  # cancelled meanwhile
+                continue
+            self._waiters -= 1
+            if not step.done():  # cancelled meanwhile
                 step.set_result(None)
-                self._left -= 1
+        self._left = max(0, self._left - taken)
