@@ -231,11 +231,12 @@ class UdpListener:
 
     def _read_datagrams(self) -> bool:
         """Whether there are errors to be read too."""
-        end, failed = self._loop.time() + SLICE, False
+        end, any_came, failed = self._loop.time() + SLICE, False, False
         for _ in range(0, BATCH, AT_ONCE):
             if len(self._calls) >= MAX_CALLS:
                 break
             datagrams, is_last, met_error = self._receive_some()
+            any_came = any_came or bool(datagrams)
             failed = failed or met_error
             at_once: list[tuple[bytes, UdpFlow]] = []
             for data, flow in datagrams:
@@ -246,20 +247,20 @@ class UdpListener:
             self._hear(at_once)
             if is_last or self._loop.time() > end:
                 break
-        return failed
+        return failed or not any_came  # woken by the error queue alone
 
     def _receive_some(self) -> tuple[list[tuple[bytes, UdpFlow]], bool, bool]:
-        """At most AT_ONCE datagrams, whether more are not there, and whether there are errors.
+        """At most AT_ONCE datagrams, whether no more are there, and whether there was an error.
 
-        An error may be a peer's: one who is gone must not keep the others waiting.
+        That may be a peer's: one who is gone must not keep the others waiting.
         """
         datagrams: list[tuple[bytes, UdpFlow]] = []
         failed = False
-        for count in range(AT_ONCE):
+        for _ in range(AT_ONCE):
             try:
                 datagrams.append(self._receive())
             except BlockingIOError:
-                return datagrams, True, failed or count == 0  # woken by the error queue alone
+                return datagrams, True, failed
             except OSError:
                 failed = True
         return datagrams, False, failed
