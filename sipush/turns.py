@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 SHARE = 0.008
 """Seconds of CPU in a turn of the event loop that allow one step in the next one. With what follows
@@ -14,8 +15,6 @@ MOST = 8
 "Steps in a turn, however much was done in the one before, or while nobody waits …"
 SLICE = 0.001
 "… and after so many seconds none is begun."
-
-Step = Callable[[], None]
 
 
 class Turns:
@@ -29,16 +28,17 @@ class Turns:
     def __init__(self) -> None:
         self._left = 1
         self._armed_at = 0.0
-        self._waiting: deque[Step | asyncio.Future[None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._armed = False
         self._waiters = 0
+        "How many of those waiting are not steps, but somebody who will go on."
 
     @property
     def waiting(self) -> int:
         """How many steps wait for their turn."""
         return len(self._waiting)
 
-    def run(self, step: Step) -> None:
+    def run(self, step: Callable[[], None]) -> None:
         """Take ``step`` now, or when those before it have been taken; it must not raise."""
         if self._left and not self._waiting:
             self._left -= 1
@@ -55,10 +55,15 @@ class Turns:
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters += 1
-        self._wait_with(turn)
+        self._wait_with(partial(self._go_on, turn))
         await turn
 
-    def _wait_with(self, step: Step | asyncio.Future[None]) -> None:
+    def _go_on(self, turn: asyncio.Future[None]) -> None:
+        self._waiters -= 1
+        if not turn.done():  # cancelled meanwhile
+            turn.set_result(None)
+
+    def _wait_with(self, step: Callable[[], None]) -> None:
         self._waiting.append(step)
         self._arm()
 
@@ -78,11 +83,5 @@ class Turns:
         end, taken = clock() + SLICE, 0
         while waiting and taken < most and clock() < end:
             taken += 1
-            step = waiting.popleft()
-            if not isinstance(step, asyncio.Future):
-                step()
-                continue
-            self._waiters -= 1
-            if not step.done():  # cancelled meanwhile
-                step.set_result(None)
+            waiting.popleft()()
         self._left = max(0, self._left - taken)
