@@ -52,9 +52,13 @@ class Resolver:
         known = self._cache.get(host)
         if known is not None and loop.time() < known[0]:
             return known[1]
+        asked = self._ask(host)
+        # Not within asyncio.timeout: a request that has not waited before is no task yet.
+        await asyncio.wait([asked], timeout=self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                infos = await asyncio.shield(self._ask(host))
+            if not asked.done():
+                raise TimeoutError
+            infos = asked.result()
         except (OSError, TimeoutError, UnicodeError) as error:
             if known is None:
                 raise TransportError(f"{host}: {_reason(error)}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from typing import Any
 
 import pytest
@@ -38,6 +39,16 @@ async def test_a_number_that_nobody_has_is_called_at_the_pbx(world: World, trans
         assert f"<sip:{world.aor('%23100*7')}>" in incoming.invite["to"]
         assert not incoming.invite.all("diversion")
         await in_time(incoming.hang_up(), call.requested("BYE"))
+
+
+async def test_the_pbx_is_found_by_its_name(world: World) -> None:
+    ip = str(socket.getaddrinfo("localhost", None, type=socket.SOCK_DGRAM)[0][4][0])
+    async with FallbackServer(ip) as pbx:
+        daemon = await with_route(world, f"sip:localhost:{pbx.port}")
+        alice = await world.phone(daemon, "alice", ip="127.0.0.3")
+        call = await alice.call("700")
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        await in_time(call.hang_up(answer), incoming.hung_up())
 
 
 async def test_the_pbx_hangs_up_and_is_hung_up(world: World, transport: str) -> None:

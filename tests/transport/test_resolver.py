@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from sipush.errors import TransportError
+from sipush.server.tasks import Tasks
 from sipush.transport.resolver import Resolver
 
 IPV4 = (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("192.0.2.1", 0))
@@ -60,6 +61,17 @@ async def test_a_name_is_asked_for_once_and_the_system_s_first_choice_is_taken(
     assert await resolver.resolve("pbx.example.com", 5080, "tcp") == ("2001:db8::1", 5080)
     assert await resolver.resolve("pbx.example.com", None, "udp") == ("2001:db8::1", 5060)
     assert name_server.asked == ["pbx.example.com"]
+
+
+async def test_a_request_that_has_not_waited_before_may_ask(name_server: NameServer) -> None:
+    resolver, answer = Resolver(), asyncio.get_running_loop().create_future()
+
+    async def ask() -> None:
+        answer.set_result(await resolver.resolve("pbx.example.com", None, "udp"))
+
+    # As a datagram starts it: outside of every task.
+    asyncio.get_running_loop().call_soon(Tasks().start, ask())
+    assert await asyncio.wait_for(answer, 5) == ("2001:db8::1", 5060)
 
 
 async def test_an_old_answer_is_asked_for_anew(name_server: NameServer) -> None:
