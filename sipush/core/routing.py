@@ -177,7 +177,7 @@ def loop_digest(request: Request) -> str:
     text = f"{request.uri}\n{request.call_id}\n{cseq.number} {cseq.method}\n{request.from_.tag}"
     if "route" in request.headers.first:
         text += f"\n{request.headers.get('route')}"
-    return f"{crc32(text.encode('utf-8', 'surrogateescape')):08x}"
+    return str(crc32(text.encode("utf-8", "surrogateescape")))
 
 
 def _has_looped(request: Request, realm: Realm) -> bool:
@@ -453,7 +453,7 @@ def forward_request(
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):
         headers.prepend("Route", value)
-    forwarded = Request(request.method, without_push_params(target.uri), headers, request.body)
+    forwarded = request.like(without_push_params(target.uri), headers)
     strip_push_params(forwarded)
     if diversions:
         _add_diversions(forwarded, diversions, target)

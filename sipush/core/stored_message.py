@@ -85,7 +85,7 @@ def from_sender(request: Request) -> Request:
     Raises MessageError.
     """
     kept = [field for field in request.headers.fields if field[0] not in _PUSH_IDS]
-    clean = Request(request.method, request.uri, Headers(kept), request.body)
+    clean = request.like(request.uri, Headers(kept))
     strip_push_params(clean)
     return clean
 

@@ -125,6 +125,7 @@ class Forwarding:
         "_held",
         "_is_news",
         "_performing",
+        "_push_id",
         "_queue",
         "_timer",
         "_timer_at",
@@ -146,7 +147,6 @@ class Forwarding:
         "not_held",
         "policy",
         "proxy",
-        "push_id",
         "request",
         "seen",
         "side",
@@ -169,15 +169,15 @@ class Forwarding:
         request: Request,
         context: ResponseContext,
         *,
-        push_id: str,
         tag: str,
+        push_id: str = "",
     ) -> None:
         """``tag``: To tag of the responses that we make ourselves."""
         self.proxy = proxy
         self.transaction = transaction
         self.request = request
         self.context = context
-        self.push_id = push_id
+        self._push_id = push_id
         self.tag = tag
         self.caller_aor = ""
         "The authenticated caller, or empty for a peer."
@@ -241,6 +241,18 @@ class Forwarding:
         if proxy.history is not None:
             self.ladder = proxy.history.arrived(request, transaction.flow.name)
         "Where its steps are kept."
+
+    @property
+    def push_id(self) -> str:
+        """Names the request where it is pushed for or stored; made when somebody asks."""
+        if not self._push_id:
+            self._push_id = self.proxy.push_id(self.transaction)
+        return self._push_id
+
+    @property
+    def is_named(self) -> bool:
+        """Whether anybody has asked for ``push_id``."""
+        return bool(self._push_id)
 
     # -- inputs --
 
@@ -596,12 +608,9 @@ class Forwarding:
         return allowed - sum(1 for _ in out)
 
     def _via_branch(self, branch: int) -> str:
-        """Equal in every process that sends this call to this device for the Nth time.
-
-        So a phone takes what a second process sends after a crash for a retransmission.
-        """
+        """Equal in every process that sends this call to this device for the Nth time."""
         which = self.context.branches[branch]
-        unique = f"{self.push_id} {which.target.device} {which.number}"
+        unique = f"{self.transaction.branch} {which.target.device} {which.number}"
         return self.proxy.new_branch(self.request, unique)
 
     def _record_routes(self, target: Target, flow: Flow) -> list[str]:

@@ -51,15 +51,14 @@ class HeldCalls:
 
     def holds(self, forwarding: Forwarding) -> bool:
         """Whether this request is written down, as far as the store can."""
-        return forwarding.push_id in self._held
+        return forwarding.is_named and forwarding.push_id in self._held
 
     def changed(self, forwarding: Forwarding) -> asyncio.Task[None] | None:
         """The state of a request changed: write it down, and forget it some time after its end.
 
         The task ends when the store has it; None for a request that the store does not know.
         """
-        held_id = forwarding.push_id
-        if held_id not in self._held or held_id in self._ended:
+        if not self.holds(forwarding) or (held_id := forwarding.push_id) in self._ended:
             return None
         if forwarding.context.done:
             loop = asyncio.get_running_loop()

@@ -64,7 +64,6 @@ class Arriving:
     request: Request
     "As ``from_sender`` gave it."
     tag: str
-    identity: str
     aor: Aor
     location: Location
     machine: Arrival
@@ -158,8 +157,7 @@ class Arriving:
     def _send(self, place: int) -> Leg:
         target = self.targets[place]
         forwarded = forward_request(self.request, target, ())
-        # A phone that has it takes what the next process sends after a crash for a retransmission.
-        unique = f"{self.identity} {target.device} {target.flow}"
+        unique = f"{self.transaction.branch} {target.device} {target.flow}"
         return self.messages.send(forwarded, target, partial(self._answered, place), unique)
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:

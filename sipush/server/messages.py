@@ -84,13 +84,11 @@ class Messages:
         request: Request,
         aor: Aor,
         tag: str,
-        identity: str,
         *,
         only: str = "",
     ) -> None:
         """Take a MESSAGE from a sender who may send it. Raises LocationError and MessageError.
 
-        ``identity``: equal for a request that is repeated to the next process after a crash.
         ``only``: the ``device_digest`` of the one device that it is for, or empty.
         """
         location = await self.proxy.store.lookup(aor, time.time())
@@ -104,7 +102,7 @@ class Messages:
         seconds = lifetime(request, self.policy.lifetime)
         storable = seconds > 0 and self.policy.max_stored > 0 and not is_composing(request)
         machine = Arrival(storable)
-        Arriving(self, transaction, request, tag, identity, aor, location, machine).start()
+        Arriving(self, transaction, request, tag, aor, location, machine).start()
 
     def registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """Devices have registered and been told so: give them what waits for their user."""

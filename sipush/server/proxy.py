@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import assert_never
 
@@ -264,10 +263,9 @@ class Proxy:
         elif not self.policy.is_peer(transaction.flow.remote[0]):
             reject(transaction, Rejection(Status.FORBIDDEN, "Not the Registrar"), self.new_id())
         elif request.method == "MESSAGE" and not self.draining:
-            identity = self._push_id(request)
             request.headers.remove("route")
             await self.messages.arrived(
-                transaction, request, called.aor, self.new_id(), identity, only=called.device
+                transaction, request, called.aor, self.new_id(), only=called.device
             )
         else:
             request.headers.remove("route")
@@ -287,25 +285,18 @@ class Proxy:
             push_while_ringing=policy.push_while_ringing,
             tombstone=policy.tombstone,
         )
-        forwarding = Forwarding(
-            self,
-            transaction,
-            request,
-            context,
-            push_id=self._push_id(request),
-            tag=self.new_id(),
-        )
+        forwarding = Forwarding(self, transaction, request, context, tag=self.new_id())
         self._forwardings[transaction] = forwarding
         return forwarding
 
-    def _push_id(self, request: Request) -> str:
+    def push_id(self, transaction: ServerTransactionHandle) -> str:
         """A UUID that nobody can guess, equal for a request that is repeated to another process.
 
         Whoever died in between had perhaps sent it on. Over a stream it comes from another port.
         """
+        request = transaction.request
         lines = [line for name, line in request.headers.fields if name in _IDENTITY]
-        branch = _BRANCH(request.headers.first["via"])
-        text = "\n".join((branch[0] if branch else "", *lines)).encode("utf-8", "surrogateescape")
+        text = "\n".join((transaction.branch, *lines)).encode("utf-8", "surrogateescape")
         id_ = blake2b(b"push-id" + text, key=self.key, digest_size=16).hexdigest()
         variant = "89ab"[int(id_[16], 16) & 3]  # RFC 9562 §5.4
         return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
@@ -318,7 +309,7 @@ class Proxy:
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)
         forwarding = Forwarding(
-            self, transaction, request, context, push_id=held.push_id, tag=held.tag
+            self, transaction, request, context, tag=held.tag, push_id=held.push_id
         )
         forwarding.caller_aor = held.caller_aor
         forwarding.destinations = list(held.destinations)
@@ -402,9 +393,15 @@ class Proxy:
     def new_branch(self, request: Request, unique: str = "") -> str:
         """A branch unique in space and time that shows when the request comes back (§16.6, 8).
 
-        Made from ``unique``, if given: then equal for equal ones.
+        Made from ``unique``, if given, Call-ID and CSeq: then equal in every process, so that a
+        phone takes what the next one sends after a crash for a retransmission.
         """
-        id_ = sha256(unique.encode()).hexdigest()[:16] if unique else self.new_id()
+        if not unique:
+            id_ = self.new_id()
+        else:
+            text = f"{unique}\n{request.call_id}\n{request.cseq.number}"
+            data = b"branch" + text.encode("utf-8", "surrogateescape")
+            id_ = blake2b(data, key=self.key, digest_size=8).hexdigest()
         return f"{BRANCH_COOKIE}{id_}-{loop_digest(request)}"
 
     # -- inside a dialog --
@@ -531,12 +528,12 @@ class Proxy:
     async def _message_to_user(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor
     ) -> None:
-        identity, tag = self._push_id(request), self.new_id()
+        tag = self.new_id()
         caller = await self._admitted(transaction, request, tag)
         if caller is None:
             return
         if await self._has_mailbox(aor):
-            await self.messages.arrived(transaction, request, aor, tag, identity)
+            await self.messages.arrived(transaction, request, aor, tag)
             return
         forwarding = self._open(transaction, request, None)
         forwarding.caller_aor = caller
@@ -827,6 +824,5 @@ async def _until_started(forwarding: Forwarding, work: Awaitable[None]) -> None:
             forwarding.finish()
 
 
-_IDENTITY = frozenset({"from", "to", "call-id", "cseq", "proxy-authorization"})
+_IDENTITY = frozenset({"from", "to", "call-id", "cseq"})
 """What a repeated request has in common with the first, with the branch of its top Via."""
-_BRANCH = re.compile(r";\s*branch\s*=[^;,]*", re.IGNORECASE).search

@@ -97,11 +97,13 @@ class TransactionUser(Protocol):
 class ServerTransactionHandle:
     """A server transaction as its user sees it."""
 
-    __slots__ = ("_transaction", "flow", "request")
+    __slots__ = ("_transaction", "branch", "flow", "request")
 
-    def __init__(self, transaction: _Server, request: Request) -> None:
+    def __init__(self, transaction: _Server, request: Request, branch: str) -> None:
         self._transaction = transaction
         self.request = request
+        self.branch = branch
+        "Of the top Via: the same when the request is repeated, over whatever connection."
         self.flow = transaction.flow
 
     @property
@@ -512,9 +514,10 @@ class TransactionLayer:
         ``request`` is as it was handed over then. ``answered``: with a 2xx, which may be repeated
         over the handle; the INVITE, if its caller repeats it, is no new one.
         """
-        key = server_key(request, request.top_via, request.method)
+        via = request.top_via
+        key = server_key(request, via, request.method)
         server = self._servers[key] = _Server(self, key, flow, request)
-        handle = ServerTransactionHandle(server, request)
+        handle = ServerTransactionHandle(server, request, via.branch)
         if answered:
             server.answered_before()
         else:
@@ -686,7 +689,7 @@ class TransactionLayer:
         if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
             return
         server = self._servers[key] = _Server(self, key, flow, request)
-        handle = server.handle = ServerTransactionHandle(server, request)
+        handle = server.handle = ServerTransactionHandle(server, request, via.branch)
         self.pending += 1
         if request.method == "CANCEL":
             self._cancel_received(handle, request, server_key(request, via, "INVITE"))

@@ -150,6 +150,13 @@ class Request(Message):
     def start_line(self) -> str:
         return f"{self.method} {self.uri} {VERSION}"
 
+    def like(self, uri: str, headers: Headers) -> Request:
+        """The same to another URI: From, To, Call-ID and CSeq are not read again."""
+        other = Request(self.method, uri, headers, self.body)
+        other._from, other._to = self._from, self._to
+        other._call_id, other._cseq = self._call_id, self._cseq
+        return other
+
     def copy(self) -> Request:
         """A request of its own that shares the header lines and the body."""
         return Request(self.method, self.uri, self.headers.copy(), self.body)
