@@ -134,7 +134,8 @@ def _timestamp(now: float) -> str:
     second = int(now)
     if second != _second:
         _second, _until_second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-    return f"{_until_second}.{int((now - second) * 1e6):06d}Z"
+    microseconds = str(1_000_000 + int((now - second) * 1e6))
+    return f"{_until_second}.{microseconds[1:]}Z"
 
 
 def json_line(line: dict[str, Any]) -> str:
@@ -143,4 +144,5 @@ def json_line(line: dict[str, Any]) -> str:
         text = orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
     except orjson.JSONEncodeError:  # what is not UTF-8
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-    return printable(text)
+    # In ASCII what JSON does not escape can be printed, but for DEL.
+    return text if text.isascii() and "\x7f" not in text else printable(text)

@@ -36,6 +36,7 @@ from sipush.core.branch import (
 from sipush.core.fallback import UNREACHABLE, cause_of
 from sipush.core.push_request import PushResult
 from sipush.core.target_set import NOWHERE, Search, Target, TargetSet
+from sipush.sip.message import TRYING
 from sipush.sip.status import Status
 
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
@@ -472,7 +473,7 @@ class ResponseContext:
 
         It has T1 for that, then what rings there ends; a device that rings anew, at once.
         """
-        if status == Status.TRYING or branch.heard or branch.probe_at is not None:
+        if status == TRYING or branch.heard or branch.probe_at is not None:
             return []
         latest = self._latest(branch.target.device)
         if latest is not None and latest.state is BranchState.CALLING:
@@ -566,12 +567,12 @@ class ResponseContext:
         if branch.state in (BranchState.WAKING, BranchState.COMPLETED):
             return []
         branch.cancelling = None
-        if status == Status.TRYING and branch.target.route:
+        if status == TRYING and branch.target.route:
             return []  # of the proxy at our edge: its device may sleep all the same
         branch.heard, branch.awaited, branch.probe_at = True, False, None
         if branch.state is BranchState.PROBING:
             self._call_again(branch, now)
-        if status == Status.TRYING:
+        if status == TRYING:
             return []
         branch.state, branch.rang = BranchState.PROCEEDING, True
         if self.invite:

@@ -68,7 +68,7 @@ from sipush.server.transactions import (
     Failure,
     ServerTransactionHandle,
 )
-from sipush.sip.message import Request, Response, make_response
+from sipush.sip.message import TRYING, Request, Response, make_response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow
 
@@ -360,7 +360,7 @@ class Forwarding:
                 is_new = len(self.context.branches) > branches
                 self._perform(actions, is_news=is_new or not is_derived)
                 # Told last: the INVITE has left by now.
-                self._log("device_registered", device=fingerprint(target.device))
+                self._log("device_registered", {"device": fingerprint(target.device)})
 
     def _calls(self, device: str) -> bool:
         return any(branch.target.device == device for branch in self.context.branches)
@@ -639,7 +639,7 @@ class Forwarding:
 
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response
-        if response.status > Status.TRYING:
+        if response.status > TRYING:
             self._note("response", branch=branch, status=response.status)
         self._perform(self.context.response_received(branch, response.status, self._now))
 
@@ -755,23 +755,24 @@ class Forwarding:
         if status in _CHALLENGES:
             self._add_challenges(response, branch)
         strip_push_params(response)
-        if status >= Status.OK and not self.final:  # a 2xx may be repeated
+        is_final = status >= 200
+        if is_final and not self.final:  # a 2xx may be repeated
             self.final, self.ended_epoch = status, time.time()
             after = round(self.ended_epoch - self.created_epoch, 3)
             self.tell("answered" if status < 300 else "failed", status=status, after=after)
             if self.context.invite:
                 CALLS.counts[(f"{status // 100}xx",)] += 1
-        if self.context.invite and Status.OK <= status < 300:
+        if is_final and status < 300 and self.context.invite:
             self.proxy.acknowledgements.expect(self.request.call_id)
         if self.signs_in_as and says_wrong_password(self.request, response):
             self.proxy.tasks.spawn(self._refuse(response))
-        elif status >= Status.OK and self.proxy.held_calls.holds(self):
+        elif is_final and self.proxy.held_calls.holds(self):
             self._finals.append(partial(self.transaction.respond, response))
-        elif status < Status.OK and self._unstored is not None:
+        elif not is_final and self._unstored is not None:
             self._unstored.append(response)
         else:
             self.transaction.respond(response)
-        if status < Status.OK:
+        if not is_final:
             self.step("told", status=status)
 
     async def _refuse(self, response: Response) -> None:
@@ -794,7 +795,7 @@ class Forwarding:
             # That would end the dialog: of those who sleep, only this request (RFC 8599 §6.2.3).
             status = Status.SERVER_TIMEOUT
         response = make_response(self.request, status, to_tag=self.tag)
-        if Status.TRYING < status < Status.OK:
+        if TRYING < status < 200:
             self._make_early_dialog(response)
         return response
 
@@ -815,14 +816,14 @@ class Forwarding:
 
     def tell(self, event: str, **facts: object) -> None:
         """What happens to a call is worth a line; the rest is for debugging."""
-        self._log(event, **facts)
+        self._log(event, facts)
         if self.ladder is not None:
             self.ladder.add(event, self.request, facts)
 
-    def _log(self, event: str, **facts: object) -> None:
+    def _log(self, event: str, facts: dict[str, object]) -> None:
         """The same for the log alone."""
         if self.context.invite:
-            log.info(event, call_id=self.call_id, method=self.request.method, **facts)
+            self.proxy.log.info(event, call_id=self.call_id, method=self.request.method, **facts)
         elif logs.shown.debug:
             log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
 

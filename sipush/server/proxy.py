@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import assert_never
+from typing import Any, assert_never
 
 import structlog
 
@@ -179,6 +179,8 @@ class Proxy:
     "Set once, when the layer has been built around us."
     messages: Messages = field(init=False)
     "Set once, likewise."
+    log: Any = field(default_factory=lambda: structlog.get_logger().bind())
+    "Bound once: a logger of a module is bound anew for each line."
     tasks: Tasks = field(default_factory=Tasks)
     acknowledgements: Acknowledgements = field(default_factory=Acknowledgements)
     draining: bool = False

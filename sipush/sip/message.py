@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Final
 
 from sipush.errors import MessageError
 from sipush.sip.fields import (
@@ -27,6 +28,8 @@ from sipush.sip.uri import SipUri, parse_sip_uri
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
+TRYING: Final = 100
+"``Status.TRYING`` on busy paths: looking up the member of an enum takes longer than the rest."
 MAX_HEADER_LINES = 1000
 "What is parsed at all; ``validation.MessageLimits`` is what is accepted."
 
