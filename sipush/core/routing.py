@@ -24,13 +24,12 @@ from sipush.errors import MessageError
 from sipush.sip.fields import CSeq, parse_name_addr, parse_via
 from sipush.sip.grammar import number
 from sipush.sip.headers import Headers
-from sipush.sip.message import Message, Request, Response
+from sipush.sip.message import DEFAULT_MAX_FORWARDS, Message, Request, Response
 from sipush.sip.push_params import without_push_params
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
 DIALOG_FORMING = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
-_DEFAULT_MAX_FORWARDS = 70
 _DEFAULT_MAX_BREADTH = 60
 
 
@@ -195,10 +194,10 @@ def _has_looped(request: Request, realm: Realm) -> bool:
 
 def validate(request: Request, realm: Realm) -> Rejection | None:
     """§16.3: what makes a request unfit to be forwarded."""
-    text = request.headers.get("max-forwards")
-    hops = _DEFAULT_MAX_FORWARDS if text is None else number(text)
-    if hops is None or hops > 255:
-        return Rejection(Status.BAD_REQUEST, "Malformed Max-Forwards")
+    try:
+        hops = request.max_forwards
+    except MessageError as error:
+        return Rejection(Status(error.status), error.reason)
     if hops == 0 and request.method != "OPTIONS":
         return Rejection(Status.TOO_MANY_HOPS)
     if _has_looped(request, realm):
@@ -462,8 +461,9 @@ def forward_request(
 
 def hops_left(request: Request) -> int:
     """The Max-Forwards of a valid request when it goes on (§16.6 step 3)."""
-    hops = number(request.headers.get("max-forwards") or "")
-    return _DEFAULT_MAX_FORWARDS if hops is None else hops - 1
+    if "max-forwards" not in request.headers.first:
+        return DEFAULT_MAX_FORWARDS
+    return request.max_forwards - 1
 
 
 def _with(fields: Iterable[tuple[str, str]], ours: dict[str, str]) -> list[tuple[str, str]]:
@@ -552,7 +552,7 @@ def _in_dialog(cseq: CSeq, uri: str, route: list[str], sent: Request, answer: Re
     for value in route:
         headers.append("Route", value)
     headers.append("CSeq", f"{cseq.number} {cseq.method}")
-    headers.append("Max-Forwards", str(_DEFAULT_MAX_FORWARDS))
+    headers.append("Max-Forwards", str(DEFAULT_MAX_FORWARDS))
     headers.append("Content-Length", "0")
     return Request(cseq.method, uri, headers)
 

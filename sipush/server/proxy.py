@@ -71,7 +71,6 @@ from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer
 from sipush.sip.digest import find_credentials
 from sipush.sip.fields import parse_name_addr
-from sipush.sip.grammar import number
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
 from sipush.sip.uri import parse_sip_uri, with_user
@@ -219,7 +218,7 @@ class Proxy:
             await self._call_device(transaction, request, called)
             return
         where = destination(request, self.realm, self.route_key, self.policy.emergency)
-        if request.method == "OPTIONS" and number(request.headers.get("max-forwards") or "") == 0:
+        if request.method == "OPTIONS" and request.max_forwards == 0:
             where = ToServer()  # §16.3
         match where:
             case ToDialog(token):

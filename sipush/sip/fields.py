@@ -51,6 +51,11 @@ class NameAddr:
         self._sip_uri = sip_uri
 
     @property
+    def is_read(self) -> bool:
+        """Whether ``uri`` has been parsed, as a SIP URI."""
+        return self._sip_uri is not None
+
+    @property
     def sip_uri(self) -> SipUri:
         """The parsed ``uri``. Raises MessageError as ``parse_sip_uri`` does."""
         if self._sip_uri is None:

@@ -60,7 +60,7 @@ def canonical_name(name: str) -> str:
 
 def field_value(line: str) -> str:
     """The value of a header line: after the colon, unfolded (§7.3.1), stripped."""
-    value = line.partition(":")[2]
+    value = line[line.find(":") + 1 :]
     if "\n" in value:
         value = " ".join([part.strip(" \t") for part in value.split("\r\n")])
     return value.strip(" \t")
@@ -199,6 +199,9 @@ class Headers:
         line = self.first.get(name)
         if line is None:
             return None
+        if "," not in line:
+            self.replace_first_line(name, None)
+            return field_value(line)
         first, *rest = split_outside(field_value(line), ",")
         self.replace_first_line(name, f"{written}: {', '.join(rest)}" if rest else None)
         return first

@@ -21,13 +21,14 @@ from sipush.sip.fields import (
     parse_name_addr,
     parse_via,
 )
-from sipush.sip.grammar import is_token, split_outside
+from sipush.sip.grammar import is_token, number, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
 from sipush.sip.status import PHRASES, Status
 from sipush.sip.uri import SipUri, parse_sip_uri
 
 VERSION = "SIP/2.0"
 BRANCH_COOKIE = "z9hG4bK"
+DEFAULT_MAX_FORWARDS: Final = 70
 TRYING: Final = 100
 "``Status.TRYING`` on busy paths: looking up the member of an enum takes longer than the rest."
 MAX_HEADER_LINES = 1000
@@ -37,8 +38,8 @@ MAX_HEADER_LINES = 1000
 class Message:
     """What requests and responses have in common.
 
-    ``headers`` may be edited in place, but for From, To, Call-ID and CSeq once they were asked for:
-    these are the same as long as a message lives, and are read from its headers once.
+    ``headers`` may be edited in place, but for From, To, Call-ID, CSeq and Max-Forwards once they
+    were asked for: these are the same as long as a message lives, and are read once.
     """
 
     __slots__ = ("_call_id", "_cseq", "_from", "_to", "body", "headers")
@@ -133,7 +134,7 @@ _SHORT = 200
 class Request(Message):
     """A request (§7.1)."""
 
-    __slots__ = ("_sip_uri", "method", "uri")
+    __slots__ = ("_max_forwards", "_sip_uri", "method", "uri")
 
     def __init__(self, method: str, uri: str, headers: Headers, body: bytes = b"") -> None:
         super().__init__(headers, body)
@@ -141,6 +142,18 @@ class Request(Message):
         self.uri = uri
         "Request-URI, as written; it stays the same."
         self._sip_uri: SipUri | None = None
+        self._max_forwards = -1
+
+    @property
+    def max_forwards(self) -> int:
+        """Max-Forwards (§20.22), 70 when it is missing. Raises MessageError when malformed."""
+        if self._max_forwards < 0:
+            value = self.headers.get("max-forwards")
+            hops = DEFAULT_MAX_FORWARDS if value is None else number(value)
+            if hops is None or hops > 255:
+                raise MessageError("Malformed Max-Forwards", message=self)
+            self._max_forwards = hops
+        return self._max_forwards
 
     @property
     def sip_uri(self) -> SipUri:
@@ -196,7 +209,8 @@ def parse_head(head: bytes) -> Request | Response:
     Raises MessageError: 505 for another SIP version, else 400; its ``message`` holds what could be
     read of a request, so that it can be answered.
     """
-    lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
+    text = head.decode("utf-8", "surrogateescape")
+    lines = text.split("\r\n", MAX_HEADER_LINES + 1)
     start_line = lines.pop(0)
     fields: list[tuple[str, str]] = []
     fault: MessageError | None = None
@@ -204,8 +218,7 @@ def parse_head(head: bytes) -> Request | Response:
         fault = MessageError("Too Many Header Fields")
         del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
-    text = "".join(lines)
-    stray = "\r" in text or "\n" in text
+    stray = text.count("\r") != len(lines) or text.count("\n") != len(lines)
     usual = CANONICAL
     for line in lines:
         colon = line.find(":")
@@ -232,15 +245,15 @@ def _parse_start_line(
     line: str, headers: Headers
 ) -> tuple[Request | Response, MessageError | None]:
     """The message it starts, and what is wrong with it if its request can still be answered."""
-    words = line.split()
-    if len(words) == 3 and words[0] in METHODS and line == f"{words[0]} {words[1]} {VERSION}":
-        return Request(words[0], words[1], headers), None
     if line.startswith("SIP/2.0 "):
         code, _, reason = line[8:].partition(" ")
         status = _STATUS_CODES.get(code)
         if status is None or "\r" in reason or "\n" in reason:
             raise MessageError("Malformed Status Line")
         return Response(status, reason, headers), None
+    words = line.split()
+    if len(words) == 3 and words[0] in METHODS and line == f"{words[0]} {words[1]} {VERSION}":
+        return Request(words[0], words[1], headers), None
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):

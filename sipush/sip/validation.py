@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, Via
-from sipush.sip.grammar import is_token, number, split_outside
+from sipush.sip.grammar import is_token, split_outside
 from sipush.sip.headers import Headers
 from sipush.sip.message import Message, Request
 from sipush.sip.status import Status
@@ -67,7 +67,7 @@ def check(message: Message, limits: MessageLimits = NO_LIMITS) -> Via:
             if cseq.method != message.method:
                 raise MessageError("CSeq Method Does Not Match Request")
             _check_request_uri(message)
-            _check_max_forwards(message.headers.get("max-forwards"))
+            _ = message.max_forwards
     except MessageError as error:
         raise MessageError(error.reason, error.status, message) from None
     return via
@@ -77,7 +77,7 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
     headers = message.headers
     if len(headers.fields) > limits.header_lines:
         raise MessageError("Too Many Header Fields")
-    if not _SINGLE.keys().isdisjoint(headers.repeated):
+    if headers.repeated and not _SINGLE.keys().isdisjoint(headers.repeated):
         _check_repeated(headers)
     vias = headers.lines("via")
     for _, line in vias:
@@ -85,22 +85,28 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
             raise MessageError("Malformed Via")
     if _elements(vias) > limits.via_hops:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
-    if _elements(headers.lines("record-route")) > limits.record_routes:
+    if "record-route" in headers.first and (
+        _elements(headers.lines("record-route")) > limits.record_routes
+    ):
         raise MessageError("Too Many Record-Routes")
 
 
 def _elements(lines: list[tuple[str, str]]) -> int:
     """How many there are, at most; to look for a comma is ten times as fast as to count them."""
-    return len(lines) + sum([line.count(",") for _, line in lines if "," in line])
+    count = len(lines)
+    for _, line in lines:
+        if "," in line:
+            count += line.count(",")
+    return count
 
 
 def _may_have_empty_element(line: str) -> bool:
-    """Asked before the regular expression, which takes five times as long; seldom true.
+    """Asked before the regular expression, which takes ten times as long; seldom true.
 
-    The usual line has three words: its name, the protocol, and all the rest.
+    The usual parameters are one word.
     """
-    words = line.split()
-    return "," in line or ";;" in line or len(words) != 3 or words[0][-1] != ":" or ";" in words[1]
+    params = line[line.find(";") :]
+    return "," in line or ";;" in params or len(params.split()) != 1
 
 
 def _check_repeated(headers: Headers) -> None:
@@ -110,7 +116,7 @@ def _check_repeated(headers: Headers) -> None:
 
 
 def _check_address(address: NameAddr, where: str) -> None:
-    if address.uri[:3].lower() != "sip":
+    if address.is_read or address.uri[:3].lower() != "sip":
         return
     try:
         _ = address.sip_uri
@@ -128,12 +134,6 @@ def _check_request_uri(request: Request) -> None:
             raise MessageError("Headers Not Allowed in Request-URI")
     elif not re.fullmatch(r'[a-z]+:[^\s<>"]+', uri):
         raise MessageError("Malformed Request-URI")
-
-
-def _check_max_forwards(value: str | None) -> None:
-    hops = number("70" if value is None else value)
-    if hops is None or hops > 255:
-        raise MessageError("Malformed Max-Forwards")
 
 
 def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = None) -> None:
