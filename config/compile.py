@@ -18,8 +18,8 @@ MODULES = [
         Path("sipush/server", f"{name}.py")
         for name in (
             *("acknowledgements", "endpoint", "forwarding", "gate", "held_calls", "locations"),
-            *("proxy", "push_bucket", "registrar", "subscribers", "timer_wheel"),
-            *("transactions", "waking"),
+            *("message_arrival", "messages", "proxy", "push_bucket", "registrar", "subscribers"),
+            *("timer_wheel", "transactions", "waking"),
         )
     ),
     *(

@@ -26,20 +26,28 @@ MAILBOX_FULL = "Mailbox Full"
 # --- Actions: what the driver must do ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Forward:
     """Send the request to the device at this place of the target set."""
 
     target: int
 
+    def __init__(self, target: int) -> None:
+        self.target = target
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, init=False)
 class Respond:
     """Answer the sender: with the device's own response, or with one of ours."""
 
     status: int
-    target: int | None = None
-    reason: str = ""
+    target: int | None
+    reason: str
+
+    def __init__(self, status: int, target: int | None = None, reason: str = "") -> None:
+        self.status = status
+        self.target = target
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)

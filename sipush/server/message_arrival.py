@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
@@ -55,25 +55,50 @@ _LONGEST_PROBE = 10.0
 "Seconds, whatever the configuration says: the sender's transaction ends after 32."
 
 
-@dataclass(slots=True, eq=False)
 class Arriving:
     """One MESSAGE until it has its final response and nothing is out any more."""
 
-    messages: Messages
-    transaction: ServerTransactionHandle
-    request: Request
-    "As ``from_sender`` gave it."
-    tag: str
-    aor: Aor
-    location: Location
-    machine: Arrival
-    message: StoredMessage | None = None
-    "As it is stored, once it is."
-    targets: list[Target] = field(default_factory=list)
-    "One for each device that seems to be awake, with the flow that is tried now."
-    legs: list[Leg] = field(default_factory=list)
-    responses: dict[int, Response] = field(default_factory=dict)
-    probe: asyncio.TimerHandle | None = None
+    __slots__ = (
+        "aor",
+        "legs",
+        "location",
+        "machine",
+        "message",
+        "messages",
+        "probe",
+        "request",
+        "responses",
+        "tag",
+        "targets",
+        "transaction",
+    )
+
+    # Not a dataclass: mypyc would look its types up in the module of Messages, which comes later.
+    def __init__(  # noqa: PLR0917
+        self,
+        messages: Messages,
+        transaction: ServerTransactionHandle,
+        request: Request,
+        tag: str,
+        aor: Aor,
+        location: Location,
+        machine: Arrival,
+    ) -> None:
+        """``request``: as ``from_sender`` gave it."""
+        self.messages = messages
+        self.transaction = transaction
+        self.request = request
+        self.tag = tag
+        self.aor = aor
+        self.location = location
+        self.machine = machine
+        self.message: StoredMessage | None = None
+        "As it is stored, once it is."
+        self.targets: list[Target] = []
+        "One for each device that seems to be awake, with the flow that is tried now."
+        self.legs: list[Leg] = []
+        self.responses: dict[int, Response] = {}
+        self.probe: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Forward it, or have it stored."""

@@ -49,13 +49,15 @@ class MessagePolicy:
     max_stored: int
 
 
-@dataclass(slots=True, eq=False)
 class Leg:
     """One MESSAGE on its way to one device."""
 
-    target: Target
-    handle: ClientTransactionHandle | None = None
-    abandoned: bool = False
+    __slots__ = ("abandoned", "handle", "target")
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.handle: ClientTransactionHandle | None = None
+        self.abandoned = False
 
     def abandon(self) -> None:
         """Send nothing more; ``answered`` is not called any more."""
