@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -63,6 +62,7 @@ from sipush.metrics import CALLS
 from sipush.server import waking
 from sipush.server.call_history import Ladder
 from sipush.server.held_calls import KEPT, registrations
+from sipush.server.timer_wheel import Alarm
 from sipush.server.transactions import (
     ClientTransactionHandle,
     Failure,
@@ -212,7 +212,7 @@ class Forwarding:
         "A deque would take half a kilobyte of every held call."
         self._performing = False
         self._is_news = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._timer_at = 0.0
         self._unheard_at: float | None = None
         "When a device that has been sent the INVITE counts as silent."
@@ -501,7 +501,7 @@ class Forwarding:
                 assert_never(action)
 
     def _arm_timer(self) -> None:
-        """Have the loop wake us in time. Too early costs nothing but another look."""
+        """Be woken in time. Too early costs nothing but another look."""
         at = self._next_timer()
         if self._timer is not None:
             if at is not None and self._timer_at <= at:
@@ -510,7 +510,7 @@ class Forwarding:
             self._timer = None
         if at is not None:
             self._timer_at = at
-            self._timer = asyncio.get_running_loop().call_at(at, self._timer_fired)
+            self._timer = self.proxy.layer.wheel.call_later(at - self._now, self._timer_fired)
 
     def _next_timer(self) -> float | None:
         at, unheard_at = self.context.next_timer(), self._unheard_at
@@ -519,7 +519,7 @@ class Forwarding:
         return min(at, unheard_at)
 
     def _timer_fired(self) -> None:
-        # call_at may be early by the clock's resolution; a timer must never be missed for that.
+        # It may be early by the clock's resolution; a timer must never be missed for that.
         now = max(self._now, self._timer_at)
         self._timer = None
         if self._unheard_at is not None and self._unheard_at <= now:

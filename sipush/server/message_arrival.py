@@ -42,6 +42,7 @@ from sipush.core.stored_message import (
 from sipush.core.target_set import Target
 from sipush.errors import LocationError
 from sipush.server.answers import STORE_DOWN, reject, respond
+from sipush.server.timer_wheel import Alarm
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
@@ -98,7 +99,7 @@ class Arriving:
         "One for each device that seems to be awake, with the flow that is tried now."
         self.legs: list[Leg] = []
         self.responses: dict[int, Response] = {}
-        self.probe: asyncio.TimerHandle | None = None
+        self.probe: Alarm | None = None
 
     def start(self) -> None:
         """Forward it, or have it stored."""
@@ -119,7 +120,7 @@ class Arriving:
         )
         if self.legs:
             probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
-            self.probe = asyncio.get_running_loop().call_later(probe, self._probe_expired)
+            self.probe = self.messages.proxy.layer.wheel.call_later(probe, self._probe_expired)
 
     def abandon(self, devices: Collection[str]) -> None:
         """These devices get the message from the store, or have it already."""

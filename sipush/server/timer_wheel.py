@@ -1,7 +1,7 @@
 """Very many short timers on one event-loop timer.
 
-Timers are kept in buckets of ``resolution`` seconds; nothing is ever cancelled, because a
-transaction ignores a timer that fires late (sipush/sip/transaction.py).
+Timers are kept in buckets of ``resolution`` seconds; none is ever taken out, because a transaction
+ignores a timer that fires late (sipush/sip/transaction.py), and so does an Alarm that is cancelled.
 """
 
 from __future__ import annotations
@@ -25,6 +25,24 @@ class Timed(Protocol):
 
     def timer_fired(self, timer: Timer) -> None:
         """``timer`` ran out; never earlier, up to one resolution later."""
+
+
+class Alarm:
+    """A call that is due later, unless it is cancelled."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        """Let go of who waits for it."""
+        self._call = None
+
+    def timer_fired(self, timer: Timer) -> None:
+        """Its time has come (the wheel's business)."""
+        if self._call is not None:
+            self._call()
 
 
 class _Bucket:
@@ -64,6 +82,12 @@ class TimerWheel:
         heappush(self._ticks, tick)
         if self._armed is None or tick < self._armed:
             self._arm(tick)
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Alarm:
+        """As the event loop's, up to one resolution later and for a fifth of the work."""
+        alarm = Alarm(call)
+        self.set(delay, alarm, Timer.C)
+        return alarm
 
     def __len__(self) -> int:
         """How many timers have not run out, those that nobody needs any more included."""

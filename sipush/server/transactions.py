@@ -457,7 +457,7 @@ class TransactionLayer:
         self._delays = {timer: timers.delay(timer) for timer in Timer}
         "Of timers that are set for the first time."
         self._new_id = new_id
-        self._wheel = TimerWheel(clock, call_later)
+        self.wheel = TimerWheel(clock, call_later)
         self._servers: dict[TransactionKey, _Server] = {}
         self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
         self._clients_by_flow: defaultdict[str, set[TransactionKey]] = defaultdict(set)
@@ -482,7 +482,7 @@ class TransactionLayer:
     @property
     def timers(self) -> int:
         """How many timers of transactions have not run out."""
-        return len(self._wheel)
+        return len(self.wheel)
 
     # What the transaction user calls.
 
@@ -606,7 +606,7 @@ class TransactionLayer:
             delay = self._timers.delay(timer, repeats)
         else:
             delay = self._delays[timer]
-        self._wheel.set(delay, owner, timer)
+        self.wheel.set(delay, owner, timer)
 
     def send_cancel(self, invite: ClientTransactionHandle, reason: str | None) -> None:
         """Send the CANCEL of an INVITE in a transaction of its own, whose outcome is nobody's."""

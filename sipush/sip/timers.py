@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Timer(Enum):
-    """The timers of the four transaction machines."""
+    """The timers of the four transaction machines, and of a proxy."""
 
     __hash__ = object.__hash__  # members are single; Enum's own hash is slow for a table's key
 
@@ -15,6 +15,8 @@ class Timer(Enum):
     "INVITE request retransmission, unreliable transports."
     B = "B"
     "INVITE client transaction timeout."
+    C = "C"
+    "Whatever a proxy waits for: an answer to an INVITE (§16.6 step 11), a device that is asleep."
     D = "D"
     "Wait for retransmitted final responses to an INVITE."
     E = "E"

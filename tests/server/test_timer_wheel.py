@@ -9,7 +9,7 @@ from tests.server.wire import VirtualClock
 RESOLUTION = 0.01
 
 
-class Alarm:
+class Recorder:
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock
         self.fired: list[float] = []
@@ -24,7 +24,7 @@ def test_every_timer_fires_once_never_early_and_at_most_one_resolution_late(
 ) -> None:
     clock = VirtualClock()
     wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
-    alarms = [(delay, Alarm(clock)) for delay in delays]
+    alarms = [(delay, Recorder(clock)) for delay in delays]
     for delay, alarm in alarms:
         wheel.set(delay, alarm, Timer.J)
     clock.advance(50)
@@ -36,7 +36,7 @@ def test_every_timer_fires_once_never_early_and_at_most_one_resolution_late(
 def test_many_timers_of_one_moment_cost_one_loop_timer() -> None:
     clock = VirtualClock()
     wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
-    alarm = Alarm(clock)
+    alarm = Recorder(clock)
     for _ in range(1000):
         wheel.set(32, alarm, Timer.J)
     assert clock.armed == 1
@@ -49,7 +49,7 @@ def test_a_timer_may_set_the_next_one() -> None:
     clock = VirtualClock()
     wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
 
-    class Repeating(Alarm):
+    class Repeating(Recorder):
         def timer_fired(self, timer: Timer) -> None:
             super().timer_fired(timer)
             wheel.set(1, self, timer)
@@ -63,7 +63,7 @@ def test_a_timer_may_set_the_next_one() -> None:
 def test_a_sooner_timer_is_not_kept_waiting_by_a_later_one() -> None:
     clock = VirtualClock()
     wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
-    late, soon = Alarm(clock), Alarm(clock)
+    late, soon = Recorder(clock), Recorder(clock)
     wheel.set(10, late, Timer.B)
     wheel.set(1, soon, Timer.A)
     clock.advance(1.1)
@@ -80,7 +80,7 @@ class Broken:
 def test_a_bug_behind_one_timer_costs_no_other_timer() -> None:
     clock = VirtualClock()
     wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
-    alarm = Alarm(clock)
+    alarm = Recorder(clock)
     for delay in (1, 2):
         wheel.set(delay, Broken(), Timer.J)
         wheel.set(delay, alarm, Timer.J)
@@ -88,3 +88,16 @@ def test_a_bug_behind_one_timer_costs_no_other_timer() -> None:
         clock.advance(3)
     assert len(alarm.fired) == 2
     assert [line["event"] for line in logs] == ["timer_failed"] * 2
+
+
+def test_a_call_comes_later_unless_it_is_cancelled() -> None:
+    clock = VirtualClock()
+    wheel = TimerWheel(clock.time, clock.call_later, RESOLUTION)
+    calls: list[str] = []
+    wheel.call_later(1, lambda: calls.append("first"))
+    wheel.call_later(1, lambda: calls.append("cancelled")).cancel()
+    wheel.call_later(2, lambda: calls.append("second"))
+    clock.advance(1.5)
+    assert calls == ["first"]
+    clock.advance(1)
+    assert calls == ["first", "second"]
