@@ -181,11 +181,12 @@ class Forwarding:
         self.tag = tag
         self.caller_aor = ""
         "The authenticated caller, or empty for a peer."
-        self.destinations: list[str] = []
+        # Empty tuples take no memory; a call that is held, or was answered, is kept for a while.
+        self.destinations: tuple[str, ...] = ()
         "Where it has been sent, in order: AORs, and URIs of others."
         self.fallbacks: Fallbacks = {}
         "Where it goes when the last destination does not take it."
-        self.diversions: list[Diversion] = []
+        self.diversions: tuple[Diversion, ...] = ()
         self._before: Way | None = None
         "While it falls back: what ``way`` was."
         self.watched: dict[Aor, Subscriber] = {}
@@ -224,19 +225,19 @@ class Forwarding:
         "When that was."
         self._unstored: list[Response] | None = None
         "Provisional responses that wait until a call that is held, or may have to be, is stored."
-        self._finals: list[Callable[[], None]] = []
+        self._finals: tuple[Callable[[], None], ...] = ()
         "Final responses that wait until what they mean for a held call is stored."
         self.started = False
         "The target set was opened."
         self.not_held: Rejection | None = None
         "Why devices that sleep are left alone."
-        self._expected: list[str] = []
+        self._expected: tuple[str, ...] = ()
         "Via branches under which ``proxy.expected_answers`` has us."
         self._held: set[str] = set()
         "The names under which it counts as held."
         self.call_id = request.call_id
         "On every line of the log."
-        self._early: list[tuple[Aor, Location, Collection[str]]] = []
+        self._early: tuple[tuple[Aor, Location, Collection[str]], ...] = ()
         self.ladder: Ladder | None = None
         if proxy.history is not None:
             self.ladder = proxy.history.arrived(request, transaction.flow.name)
@@ -295,12 +296,12 @@ class Forwarding:
     def heard_meanwhile(self, aor: Aor) -> bool:
         """Whether this user has registered while being looked up: what was found may be older."""
         heard = len(self._early)
-        self._early = [each for each in self._early if each[0] != aor]
+        self._early = tuple([each for each in self._early if each[0] != aor])
         return len(self._early) < heard
 
     def _hear_early(self, targets: TargetSet) -> None:
         """Registrations that came while the other users of ``targets`` were being looked up."""
-        early, self._early = self._early, []
+        early, self._early = self._early, ()
         known = {(target.device, target.uri, target.flow) for target in targets.all}
         for aor, location, devices in early:
             self.registered(aor, location, devices, known)
@@ -336,7 +337,7 @@ class Forwarding:
     ) -> None:
         """Devices of a watched user have registered; ``known`` ones were looked up just now."""
         if not self.started or self.context.falling_back:
-            self._early.append((aor, location, devices))
+            self._early += ((aor, location, devices),)
             return
         assert self.policy is not None
         self.seen[aor] = location
@@ -401,7 +402,7 @@ class Forwarding:
         attempt = self.attempts.get(branch.id)
         if branch.number and (attempt is None or attempt.handle is None):
             via = self._via_branch(branch.id)
-            self._expected.append(via)
+            self._expected += (via,)
             self.proxy.expected_answers[via] = partial(self._late_answer, branch.id)
 
     def _late_answer(self, branch: int, flow: Flow, response: Response) -> None:
@@ -452,7 +453,7 @@ class Forwarding:
         stored = self.proxy.held_calls.changed(self) if self._is_news else None
         self._is_news = False
         if self._finals:
-            finals, self._finals = self._finals, []
+            finals, self._finals = self._finals, ()
             # Not before it is stored: or a crash would bring the call back to life.
             if stored is None:
                 self._answer(finals)
@@ -482,7 +483,7 @@ class Forwarding:
                 self.proxy.tasks.spawn(self._push(branch, deadline))
             case Cancel(branch, cause):
                 if self._finals:  # as true as the answer, which a crash may still undo
-                    self._finals.append(partial(self._cancel, branch, cause))
+                    self._finals += (partial(self._cancel, branch, cause),)
                 else:
                     self._cancel(branch, cause)
             case Abandon(branch, moved):
@@ -704,7 +705,7 @@ class Forwarding:
 
     def sent_to(self, destination: str, fallbacks: Fallbacks) -> None:
         """The targets are those of this user, group or server; ``fallbacks`` are its own."""
-        self.destinations.append(destination)
+        self.destinations += (destination,)
         self.fallbacks = fallbacks
         may_go_on = self.context.invite and len(self.destinations) <= MAX_FALLBACKS
         self.context.fallback = bool(fallbacks) and may_go_on
@@ -713,7 +714,7 @@ class Forwarding:
     def way(self) -> Way:
         """Where it has been, as far as the response context knows."""
         return self._before or Way(
-            tuple(self.destinations), tuple(self.watched), self.fallbacks, tuple(self.diversions)
+            self.destinations, tuple(self.watched), self.fallbacks, self.diversions
         )
 
     @property
@@ -723,7 +724,7 @@ class Forwarding:
 
     def divert(self, status: int, cause: Cause | None) -> None:
         """The call goes on from where it was sent last."""
-        self.diversions.append(Diversion(self._origin, status, cause))
+        self.diversions += (Diversion(self._origin, status, cause),)
 
     def refuse(self, aor: Aor, status: int) -> None:
         """The user takes no calls now."""
@@ -741,7 +742,7 @@ class Forwarding:
                 targets = await self.proxy.fallback_targets(self, uri)
             except (LocationError, MessageError) as error:
                 self.warn("fallback_failed", to=uri, reason=str(error))
-            self.diversions.append(Diversion(origin, status, cause))
+            self.diversions += (Diversion(origin, status, cause),)
         self._before = None
         self._perform(self.context.fall_back(targets, self._now))
         self._hear_early(targets)
@@ -767,7 +768,7 @@ class Forwarding:
         if self.signs_in_as and says_wrong_password(self.request, response):
             self.proxy.tasks.spawn(self._refuse(response))
         elif is_final and self.proxy.held_calls.holds(self):
-            self._finals.append(partial(self.transaction.respond, response))
+            self._finals += (partial(self.transaction.respond, response),)
         elif not is_final and self._unstored is not None:
             self._unstored.append(response)
         else:
@@ -782,7 +783,7 @@ class Forwarding:
         self.transaction.respond(response)
 
     @staticmethod
-    def _answer(finals: list[Callable[[], None]]) -> None:
+    def _answer(finals: tuple[Callable[[], None], ...]) -> None:
         for say in finals:
             say()
 

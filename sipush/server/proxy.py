@@ -313,11 +313,11 @@ class Proxy:
             self, transaction, request, context, tag=held.tag, push_id=held.push_id
         )
         forwarding.caller_aor = held.caller_aor
-        forwarding.destinations = list(held.destinations)
+        forwarding.destinations = held.destinations
         forwarding.fallbacks = {Cause(cause): uri for cause, uri in held.fallbacks.items()}
-        forwarding.diversions = [
+        forwarding.diversions = tuple(
             Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
-        ]
+        )
         forwarding.policy = self._target_policy(request, _consents_to_calls)
         forwarding.created_epoch = held.created_epoch
         forwarding.cancel_reason = held.cancel_reason or None

@@ -401,6 +401,7 @@ class ClientTransactionHandle(ClientTransaction):
                 self._settle()
                 if self.state is State.ACCEPTED:  # an INVITE: nothing to ACK or CANCEL any more
                     self.request = _FORGOTTEN
+                    self._on_failure = _ignore
                 elif self.request.method != "INVITE":  # let go of whoever hears of it
                     self.request = _FORGOTTEN
                     self._on_response = self._on_failure = _ignore
