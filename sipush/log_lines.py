@@ -8,18 +8,18 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-REDACTED = "[redacted]"
+REDACTED: Final = "[redacted]"
 
-_SECRET_KEY = re.compile(
+_SECRET_KEY: Final = re.compile(
     r"(^|_)(token|tokens|password|secret|authorization|jwt|credentials|ha1|prid|auth)(_(md5|sha256))?$"
     r"|^(private_key|response|device_uid|pn_tok)$"
 )
 # Strangers choose what is searched: each run of characters is gone through once.
-SECRET_TEXT = re.compile(
+SECRET_TEXT: Final = re.compile(
     r"""
     (?P<label>
         (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
@@ -52,13 +52,13 @@ def device_name(device: str) -> str:
     return f"token {fingerprint(value)}" if kind == "token" else value
 
 
-_SHORTEST_TOKEN = 64
+_SHORTEST_TOKEN: Final = 64
 
-_LONGEST = 2000
+_LONGEST: Final = 2000
 "Characters of a text that are logged: strangers write names and Call-IDs of 60,000."
 
 #: Without any of these a text that is shorter than every token holds nothing to redact.
-_MAY_LEAD_TO_SECRET = re.compile(
+_MAY_LEAD_TO_SECRET: Final = re.compile(
     "auth|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_|://|eyj"
 ).search
 

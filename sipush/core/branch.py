@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from sipush.core.fallback import Cause
 from sipush.core.target_set import Target
@@ -156,7 +157,7 @@ Action = (
 )
 
 
-SUPERSEDED = 0
+SUPERSEDED: Final = 0
 "Status of a branch that another branch of the same device took over: it does not count."
 
 

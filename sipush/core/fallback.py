@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Final
 
 from sipush.sip.status import Status
 
@@ -22,7 +23,7 @@ class Cause(Enum):
 Fallbacks = Mapping[Cause, str]
 """The SIP URI that gets the call for each cause; a cause without one ends it."""
 
-_SENDING_FAILED = 477
+_SENDING_FAILED: Final = 477
 "Kamailio's own word for a connection that is gone."
 
 #: What a dead contact looks like when a proxy in between answers for it.
@@ -36,8 +37,8 @@ UNREACHABLE: frozenset[int] = frozenset(
     }
 )
 
-_BUSY = frozenset({Status.BUSY_HERE, Status.BUSY_EVERYWHERE})
-_BROKEN = frozenset({Status.SERVER_INTERNAL_ERROR, Status.SERVER_TIMEOUT})
+_BUSY: Final = frozenset({Status.BUSY_HERE, Status.BUSY_EVERYWHERE})
+_BROKEN: Final = frozenset({Status.SERVER_INTERNAL_ERROR, Status.SERVER_TIMEOUT})
 
 
 def cause_of(status: int, *, rang: bool) -> Cause | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from sipush.core.bindings import Binding
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
 from sipush.sip.uri import with_user
 
-ANY_CALL = "\n"
+ANY_CALL: Final = "\n"
 """In place of a Call-ID: the tokens of nodes are good for any. No Call-ID is equal to it, so that a
 token which a phone has seen in a dialog is not one of them."""
 
@@ -55,4 +56,4 @@ def _tail(node: str) -> str:
     return f"@{node.partition(':')[2]};{_MARK}>"
 
 
-_MARK = "lr;node"
+_MARK: Final = "lr;node"

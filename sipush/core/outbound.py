@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b, sha256, shake_256
 from hmac import compare_digest
+from typing import Final
 
 from sipush.core.bindings import Aor, without_reg_id
 
-_MAC_BYTES = 9
-_DAY_BYTES = 3
-_PURR_MAC_BYTES = 12
+_MAC_BYTES: Final = 9
+_DAY_BYTES: Final = 3
+_PURR_MAC_BYTES: Final = 12
 "With the day a multiple of three: no padding, which a URI parameter cannot hold."
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 from sipush.core.branch import (
     SUPERSEDED,
@@ -40,12 +41,12 @@ from sipush.sip.message import TRYING
 from sipush.sip.status import Status
 
 #: §13.3.1.1: a provisional is repeated every minute, or proxies on the way give up.
-RINGBACK_INTERVAL = 60.0
+RINGBACK_INTERVAL: Final = 60.0
 
 #: What says that a flow is gone, not that its device is (RFC 5626 §5.3.1).
-FLOW_GONE = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
+FLOW_GONE: Final = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 
-T1 = 0.5
+T1: Final = 0.5
 "Seconds in which a request and its response are there and back (§17.1.1.1)."
 
 #: Seconds until a device that is still ending the call is called again, and how often: it knows the
@@ -749,7 +750,7 @@ _REWRITTEN: dict[int, int] = {
     Status.SERVICE_UNAVAILABLE: Status.SERVER_INTERNAL_ERROR,
     Status.FLOW_FAILED: Status.TEMPORARILY_UNAVAILABLE,
 }
-_ACTIONABLE = frozenset({401, 407, 415, 420, 484})
+_ACTIONABLE: Final = frozenset({401, 407, 415, 420, 484})
 
 
 def _due(at: float | None, now: float) -> bool:

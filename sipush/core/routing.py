@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 from urllib.parse import quote
 from zlib import crc32
 
@@ -29,8 +30,8 @@ from sipush.sip.push_params import without_push_params
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
-DIALOG_FORMING = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
-_DEFAULT_MAX_BREADTH = 60
+DIALOG_FORMING: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
+_DEFAULT_MAX_BREADTH: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class Realm:
         return self.is_us(uri) or uri.host in self.domains or uri.host in self.aliases
 
 
-_SECURE = {"TLS": "tcp", "WSS": "ws"}
+_SECURE: Final = {"TLS": "tcp", "WSS": "ws"}
 "Transports with TLS, and the transport parameter of a sips: URI for each."
 
 
@@ -404,7 +405,7 @@ class Diversion:
         return _DIVERSION_REASONS[self.cause]
 
 
-_DIVERSION_REASONS = {
+_DIVERSION_REASONS: Final = {
     None: "unconditional",
     Cause.UNREACHABLE: "unavailable",
     Cause.NO_ANSWER: "no-answer",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sipush.core.bindings import Aor, PushRecord
 
-PATIENCE = 4.0
+PATIENCE: Final = 4.0
 "Seconds that a server may stay silent before the next one is tried."
 
 
@@ -127,7 +128,7 @@ class TargetSet:
         return tuple([target for turn in self.turns for target in turn.targets])
 
 
-NOWHERE = TargetSet(())
+NOWHERE: Final = TargetSet(())
 
 
 @dataclass(slots=True, init=False)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 import structlog
 
@@ -77,19 +77,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_REASONS = {
+_REASONS: Final = {
     CancelCause.ANSWERED_ELSEWHERE: 'SIP;cause=200;text="Call completed elsewhere"',
     CancelCause.DECLINED_ELSEWHERE: 'SIP;cause=603;text="Declined elsewhere"',
 }
 
 
-_CHALLENGES = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
+_CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 
 #: Seconds in which a device that is awake has answered. The caller's 100 is due after 0.2.
-_UNHEARD = 0.1
+_UNHEARD: Final = 0.1
 
 #: A call that has been sent on this often goes nowhere else.
-MAX_FALLBACKS = 5
+MAX_FALLBACKS: Final = 5
 
 
 class _Attempt:

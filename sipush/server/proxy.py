@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 import structlog
 
@@ -81,17 +81,17 @@ from sipush.turns import Turns
 
 log = structlog.get_logger()
 
-NON_INVITE_HOLD = 25.0
+NON_INVITE_HOLD: Final = 25.0
 "Seconds. After 32 the sender of a request that is no INVITE has given up (RFC 3261 §17.1.2.2)."
 
 
-_MAX_KNOWN = 10_000
+_MAX_KNOWN: Final = 10_000
 "Addresses of which is remembered whether they are peers."
 
-BETWEEN_FLOWS = 10.0
+BETWEEN_FLOWS: Final = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
-STORE_PATIENCE = 0.5
+STORE_PATIENCE: Final = 0.5
 "Seconds that a call for help waits to learn who calls."
 
 
@@ -825,5 +825,5 @@ async def _until_started(forwarding: Forwarding, work: Awaitable[None]) -> None:
             forwarding.finish()
 
 
-_IDENTITY = frozenset({"from", "to", "call-id", "cseq"})
+_IDENTITY: Final = frozenset({"from", "to", "call-id", "cseq"})
 """What a repeated request has in common with the first, with the branch of its top Via."""

@@ -6,6 +6,8 @@ a non-2xx final is delivered (a forking proxy downstream may send both, §16.7 s
 
 from __future__ import annotations
 
+from typing import Final
+
 from sipush.sip.headers import Headers
 from sipush.sip.message import Request, Response
 from sipush.sip.timers import Timer
@@ -106,8 +108,10 @@ NON_INVITE_ROWS = (
     Row(State.COMPLETED, Timer.K, "unreliable", State.TERMINATED, (TERMINATE,)),
 )
 
-_INVITE = {reliable: transitions(INVITE_ROWS, reliable) for reliable in (False, True)}
-_NON_INVITE = {reliable: transitions(NON_INVITE_ROWS, reliable) for reliable in (False, True)}
+_INVITE: Final = {reliable: transitions(INVITE_ROWS, reliable) for reliable in (False, True)}
+_NON_INVITE: Final = {
+    reliable: transitions(NON_INVITE_ROWS, reliable) for reliable in (False, True)
+}
 
 
 class ClientTransaction(Machine):
@@ -146,4 +150,4 @@ def _same_hop(request: Request, method: str) -> Request:
     return Request(method, request.uri, headers)
 
 
-_COPIED = frozenset({"from", "to", "call-id", "route"})
+_COPIED: Final = frozenset({"from", "to", "call-id", "route"})

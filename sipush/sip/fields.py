@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Final
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import (
@@ -72,11 +73,11 @@ class NameAddr:
         return f"{display}<{self.uri}>{format_params(self.params)}"
 
 
-_TAG = re.compile(r'[^\s;=<>"]+').fullmatch
-_NAME_ADDR = re.compile(
+_TAG: Final = re.compile(r'[^\s;=<>"]+').fullmatch
+_NAME_ADDR: Final = re.compile(
     rf"({QUOTED_STRING}[ \t]*|[^<>\"]*)<\s*([^<>\s:]*:[^<>\s]*)\s*>[ \t]*(;.*)?", re.DOTALL
 ).fullmatch
-_ADDR_SPEC = re.compile(r'\s*([^\s">;:]*:[^\s">;]*)\s*(;.*)?', re.DOTALL).fullmatch
+_ADDR_SPEC: Final = re.compile(r'\s*([^\s">;:]*:[^\s">;]*)\s*(;.*)?', re.DOTALL).fullmatch
 
 
 def parse_name_addr(text: str) -> NameAddr:
@@ -160,7 +161,7 @@ class Via:
         return f"SIP/2.0/{self.transport} {self.sent_by}{format_params(self.params)}"
 
 
-_VIA = re.compile(
+_VIA: Final = re.compile(
     rf"[Ss][Ii][Pp]\s*/\s*2\.0\s*/\s*({TOKEN})\s+"
     r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?:\s*:\s*([0-9]{1,5}))?\s*(;.*)?",
     re.DOTALL,
@@ -182,7 +183,7 @@ def parse_via(text: str) -> Via:
     return Via(transport.upper(), host, port, parse_params(params) if params else {})
 
 
-_PROTOCOLS = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "WS", "WSS")}
+_PROTOCOLS: Final = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "WS", "WSS")}
 
 
 def _usual_via(text: str) -> Via | None:
@@ -217,7 +218,7 @@ class CSeq:
         self.method = method
 
 
-METHODS = frozenset(
+METHODS: Final = frozenset(
     {
         *("ACK", "BYE", "CANCEL", "INFO", "INVITE", "MESSAGE", "NOTIFY", "OPTIONS", "PRACK"),
         *("PUBLISH", "REFER", "REGISTER", "SUBSCRIBE", "UPDATE"),
@@ -225,7 +226,7 @@ METHODS = frozenset(
 )
 "The usual ones."
 
-_CSEQ = re.compile(rf"([0-9]+)[ \t]\s*({TOKEN})").fullmatch
+_CSEQ: Final = re.compile(rf"([0-9]+)[ \t]\s*({TOKEN})").fullmatch
 
 
 def parse_cseq(text: str) -> CSeq:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 from urllib.parse import unquote
 
 #: token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~" )
-TOKEN_CHAR = r"[A-Za-z0-9\-.!%*_+`'~]"
-TOKEN = rf"{TOKEN_CHAR}+"
-is_token = re.compile(TOKEN).fullmatch
+TOKEN_CHAR: Final = r"[A-Za-z0-9\-.!%*_+`'~]"
+TOKEN: Final = rf"{TOKEN_CHAR}+"
+is_token: Final = re.compile(TOKEN).fullmatch
 
 #: quoted-string = SWS DQUOTE *(qdtext / quoted-pair ) DQUOTE
-QUOTED_TEXT = r'[^"\\]*(?:\\.[^"\\]*)*'
-QUOTED_STRING = rf'"{QUOTED_TEXT}"'
+QUOTED_TEXT: Final = r'[^"\\]*(?:\\.[^"\\]*)*'
+QUOTED_STRING: Final = rf'"{QUOTED_TEXT}"'
 
-_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+_QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 def unquote_string(text: str) -> str:
@@ -37,7 +38,7 @@ def unescape(text: str) -> str:
 
 
 #: What is skipped as a whole, or (group 1) the separator itself.
-_SEPARATORS = {
+_SEPARATORS: Final = {
     separator: re.compile(
         rf'{QUOTED_STRING}?|<[^">]*(?:{QUOTED_STRING}?[^">]*)*>?|({separator})', re.DOTALL
     )
@@ -45,7 +46,7 @@ _SEPARATORS = {
 }
 
 
-HUGE = 10**10
+HUGE: Final = 10**10
 "What a number with more than ten digits counts as."
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from sipush.sip.grammar import split_outside
 
 #: Compact forms (§7.3.3 and the IANA registry).
-COMPACT = {
+COMPACT: Final = {
     "a": "accept-contact",
     "b": "referred-by",
     "c": "content-type",
@@ -31,7 +32,7 @@ COMPACT = {
 }
 
 # fmt: off
-_USUAL = [
+_USUAL: Final = [
     "Accept", "Accept-Encoding", "Accept-Language", "Alert-Info", "Allow", "Allow-Events",
     "Authorization", "Call-ID", "Call-Info", "Contact", "Content-Disposition", "Content-Encoding",
     "Content-Length", "Content-Type", "CSeq", "Date", "Diversion", "Event", "Expires",
@@ -47,7 +48,7 @@ _USUAL = [
 # fmt: on
 
 #: The canonical name of each spelling that is usual on the wire: one look-up instead of a parse.
-CANONICAL = COMPACT | {
+CANONICAL: Final = COMPACT | {
     spelling: name.lower() for name in _USUAL for spelling in (name, name.lower())
 }
 

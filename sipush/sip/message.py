@@ -26,12 +26,12 @@ from sipush.sip.headers import CANONICAL, Headers, canonical_name
 from sipush.sip.status import PHRASES, Status
 from sipush.sip.uri import SipUri, parse_sip_uri
 
-VERSION = "SIP/2.0"
-BRANCH_COOKIE = "z9hG4bK"
+VERSION: Final = "SIP/2.0"
+BRANCH_COOKIE: Final = "z9hG4bK"
 DEFAULT_MAX_FORWARDS: Final = 70
 TRYING: Final = 100
 "``Status.TRYING`` on busy paths: looking up the member of an enum takes longer than the rest."
-MAX_HEADER_LINES = 1000
+MAX_HEADER_LINES: Final = 1000
 "What is parsed at all; ``validation.MessageLimits`` is what is accepted."
 
 
@@ -127,7 +127,7 @@ def _shared_name_addr(value: str) -> NameAddr:
     return parse_name_addr(value)
 
 
-_SHORT = 200
+_SHORT: Final = 200
 "Characters: strangers write headers that fill a store of them."
 
 
@@ -266,9 +266,9 @@ def _parse_start_line(
     return message, None
 
 
-_STATUS_CODES = {str(code): code for code in range(100, 700)}
-_VERSION = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
-_SPACE = re.compile(r"\s").search
+_STATUS_CODES: Final = {str(code): code for code in range(100, 700)}
+_VERSION: Final = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
+_SPACE: Final = re.compile(r"\s").search
 
 
 def content_length(message: Message) -> int | None:
@@ -328,7 +328,7 @@ def make_response(
     return Response(status, reason, Headers(fields))
 
 
-_TAG = re.compile(r";\s*tag\s*=", re.IGNORECASE)
+_TAG: Final = re.compile(r";\s*tag\s*=", re.IGNORECASE)
 
 
 def _tagged(to_line: str, tag: str) -> str:
@@ -336,4 +336,4 @@ def _tagged(to_line: str, tag: str) -> str:
     return to_line if params and _TAG.search(params) else f"{to_line};tag={tag}"
 
 
-_COPIED = frozenset({"via", "from", "to", "call-id", "cseq", "timestamp"})
+_COPIED: Final = frozenset({"via", "from", "to", "call-id", "cseq", "timestamp"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 
 class Timer(Enum):
@@ -41,8 +42,8 @@ class Timer(Enum):
     "Wait for the final response to an INVITE that was cancelled (§9.1)."
 
 
-_DOUBLED = frozenset({Timer.A, Timer.E, Timer.G})
-_WAIT_T4 = frozenset({Timer.I, Timer.K})
+_DOUBLED: Final = frozenset({Timer.A, Timer.E, Timer.G})
+_WAIT_T4: Final = frozenset({Timer.I, Timer.K})
 
 
 @dataclass(frozen=True, slots=True)

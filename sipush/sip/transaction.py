@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from sipush.sip.fields import Via
 from sipush.sip.message import BRANCH_COOKIE, Request, Response
@@ -99,7 +99,7 @@ class Terminate(Enum):
     TERMINATE = "Terminate"
 
 
-TERMINATE = Terminate.TERMINATE
+TERMINATE: Final = Terminate.TERMINATE
 Action = Send | Deliver | SetTimer | Terminate
 Transport = Literal["any", "unreliable", "reliable"]
 

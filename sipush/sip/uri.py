@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 from urllib.parse import quote
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import is_plain_host, number, unescape
 
-_SIP_URI = re.compile(
+_SIP_URI: Final = re.compile(
     r"""
     ([Ss][Ii][Pp][Ss]?):
     (?:([^@:<>"\s]+)(?::([^@<>"\s]*))?@)?  # user, password
@@ -145,11 +146,11 @@ def with_user(server: str, user: str) -> str:
     return f"{scheme}:{quote(user, safe=_UNESCAPED, errors='surrogateescape')}@{rest}"
 
 
-_UNESCAPED = "-_.!~*'()&=+$,;?/"
+_UNESCAPED: Final = "-_.!~*'()&=+$,;?/"
 "What may stand in the user part as it is (§25.1)."
 
 
-_PLAIN_USER = re.compile(r"[\w.+\-]+").fullmatch
+_PLAIN_USER: Final = re.compile(r"[\w.+\-]+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +173,11 @@ def parse_tel_uri(text: str) -> TelUri | None:
     return TelUri(number, context["value"].lower() if context else "")
 
 
-_TEL_URI = re.compile(
+_TEL_URI: Final = re.compile(
     r"tel:(?P<number>\+?[0-9A-F*#.()\-]+)(?P<params>(?:;[^;<>\"\s]+)*)", re.IGNORECASE
 )
-_PHONE_CONTEXT = re.compile(r";phone-context=(?P<value>[^;]+)", re.IGNORECASE)
-_VISUAL_SEPARATORS = str.maketrans("", "", "-.()")
+_PHONE_CONTEXT: Final = re.compile(r";phone-context=(?P<value>[^;]+)", re.IGNORECASE)
+_VISUAL_SEPARATORS: Final = str.maketrans("", "", "-.()")
 
 
 def contact_key(uri: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, Via
@@ -16,7 +17,7 @@ from sipush.sip.message import Message, Request
 from sipush.sip.status import Status
 
 #: Header fields that may appear once (§7.3.1), as far as anybody here acts on them.
-_SINGLE = {
+_SINGLE: Final = {
     "to": "To",
     "from": "From",
     "call-id": "Call-ID",
@@ -27,10 +28,10 @@ _SINGLE = {
     "expires": "Expires",
 }
 
-_EMPTY_ELEMENT = re.compile(r"[;,](?:\s*[;,]|(?<=,)\s*$)").search
+_EMPTY_ELEMENT: Final = re.compile(r"[;,](?:\s*[;,]|(?<=,)\s*$)").search
 
 #: Schemes a Request-URI may have; what to do with each is routing's business.
-_REQUEST_URI_SCHEMES = frozenset({"sip", "sips", "tel", "urn"})
+_REQUEST_URI_SCHEMES: Final = frozenset({"sip", "sips", "tel", "urn"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class MessageLimits:
     "Bytes."
 
 
-NO_LIMITS = MessageLimits(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+NO_LIMITS: Final = MessageLimits(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 
 
 def check(message: Message, limits: MessageLimits = NO_LIMITS) -> Via:
@@ -167,5 +168,5 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
     request.headers.replace_first_line("via", f"{stamped};received={host}{line[end:]}")
 
 
-_RECEIVED = re.compile(r";\s*received\s*=[^;]*", re.IGNORECASE)
-_RPORT = re.compile(r";\s*rport\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
+_RECEIVED: Final = re.compile(r";\s*received\s*=[^;]*", re.IGNORECASE)
+_RPORT: Final = re.compile(r";\s*rport\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
