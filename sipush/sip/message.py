@@ -209,8 +209,7 @@ def parse_head(head: bytes) -> Request | Response:
     Raises MessageError: 505 for another SIP version, else 400; its ``message`` holds what could be
     read of a request, so that it can be answered.
     """
-    text = head.decode("utf-8", "surrogateescape")
-    lines = text.split("\r\n", MAX_HEADER_LINES + 1)
+    lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
     start_line = lines.pop(0)
     fields: list[tuple[str, str]] = []
     fault: MessageError | None = None
@@ -218,7 +217,8 @@ def parse_head(head: bytes) -> Request | Response:
         fault = MessageError("Too Many Header Fields")
         del lines[-1]
     # A lone CR or LF may end a line for the next hop, and hide a header in it.
-    stray = text.count("\r") != len(lines) or text.count("\n") != len(lines)
+    text = "".join(lines)
+    stray = "\r" in text or "\n" in text
     usual = CANONICAL
     for line in lines:
         colon = line.find(":")
