@@ -440,15 +440,13 @@ def forward_request(
         breadth = 1
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
-    ours = {
-        "max-forwards": f"Max-Forwards: {hops_left(request)}",
-        "max-breadth": f"Max-Breadth: {breadth}",
-    }
+    headers = request.headers.copy()
+    if not to_registrar:
+        headers.remove("proxy-authorization")
+    headers.set("Max-Forwards", str(hops_left(request)))
+    headers.set("Max-Breadth", str(breadth))
     if push_id:
-        ours["x-push-id"] = f"X-Push-Id: {push_id}"
-    headers = Headers(_with(request.headers.fields, ours))
-    if to_registrar:
-        headers.extend(request.headers.lines("proxy-authorization"))
+        headers.set("X-Push-Id", push_id)
     for uri in record_routes:
         headers.prepend("Record-Route", f"<{uri}>")
     for value in reversed(target.route):
@@ -465,24 +463,6 @@ def hops_left(request: Request) -> int:
     if "max-forwards" not in request.headers.first:
         return DEFAULT_MAX_FORWARDS
     return request.max_forwards - 1
-
-
-def _with(fields: Iterable[tuple[str, str]], ours: dict[str, str]) -> list[tuple[str, str]]:
-    """The fields with our lines, each where the first of its name stood, else at the end.
-
-    Without credentials, which are meant for us.
-    """
-    changed: list[tuple[str, str]] = []
-    left = dict(ours)
-    for field in fields:
-        name = field[0]
-        if name not in ours:
-            if name != "proxy-authorization":
-                changed.append(field)
-        elif name in left:
-            changed.append((name, left.pop(name)))
-    changed += left.items()
-    return changed
 
 
 def _add_diversions(request: Request, diversions: Sequence[Diversion], target: Target) -> None:

@@ -143,10 +143,12 @@ class ProxyPolicy:
 
     def registrar_of(self, aor: Aor) -> str | None:
         """The registrar of a user, unless we are that."""
-        return self.registrars.get(aor.rpartition("@")[2])
+        return self.registrars.get(aor.rpartition("@")[2]) if self.registrars else None
 
     def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
         """Where calls to a user or group go; ``stored``: what the store has for a user."""
+        if not self.fallbacks and not stored:
+            return {}
         own = self.fallbacks.get(aor) or for_every_cause(stored)
         return {**self.fallbacks.get(aor.rpartition("@")[2], {}), **own}
 
@@ -493,8 +495,10 @@ class Proxy:
         """
         bindings: Sequence[Binding] = ()
         if token.aor:
-            with suppress(LocationError):
+            try:
                 bindings = (await self.locations.lookup(token.aor, time.time())).bindings
+            except LocationError:
+                bindings = ()  # as if it were where it was
         return self.side(token, request, bindings)
 
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:

@@ -98,6 +98,6 @@ def parse_params(text: str) -> dict[str, str | None]:
             continue
         name, equals, value = part.partition("=")
         name = name.strip().lower()
-        if name and name not in params:
-            params[name] = value.strip() if equals else None
+        if name:
+            params.setdefault(name, value.strip() if equals else None)
     return params

@@ -109,7 +109,9 @@ class Headers:
 
     def copy(self) -> Headers:
         """A shallow copy: its own list of the same lines."""
-        return Headers(self.fields)
+        other = Headers(self.fields)
+        other._first, other._repeated = self._first.copy(), self._repeated
+        return other
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self.fields)
@@ -169,7 +171,8 @@ class Headers:
         """Remove every line with this name."""
         first = self._first or self._find_first()
         if name in first:
-            self.fields = [field for field in self.fields if field[0] != name]
+            while (index := self._index(name)) >= 0:
+                del self.fields[index]
             del first[name]
 
     def set(self, name: str, value: str) -> None:

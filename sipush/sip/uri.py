@@ -165,6 +165,8 @@ class TelUri:
 
 def parse_tel_uri(text: str) -> TelUri | None:
     """Parse a tel: URI; None when it is none."""
+    if text[:3].lower() != "tel":
+        return None
     match = _TEL_URI.fullmatch(text)
     number = match["number"].translate(_VISUAL_SEPARATORS) if match else ""
     if match is None or not number:
