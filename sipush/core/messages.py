@@ -135,18 +135,24 @@ class ArrivalState(Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Arrival:
     """One MESSAGE from its arrival to its final response."""
 
     storable: bool
-    state: ArrivalState = ArrivalState.TRYING
-    statuses: list[int] = field(default_factory=list)
+    state: ArrivalState
+    statuses: list[int]
     "What each device answered; 0: nothing yet."
-    asleep: bool = False
+    asleep: bool
     "The user has a device that was not tried, or none at all: one may register."
-    behind: bool = False
+    behind: bool
     "Earlier messages wait for a device that seems to be awake."
+
+    def __init__(self, storable: bool) -> None:
+        self.storable = storable
+        self.state = ArrivalState.TRYING
+        self.statuses = []
+        self.asleep = self.behind = False
 
     def start(self, awake: int, *, asleep: bool, waiting: bool) -> list[ArrivalAction]:
         """Try ``awake`` devices; ``waiting``: unless earlier messages must come first."""

@@ -12,7 +12,6 @@ from sipush.core.routing import forward_request, strip_push_params
 from sipush.core.target_set import Target
 from sipush.errors import ProtocolError
 from sipush.sip.grammar import number
-from sipush.sip.headers import Headers
 from sipush.sip.message import Request, parse_datagram
 
 COMPOSING = "application/im-iscomposing+xml"
@@ -84,8 +83,9 @@ def from_sender(request: Request) -> Request:
 
     Raises MessageError.
     """
-    kept = [field for field in request.headers.fields if field[0] not in _PUSH_IDS]
-    clean = request.like(request.uri, Headers(kept))
+    clean = request.like(request.uri, request.headers.copy())
+    for name in _PUSH_IDS:
+        clean.headers.remove(name)
     strip_push_params(clean)
     return clean
 
@@ -116,14 +116,18 @@ def to_deliver(message: StoredMessage, target: Target) -> Request:
 
 def shown(request: Request) -> Shown:
     """Type and, where it is plain, text of a MESSAGE; of what a CPIM wrapper holds (RFC 3862)."""
-    mime_type, body = _mime_type(request.headers.get("content-type")), request.body
-    if mime_type == _CPIM:
-        mime_type, body = _unwrapped(body)
+    mime_type, body = _content(request)
     if mime_type in _SILENT:
         return Shown(mime_type, "", silent=True)
     if mime_type == "text/plain":
         return Shown(mime_type, body.decode("utf-8", "replace"))
     return Shown(mime_type, "New message")
+
+
+def _content(request: Request) -> tuple[str, bytes]:
+    """Type and body, of what a CPIM wrapper holds."""
+    mime_type = _mime_type(request.headers.get("content-type"))
+    return _unwrapped(request.body) if mime_type == _CPIM else (mime_type, request.body)
 
 
 def _unwrapped(body: bytes) -> tuple[str, bytes]:
@@ -141,4 +145,4 @@ def _mime_type(value: str | None) -> str:
 
 def is_composing(request: Request) -> bool:
     """Whether it says only that somebody is typing."""
-    return shown(request).mime_type == COMPOSING
+    return _content(request)[0] == COMPOSING
