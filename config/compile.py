@@ -18,16 +18,8 @@ MODULES = [
         Path("sipush/server", f"{name}.py")
         for name in (
             *("acknowledgements", "answers", "endpoint", "forwarding", "gate", "held_calls"),
-            *(
-                "locations",
-                "message_arrival",
-                "messages",
-                "proxy",
-                "push_bucket",
-                "registrar",
-                "subscribers",
-            ),
-            *("timer_wheel", "transactions", "waking"),
+            *("locations", "message_arrival", "messages", "proxy", "push_bucket", "registrar"),
+            *("subscribers", "timer_wheel", "transactions", "waking"),
         )
     ),
     *(

@@ -291,7 +291,9 @@ def parse_datagram(data: bytes) -> Request | Response:
 
     Raises MessageError.
     """
-    head, separator, body = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
+    if data[:1] in (b"\r", b"\n"):
+        data = data.lstrip(b"\r\n")
+    head, separator, body = data.partition(b"\r\n\r\n")
     if not separator:
         head = head.removesuffix(b"\r\n")
     message = parse_head(head)
