@@ -206,7 +206,8 @@ class Proxy:
     @property
     def route_key(self) -> bytes:
         """Makes our Record-Routes."""
-        return route_key(self.key, self.policy.node)
+        node = self.policy.node
+        return route_key(self.key, node) if node else self.key
 
     # -- requests --
 

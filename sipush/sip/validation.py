@@ -78,8 +78,9 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
     headers = message.headers
     if len(headers.fields) > limits.header_lines:
         raise MessageError("Too Many Header Fields")
-    if headers.repeated and not _SINGLE.keys().isdisjoint(headers.repeated):
-        _check_repeated(headers)
+    for name in headers.repeated:
+        if name in _SINGLE:
+            _check_repeated(headers)
     vias = headers.lines("via")
     for _, line in vias:
         if _may_have_empty_element(line) and _EMPTY_ELEMENT(line):
