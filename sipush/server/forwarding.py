@@ -88,6 +88,9 @@ _CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION
 #: Seconds in which a device that is awake has answered. The caller's 100 is due after 0.2.
 _UNHEARD: Final = 0.1
 
+#: Seconds between looks at a timer that is far off: the wheel keeps it when the call has ended.
+_LOOK_AGAIN: Final = 30.0
+
 #: A call that has been sent on this often goes nowhere else.
 MAX_FALLBACKS: Final = 5
 
@@ -510,8 +513,10 @@ class Forwarding:
             self._timer.cancel()
             self._timer = None
         if at is not None:
-            self._timer_at = at
-            self._timer = self.proxy.layer.wheel.call_later(at - self._now, self._timer_fired)
+            now = self._now
+            self._timer_at = min(at, now + _LOOK_AGAIN)
+            wheel = self.proxy.layer.wheel
+            self._timer = wheel.call_later(self._timer_at - now, self._timer_fired)
 
     def _next_timer(self) -> float | None:
         at, unheard_at = self.context.next_timer(), self._unheard_at

@@ -41,8 +41,9 @@ class Alarm:
 
     def timer_fired(self, timer: Timer) -> None:
         """Its time has come (the wheel's business)."""
-        if self._call is not None:
-            self._call()
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 class _Bucket:
