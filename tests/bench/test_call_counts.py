@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-LIMITS = {"register": 800, "refresh": 500, "call": 2990, "message": 820, "wake": 5020}
+LIMITS = {"register": 800, "refresh": 500, "call": 2830, "message": 795, "wake": 4750}
 
 
 @pytest.fixture(scope="module")
