@@ -1,15 +1,17 @@
-"""Tasks that cannot vanish: kept while they run, loud when they fail."""
+"""Work that cannot vanish: kept while it runs, loud when it fails."""
 
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
 
 log = structlog.get_logger()
+
+_Work = Coroutine[Any, Any, None]
 
 
 class Tasks:
@@ -17,33 +19,43 @@ class Tasks:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
+        self._waiting: dict[_Work, asyncio.Future[Any]] = {}
+        "What was started, and what it waits for."
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start ``work``; an exception that escapes it is our bug and is logged with its trace."""
+    def spawn(self, work: _Work) -> asyncio.Task[None]:
+        """Make ``work`` a task; an exception that escapes it is our bug, logged with its trace."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` now as far as it gets without waiting; only what is left becomes a task.
+    def start(self, work: _Work) -> None:
+        """Run ``work`` now, as far as it gets without waiting; it goes on when it need not wait.
 
-        Most requests wait for nothing, and a task costs as much as answering them. As long as it
-        has not waited there is no current task, which ``asyncio.timeout`` needs.
+        It is no task, which would cost as much as answering a request: there is no current task,
+        which ``asyncio.timeout`` needs. ``asyncio.wait``, ``gather`` and ``sleep`` need none.
         """
         try:
             waits_for = work.send(None)
-        except StopIteration:
+        except (StopIteration, asyncio.CancelledError):
             return
         except Exception as error:
             log.error("internal_error", exc_info=error)
             return
-        self.spawn(_go_on(work, waits_for))
+        if waits_for is None:  # ``sleep(0)``
+            waits_for = asyncio.ensure_future(asyncio.sleep(0))
+        waits_for._asyncio_future_blocking = False  # as a task tells that it has taken it
+        self._waiting[work] = waits_for
+        waits_for.add_done_callback(partial(self._go_on, work))
+
+    def _go_on(self, work: _Work, _: asyncio.Future[Any]) -> None:
+        del self._waiting[work]
+        self.start(work)
 
     @property
     def running(self) -> int:
         """How many have not ended."""
-        return len(self._running)
+        return len(self._running) + len(self._waiting)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -53,28 +65,15 @@ class Tasks:
     async def finish(self) -> None:
         """Wait for what still runs."""
         await asyncio.gather(*self._running, return_exceptions=True)
+        while self._waiting:
+            await asyncio.wait(self._waiting.values())
 
     async def close(self) -> None:
         """Cancel what still runs and wait for it."""
         for task in self._running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-
-async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    await _rest(work, waits_for)
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """The rest of a coroutine that has been started and ``waits_for`` something."""
-    try:
-        while True:
-            try:
-                received = yield waits_for
-            except BaseException as error:
-                waits_for = work.throw(error)
-            else:
-                waits_for = work.send(received)
-    except StopIteration:
-        return
+        while self._waiting:  # what was just to go on may wait anew
+            for waits_for in self._waiting.values():
+                waits_for.cancel()
+            await asyncio.wait(self._waiting.values())
+        await self.finish()
