@@ -125,7 +125,7 @@ class RedisStore:
         key = self._key(record.aor, b"push")
         text = rows.push_record_text(record)
         device = rows.encode(record.device)
-        removed = await self._redis.call(b"1", key, device, text, script=REMOVE_PUSH_RECORD)
+        removed = await self._redis.call(key, device, text, script=REMOVE_PUSH_RECORD)
         return bool(removed)
 
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
@@ -146,9 +146,8 @@ class RedisStore:
         floor = int(message.stored_epoch)
         while True:
             counter = self._prefix + b":message-id"
-            number = await self._redis.call(b"1", counter, b"%d" % floor, script=NEXT_ID)
+            number = await self._redis.call(counter, b"%d" % floor, script=NEXT_ID)
             outcome, held = await self._redis.call(
-                b"1",
                 self._key(message.aor, b"messages"),
                 repr(message.stored_epoch).encode(),
                 rows.message_field(replace(message, id=number)),
@@ -191,7 +190,7 @@ class RedisStore:
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their sorted set."""
         now = repr(now_epoch).encode()
-        due = await self._redis.call(b"1", self._refreshes, now, script=TAKE_REFRESHES)
+        due = await self._redis.call(self._refreshes, now, script=TAKE_REFRESHES)
         return [rows.refresh_of(member) for member in due]
 
     async def put_held_call(
@@ -208,7 +207,7 @@ class RedisStore:
         self, key: bytes, field: bytes, held: bytes, written: Written | None
     ) -> bool:
         until = asyncio.get_running_loop().time() + self._clock_ahead + self._timeout
-        args = (b"1", key, repr(until).encode(), field, held)
+        args = (key, repr(until).encode(), field, held)
         return bool(await self._redis.call(*args, script=PUT_HELD_CALL, written=written))
 
     async def _read_clock(self) -> None:
@@ -224,7 +223,6 @@ class RedisStore:
     async def claim_held_calls(self, owner: str, lease: float, *, own: bool) -> list[bytes]:
         """Take over the calls of owners whose lease has run out by Redis's clock."""
         calls: list[bytes] = await self._redis.call(
-            b"1",
             self._prefix + b":{held}:leases",
             self._held_calls(""),
             rows.encode(owner),
@@ -297,7 +295,7 @@ class RedisStore:
 
     def _keys(self, aor: Aor) -> tuple[bytes, ...]:
         tag = self._prefix + b":{" + rows.encode(aor) + b"}:"
-        return b"3", tag + b"bindings", tag + b"push", tag + b"messages"
+        return tag + b"bindings", tag + b"push", tag + b"messages"
 
     def _aor(self, key: bytes) -> Aor:
         return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])
@@ -324,9 +322,11 @@ class RedisStore:
                 asyncio.get_running_loop().call_soon(missed, since_epoch)
 
     def heard(self, message: bytes) -> None:
-        """A node has stored a Registration."""
-        node, _, aor = message.partition(b" ")
-        if node != self._node:
+        """A node has stored Registrations."""
+        node, _, aors = message.partition(b" ")
+        if node == self._node:
+            return
+        for aor in aors.split(b"\n%b " % node):  # an AOR may have a line break in it
             for listener in self._listeners:
                 asyncio.get_running_loop().call_soon(listener, rows.decode(aor))
 

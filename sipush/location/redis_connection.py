@@ -34,6 +34,9 @@ _pack: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: igno
 MAX_PIPELINE = 256
 "Commands sent before the replies of those before them are in: what a stalled Redis can hold."
 
+MAX_TOGETHER = 24
+"Who share a script: one may keep Redis from all others for half a millisecond."
+
 MAX_QUEUED = 10_000
 "Commands waiting for their turn; beyond it they are refused at once."
 
@@ -53,9 +56,12 @@ _SENTINEL_PORT = 26379
 
 
 class _Command:
-    """A command, or a script's keys and arguments, and who waits for the reply."""
+    """A command, or a script's keys and arguments, and who waits for the reply.
 
-    __slots__ = ("args", "future", "script", "written")
+    Of a script that takes ``many``, the keys and arguments of each who waits.
+    """
+
+    __slots__ = ("args", "futures", "script", "written")
 
     def __init__(
         self,
@@ -64,16 +70,33 @@ class _Command:
         future: asyncio.Future[Any],
         written: Callable[[], None] | None = None,
     ) -> None:
-        self.args = args
+        self.args = [args]
         self.script = script
-        self.future = future
+        self.futures = [future]
         self.written = written
+
+    def takes(self, script: Script | None) -> bool:
+        """Whether it may run a script for one more."""
+        return (
+            script is not None
+            and script is self.script
+            and script.many
+            and len(self.futures) < MAX_TOGETHER
+        )
 
     def packed(self) -> bytes:
         """As it is sent, a script by its digest."""
-        if self.script is None:
-            return _pack(self.args)
-        return _pack((b"EVALSHA", self.script.sha, *self.args))
+        script = self.script
+        if script is None:
+            return _pack(self.args[0])
+        sent = [b"EVALSHA", script.sha, b"%d" % (script.keys * len(self.args))]
+        for args in self.args:
+            sent += args[: script.keys]
+        for args in self.args:
+            if script.many:
+                sent.append(b"%d" % (len(args) - script.keys))
+            sent += args[script.keys :]
+        return _pack(tuple(sent))
 
     def tell_written(self) -> None:
         """That it is out of our hands."""
@@ -242,7 +265,7 @@ class RedisPipeline:
         tracked: bool = False,
         written: Callable[[], None] | None = None,
     ) -> asyncio.Future[Any]:
-        """The reply to a command, or to ``script`` with its number of keys, keys and arguments.
+        """The reply to a command, or to ``script`` with its keys and arguments.
 
         With ``tracked``, and if it ``tracks``, Redis tells when what was read is changed.
         ``written`` is called, at the latest when a reply comes that is true, as soon as a Redis
@@ -258,6 +281,10 @@ class RedisPipeline:
         future: asyncio.Future[Any] = loop.create_future()
         if tracked and self.tracks:
             self._waiting.append(_unawaited(_TRACK_NEXT))
+        if self._waiting and self._waiting[-1].takes(script):
+            self._waiting[-1].args.append(args)
+            self._waiting[-1].futures.append(future)
+            return future
         self._waiting.append(_Command(args, script, future, written))
         self._tells = self._tells or written is not None
         if not self._busy:
@@ -268,7 +295,7 @@ class RedisPipeline:
     async def close(self) -> None:
         """Let what is queued finish, then disconnect."""
         self._closed = True
-        if futures := [command.future for command in self._unanswered()]:
+        if futures := [future for command in self._unanswered() for future in command.futures]:
             await asyncio.wait(futures)
         if self._link is not None:
             await self._link.close()
@@ -315,7 +342,7 @@ class RedisPipeline:
                 if command.written is not None and self._sent and size > READ_AT_ONCE:
                     break  # the next pipeline begins with it
             self._sent.append(self._waiting.popleft())
-        if self._waiting and self._sent[-1].args is _TRACK_NEXT:
+        if self._waiting and self._sent[-1].args[0] is _TRACK_NEXT:
             self._sent.append(self._waiting.popleft())  # nothing may come between the two
         self._may_reconnect = self._link is not None
         self._may_load = True
@@ -365,15 +392,31 @@ class RedisPipeline:
                 return
             if str(reply).startswith("NOSCRIPT") and self._may_load:
                 self._forgotten.append(command)
-            elif not command.future.done():
-                command.future.set_exception(LocationError(self._explain(reply)))
-        elif not command.future.done():
-            command.future.set_result(reply)
+            else:
+                self._refuse(command, self._explain(reply))
+        elif command.script is not None and command.script.many:
+            for future, part in zip(command.futures, reply, strict=True):
+                self._settle(future, part)
+        else:
+            self._settle(command.futures[0], reply)
             if reply:
                 command.tell_written()
         self._sent.popleft()
         if not self._sent:
             self._go_on()
+
+    def _settle(self, future: asyncio.Future[Any], reply: Any) -> None:
+        if future.done():
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            future.set_exception(LocationError(self._explain(reply)))
+        else:
+            future.set_result(reply)
+
+    def _refuse(self, command: _Command, reason: str) -> None:
+        for future in command.futures:
+            if not future.done():
+                future.set_exception(LocationError(reason))
 
     def _go_on(self) -> None:
         """A pipeline has been answered."""
@@ -419,8 +462,7 @@ class RedisPipeline:
         self._busy = False
         reason = self._explain(error)
         for command in failed:
-            if not command.future.done():
-                command.future.set_exception(LocationError(reason))
+            self._refuse(command, reason)
 
     def _drop_link(self) -> None:
         if self._link is not None:

@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -109,6 +110,31 @@ async def test_what_is_asked_at_once_travels_together(store: RedisStore, redis_c
     await asyncio.gather(*(store.bind(registration(row)) for row in rows))
     assert (await redis_cli.info("commandstats"))["cmdstat_hset"]["calls"] == 64
     assert (await redis_cli.info("stats"))["total_reads_processed"] < 20
+
+
+async def test_one_of_many_that_fails_spares_the_others(
+    store: RedisStore, other_node: RedisStore, redis_cli: Redis
+):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    other_node.listen(heard.put_nowait)
+    await other_node.open()
+    rows = [binding(aor=f"{n}@example.com") for n in range(60)]
+    await redis_cli.set("sipush:{20@example.com}:bindings", "mine")
+    await store.bind(registration(replace(rows[30], cseq=7)))
+    await redis_cli.config_resetstat()
+    outcomes = await asyncio.gather(
+        *(store.bind(registration(row)) for row in rows), return_exceptions=True
+    )
+    assert (await redis_cli.info("commandstats"))["cmdstat_evalsha"]["calls"] == 3
+    failed, refused = outcomes.pop(20), outcomes.pop(29)
+    assert isinstance(failed, LocationError)
+    assert "WRONGTYPE" in str(failed)
+    assert refused is Refusal.OUT_OF_ORDER
+    stored = rows[:20] + rows[21:30] + rows[31:]
+    assert outcomes == [Location((row,)) for row in stored]
+    async with asyncio.timeout(5):
+        told = [await heard.get() for _ in range(59)]
+    assert told == [rows[30].aor, *(row.aor for row in stored)]
 
 
 async def test_a_killed_redis_is_an_error_and_a_restarted_one_is_used(
@@ -262,10 +288,10 @@ async def test_another_node_hears_of_a_registration(store: RedisStore, other_nod
     heard: asyncio.Queue[str] = asyncio.Queue()
     other_node.listen(heard.put_nowait)
     await other_node.open()
-    odd = "mit leer}zeichen\udce9@example.com"
-    await store.bind(registration(binding(aor=odd)))
+    odd = ("mit leer}zeichen\udce9@example.com", "mit\numbruch@example.com", "\n @example.com")
+    await asyncio.gather(*(store.bind(registration(binding(aor=aor))) for aor in odd))
     async with asyncio.timeout(5):
-        assert await heard.get() == odd
+        assert tuple([await heard.get() for _ in odd]) == odd
 
 
 async def test_a_node_does_not_hear_itself(store: RedisStore, other_node: RedisStore):
