@@ -81,10 +81,11 @@ class RedisStore:
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
-        reply = await self._redis.call(*self._keys(aor), script=LOOKUP)
-        bindings = [rows.binding_of(aor, text) for text in reply[0]]
-        records = [rows.push_record_of(aor, text) for text in reply[1]]
-        return live(bindings, records, now_epoch, reply[2] > 1)
+        stored, messages = await self._redis.call(*self._keys(aor), script=LOOKUP)
+        lines = [row.partition(b"\n") for row in stored]
+        bindings = [rows.binding_of(aor, line) for line, _, _ in lines if line]
+        records = [rows.push_record_of(aor, line) for _, _, line in lines if line]
+        return live(bindings, records, now_epoch, messages > 1)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""
@@ -105,24 +106,25 @@ class RedisStore:
         if isinstance(reply, int):
             return Location(registration.bind, registration.push, bool(reply))
         # A number is the place of a row that we sent.
+        sent = rows.rows_of(registration)
+        bindings = [
+            sent[row - 1].binding if isinstance(row, int) else rows.binding_of(aor, row)
+            for row in reply[0]
+        ]
+        records = [
+            sent[row - 1].record if isinstance(row, int) else rows.push_record_of(aor, row)
+            for row in reply[1]
+        ]
         return live(
-            [
-                registration.bind[row - 1] if isinstance(row, int) else rows.binding_of(aor, row)
-                for row in reply[0]
-            ],
-            [
-                registration.push[row - 1]
-                if isinstance(row, int)
-                else rows.push_record_of(aor, row)
-                for row in reply[1]
-            ],
+            [binding for binding in bindings if binding],
+            [record for record in records if record],
             registration.now_epoch,
             bool(reply[2]),
         )
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
-        key = self._key(record.aor, b"push")
+        key = self._key(record.aor, b"devices")
         text = rows.push_record_text(record)
         device = rows.encode(record.device)
         removed = await self._redis.call(key, device, text, script=REMOVE_PUSH_RECORD)
@@ -137,7 +139,7 @@ class RedisStore:
 
     async def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record that comes after that one; looks at all keys."""
-        found = {self._aor(key) async for key in self._scan(b"[bp]*")}
+        found = {self._aor(key) async for key in self._scan(b"devices")}
         for aor in sorted(aor for aor in found if aor > after):
             yield aor
 
@@ -295,7 +297,7 @@ class RedisStore:
 
     def _keys(self, aor: Aor) -> tuple[bytes, ...]:
         tag = self._prefix + b":{" + rows.encode(aor) + b"}:"
-        return tag + b"bindings", tag + b"push", tag + b"messages"
+        return tag + b"devices", tag + b"messages"
 
     def _aor(self, key: bytes) -> Aor:
         return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])

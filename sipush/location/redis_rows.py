@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -187,6 +187,24 @@ def refresh_of(member: bytes) -> tuple[Aor, str]:
     return aor, device
 
 
+class Row(NamedTuple):
+    """What is kept of a device: a line for its binding and one for its push record, or neither."""
+
+    device: str
+    binding: Binding | None
+    record: PushRecord | None
+
+
+def rows_of(registration: Registration) -> list[Row]:
+    """What is bound and pushed."""
+    rows, records = [], list(registration.push)
+    for binding in registration.bind:
+        has_record = records and records[0].device == binding.device
+        rows.append(Row(binding.device, binding, records.pop(0) if has_record else None))
+    rows += [Row(record.device, None, record) for record in records]
+    return rows
+
+
 def bind_arguments(registration: Registration) -> list[bytes]:
     """The ARGV of the BIND script from ``now`` on."""
     now = registration.now_epoch
@@ -196,19 +214,24 @@ def bind_arguments(registration: Registration) -> list[bytes]:
         b"%d" % registration.cseq,
         b"%d" % registration.max_contacts,
         b"%d" % registration.max_push_records,
-        b"%d" % len(registration.bind),
     ]
-    for binding in registration.bind:
-        left = b"%d" % math.ceil((binding.expires_epoch - now) * 1000)
-        arguments += (encode(binding.device), left, binding_text(binding))
-    arguments.append(b"%d" % len(registration.push))
-    for record in registration.push:
-        left = b"%d" % math.ceil((record.expires_epoch - now) * 1000)
-        arguments += (encode(record.device), left, push_record_text(record))
+    rows = rows_of(registration)
+    arguments.append(b"%d" % len(rows))
+    for device, binding, record in rows:
+        until = max(
+            binding.expires_epoch if binding else 0.0, record.expires_epoch if record else 0.0
+        )
+        arguments.append(encode(device))
+        arguments.append(b"%d" % math.ceil((until - now) * 1000))
+        arguments.append(
+            (binding_text(binding) if binding else b"")
+            + b"\n"
+            + (push_record_text(record) if record else b"")
+        )
     unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
     if unbind or unpushed or push_off or registration.unbind_all:
         all_there_are = [("*",)] if registration.unbind_all else []
-        for rows in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
-            arguments.append(b"%d" % len(rows))
-            arguments += [encode(text) for row in rows for text in row]
+        for gone in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
+            arguments.append(b"%d" % len(gone))
+            arguments += [encode(text) for texts in gone for text in texts]
     return arguments

@@ -31,24 +31,23 @@ class Script:
 
 
 LOOKUP = Script(
-    b"""-- KEYS: bindings, push, messages.
--- Returns {bindings, push records, fields of messages}, rows that have expired included.
-local call = redis.call
-return {call('HVALS', KEYS[1]), call('HVALS', KEYS[2]), call('HLEN', KEYS[3])}
+    b"""-- KEYS: devices, messages.
+-- Returns {rows, fields of messages}, what has expired included.
+return {redis.call('HVALS', KEYS[1]), redis.call('HLEN', KEYS[2])}
 """,
-    keys=3,
+    keys=2,
 )
 
 BIND = Script(
-    b"""-- KEYS of each: bindings, push, messages.
+    b"""-- KEYS of each: devices, messages.
 -- ARGV of each: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then
--- lists, each its length first: bind and push (device, milliseconds left, JSON) and, unless there
--- is nothing in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and
--- unbind_all ("*", if so).
+-- lists, each its length first: rows (device, milliseconds left, row) and, unless there is nothing
+-- in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and unbind_all
+-- ("*", if so).
 -- Each returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or
--- the name of a Refusal. A row that came with this call is returned as its place in its list,
--- counted from 1, as the caller has it already. If those that came are all there is, returns only
--- whether there are messages.
+-- the name of a Refusal. What came with this call is returned as the place of its row, counted
+-- from 1, as the caller has it already. If that is all there is, returns only whether there are
+-- messages.
 
 local call, events = redis.call, {}
 
@@ -59,28 +58,29 @@ local function order(row)
   return string.match(row, '^"call_id":"([^"]*)","cseq":(%d+),', start)
 end
 
-local function rows(flat, now)
-  local live, expired = {}, {}
-  for i = 1, #flat, 2 do
-    local row = cjson.decode(flat[i + 1])
-    if row.expires_epoch > now then
-      row.json = flat[i + 1]
-      live[flat[i]] = row
-    else
-      expired[#expired + 1] = flat[i]
-    end
-  end
-  return live, expired
-end
-
-local function reply(live)
-  local out = {}
-  for _, row in pairs(live) do out[#out + 1] = row.number or row.json end
-  return out
-end
-
 local function messages(key)
   return call('HLEN', key) > 1 and 1 or 0
+end
+
+-- Of a row: the binding and the push record.
+local function lines(row)
+  return string.match(row, '^([^\\n]*)\\n?(.*)$')
+end
+
+local NOTHING = {json = '', expires_epoch = 0}
+
+local function live(json, now, number)
+  if json == '' then return nil end
+  local record = cjson.decode(json)
+  if record.expires_epoch <= now then return nil end
+  record.json, record.number = json, number
+  return record
+end
+
+local function reply(records)
+  local out = {}
+  for _, record in pairs(records) do out[#out + 1] = record.number or record.json end
+  return out
 end
 
 local function without_reg_id(device)
@@ -89,10 +89,10 @@ end
 
 local function is_instance(device) return string.sub(device, 1, 9) == 'instance:' end
 
-local function replaces(new, device, row)
+local function replaces(new, device, old)
   if new.device == device then return true end
   local instances = is_instance(new.device) and is_instance(device)
-  return new.contact_key == row.contact_key and not instances
+  return new.contact_key == old.contact_key and not instances
 end
 
 local function same_tokens(one, other)
@@ -100,28 +100,21 @@ local function same_tokens(one, other)
     and one.call_token == other.call_token and one.message_token == other.message_token
 end
 
-local function bind_one(argv, bindings_key, push_key, messages_key)
-  local bound, pushed = call('HGETALL', bindings_key), call('HKEYS', push_key)
+local function bind_one(argv, devices_key, messages_key)
+  local flat = call('HGETALL', devices_key)
 
   -- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block
   -- would come to the same, with everything decoded and compared.
-  local device = argv[9]
-  if argv[8] == '1' and argv[6] ~= '0' and argv[7] ~= '0'
-    and (bound[1] == device or not bound[1]) and not bound[3]
-    and (pushed[1] == argv[13] or not pushed[1]) and not pushed[2]
-    and (argv[12] == '1' and argv[13] == device and not argv[16]
-      or argv[12] == '0' and not argv[13])
+  local device, row, stored = argv[9], argv[11], flat[2]
+  if argv[8] == '1' and not argv[12] and argv[6] ~= '0' and argv[7] ~= '0'
+    and (flat[1] == device or not flat[1]) and not flat[3]
+    and string.sub(row, 1, 1) == '{'
+    and (string.sub(row, -1) == '}' or string.sub(stored or '', -1) ~= '}')
   then
-    local call_id, cseq = order(bound[2] or '')
-    if not bound[1] or call_id and
-      (call_id ~= order(argv[11]) or tonumber(cseq) < tonumber(argv[5]))
-    then
-      call('HSET', bindings_key, device, argv[11])
-      if argv[13] then
-        call('HSET', push_key, device, argv[15])
-        call('PEXPIRE', push_key, argv[14])
-      end
-      call('PEXPIRE', bindings_key, argv[10])
+    local call_id, cseq = order(stored or '')
+    if not stored or call_id and (call_id ~= order(row) or tonumber(cseq) < tonumber(argv[5])) then
+      call('HSET', devices_key, device, row)
+      call('PEXPIRE', devices_key, argv[10])
       events[#events + 1] = argv[2]
       return messages(messages_key)
     end
@@ -139,55 +132,50 @@ local function bind_one(argv, bindings_key, push_key, messages_key)
   end
 
   local now, call_id, cseq = tonumber(argv[3]), argv[4], tonumber(argv[5])
-  local bind, push, unbind, unpushed, push_off = list(3), list(3), list(2), list(1), list(2)
+  local rows, unbind, unpushed, push_off = list(3), list(2), list(1), list(2)
   local unbind_all = #list(1) > 0
-  local bindings, gone_bindings = rows(bound, now)
-  local records, gone_records = rows(call('HGETALL', push_key), now)
-  local function new_row(number, item)
-    local row = cjson.decode(item[3])
-    row.json, row.number = item[3], number
-    return row
+  local bind, push = {}, {}
+  for n, item in ipairs(rows) do
+    local binding, record = lines(item[3])
+    bind[#bind + 1], push[#push + 1] = live(binding, -1, n), live(record, -1, n)
   end
-  for n, b in ipairs(bind) do bind[n] = new_row(n, b) end
-  for n, p in ipairs(push) do push[n] = new_row(n, p) end
+  local before, bindings, records = {}, {}, {}
+  for n = 1, #flat, 2 do
+    local binding, record = lines(flat[n + 1])
+    before[flat[n]] = flat[n + 1]
+    bindings[flat[n]], records[flat[n]] = live(binding, now), live(record, now)
+  end
 
-  local function unbinds(device, row)
+  local function unbinds(device, binding)
     if unbind_all then return true end
     for _, u in ipairs(unbind) do
-      if u[1] == device or u[2] == row.contact_key then return true end
+      if u[1] == device or u[2] == binding.contact_key then return true end
     end
     return false
   end
 
-  local before, unbound = 0, {}
-  for device, row in pairs(bindings) do
-    before = before + 1
-    local touched, repeated = unbinds(device, row), false
+  local contacts, unbound = 0, {}
+  for device, binding in pairs(bindings) do
+    contacts = contacts + 1
+    local touched, repeated = unbinds(device, binding), false
     if touched then unbound[without_reg_id(device)] = true end
     for _, b in ipairs(bind) do
-      touched = touched or replaces(b, device, row)
-      repeated = repeated or (b.device == device and b.contact_key == row.contact_key)
+      touched = touched or replaces(b, device, binding)
+      repeated = repeated or (b.device == device and b.contact_key == binding.contact_key)
     end
-    local newer = cseq > row.cseq or (cseq == row.cseq and repeated)
-    if touched and row.call_id == call_id and not newer then return 'out-of-order' end
+    local newer = cseq > binding.cseq or (cseq == binding.cseq and repeated)
+    if touched and binding.call_id == call_id and not newer then return 'out-of-order' end
   end
   for _, u in ipairs(unbind) do unbound[without_reg_id(u[1])] = true end
 
-  local function drop(live, gone, device)
-    if live[device] then
-      live[device] = nil
-      gone[#gone + 1] = device
-    end
-  end
-
-  for device, row in pairs(bindings) do
-    if unbinds(device, row) then drop(bindings, gone_bindings, device) end
+  for device, binding in pairs(bindings) do
+    if unbinds(device, binding) then bindings[device] = nil end
   end
   for _, b in ipairs(bind) do
-    for device, row in pairs(bindings) do
-      if replaces(b, device, row) then
-        drop(bindings, gone_bindings, device)
-        if device ~= b.device then drop(records, gone_records, device) end
+    for device, binding in pairs(bindings) do
+      if replaces(b, device, binding) then
+        bindings[device] = nil
+        if device ~= b.device then records[device] = nil end
       end
     end
     bindings[b.device] = b
@@ -196,29 +184,30 @@ local function bind_one(argv, bindings_key, push_key, messages_key)
   for device in pairs(bindings) do unbound[without_reg_id(device)] = nil end
   local unasked = {}
   for _, u in ipairs(unpushed) do unasked[u[1]] = true end
-  for device, row in pairs(records) do
-    local of_uri = row.dialect == 'rfc8599' or row.dialect == 'linphone'
+  for device, record in pairs(records) do
+    local of_uri = record.dialect == 'rfc8599' or record.dialect == 'linphone'
     if of_uri and (unasked[device] or unbound[without_reg_id(device)]) then
-      drop(records, gone_records, device)
+      records[device] = nil
     end
   end
-  for _, p in ipairs(push_off) do
-    for device, row in pairs(records) do
-      local token = p[2] ~= '' and (p[2] == row.call_token or p[2] == row.message_token)
-      if device == p[1] or token then drop(records, gone_records, device) end
+  for _, off in ipairs(push_off) do
+    for device, record in pairs(records) do
+      local token = off[2]
+      local same = token ~= '' and (token == record.call_token or token == record.message_token)
+      if device == off[1] or same then records[device] = nil end
     end
   end
   for _, p in ipairs(push) do
-    drop(records, gone_records, p.device)
-    for device, row in pairs(records) do
-      if same_tokens(p, row) then drop(records, gone_records, device) end
+    records[p.device] = nil
+    for device, record in pairs(records) do
+      if same_tokens(p, record) then records[device] = nil end
     end
     records[p.device] = p
   end
 
   local after = 0
   for _ in pairs(bindings) do after = after + 1 end
-  if after > math.max(tonumber(argv[6]), before) then return 'too-many-contacts' end
+  if after > math.max(tonumber(argv[6]), contacts) then return 'too-many-contacts' end
 
   local newest = {}
   for device in pairs(records) do newest[#newest + 1] = device end
@@ -228,44 +217,36 @@ local function bind_one(argv, bindings_key, push_key, messages_key)
       if a == b then return one < other end
       return a > b
     end)
-    for n = tonumber(argv[7]) + 1, #newest do drop(records, gone_records, newest[n]) end
+    for n = tonumber(argv[7]) + 1, #newest do records[newest[n]] = nil end
   end
 
-  local function write(key, live)
-    local put, latest = {}, 0
-    for device, row in pairs(live) do
-      latest = math.max(latest, row.expires_epoch)
-      if row.number then
-        put[#put + 1] = device
-        put[#put + 1] = row.json
-      end
+  for device in pairs(bindings) do before[device] = before[device] or '' end
+  for device in pairs(records) do before[device] = before[device] or '' end
+  local put, dead, latest = {}, {}, 0
+  for device, old in pairs(before) do
+    local binding, record = bindings[device] or NOTHING, records[device] or NOTHING
+    local row = binding.json .. '\\n' .. record.json
+    if row == '\\n' then
+      dead[#dead + 1] = device
+    elseif row ~= old then
+      put[#put + 1] = device
+      put[#put + 1] = row
     end
-    if #put > 0 then call('HSET', key, unpack(put)) end
-    return latest
+    latest = math.max(latest, binding.expires_epoch, record.expires_epoch)
   end
-
-  local function tidy(key, live, gone, latest)
-    local dead = {}
-    for _, device in ipairs(gone) do
-      if not live[device] then dead[#dead + 1] = device end
-    end
-    if #dead > 0 then call('HDEL', key, unpack(dead)) end
-    if next(live) then call('PEXPIRE', key, math.ceil((latest - now) * 1000)) end
-  end
-
-  local latest_binding, latest_record = write(bindings_key, bindings), write(push_key, records)
-  tidy(bindings_key, bindings, gone_bindings, latest_binding)
-  tidy(push_key, records, gone_records, latest_record)
+  if put[1] then call('HSET', devices_key, unpack(put)) end
+  if dead[1] then call('HDEL', devices_key, unpack(dead)) end
+  if latest > 0 then call('PEXPIRE', devices_key, math.ceil((latest - now) * 1000)) end
   events[#events + 1] = argv[2]
   return {reply(bindings), reply(records), messages(messages_key)}
 end
 
 local results, position = {}, 1
-for key = 1, #KEYS, 3 do
+for key = 1, #KEYS, 2 do
   local argv = {}
   for n = 1, tonumber(ARGV[position]) do argv[n] = ARGV[position + n] end
   position = position + #argv + 1
-  local done, result = pcall(bind_one, argv, KEYS[key], KEYS[key + 1], KEYS[key + 2])
+  local done, result = pcall(bind_one, argv, KEYS[key], KEYS[key + 1])
   if not done then
     local text = type(result) == 'table' and result.err or result
     if string.find(text, 'READONLY', 1, true) == 1 then error(result) end  -- of a primary no more
@@ -276,19 +257,22 @@ end
 if events[1] then call('PUBLISH', ARGV[2], table.concat(events, '\\n')) end
 return results
 """,
-    keys=3,
+    keys=2,
     many=True,
 )
 
 REMOVE_PUSH_RECORD = Script(
-    b"""-- KEYS: push. ARGV: device, JSON. Returns 1 if the device's record had the same tokens.
-local json = redis.call('HGET', KEYS[1], ARGV[1])
+    b"""-- KEYS: devices. ARGV: device, JSON. Returns 1 if the device's record had the same tokens.
+local row = redis.call('HGET', KEYS[1], ARGV[1])
+local binding, json = string.match(row or '', '^([^\\n]*)\\n(.+)$')
 if not json then return 0 end
 local old, dead = cjson.decode(json), cjson.decode(ARGV[2])
 for _, name in ipairs({'app_id', 'platform', 'call_token', 'message_token'}) do
   if old[name] ~= dead[name] then return 0 end
 end
-return redis.call('HDEL', KEYS[1], ARGV[1])
+if binding == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], binding .. '\\n')
+return 1
 """,
     keys=1,
 )

@@ -174,7 +174,7 @@ async def test_a_call_that_is_falling_back_when_the_server_dies_falls_back_in_th
         carol = await world.phone(daemon, "carol")
         await carol.register()
         alice = await world.phone(daemon, "alice")
-        relay.stall_at(f"{{{world.aor('carol')}}}:bindings".encode())
+        relay.stall_at(f"{{{world.aor('carol')}}}:devices".encode())
         call = await alice.call("bob")
         await relay.stalled.wait()
         await daemon.kill()

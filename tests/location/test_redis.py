@@ -48,17 +48,15 @@ async def test_the_keys_can_be_read_by_a_person(store: RedisStore, redis_cli: Re
     await store.bind(registration(binding(user_agent="Phöne"), push=(record(),)))
     await store.put_subscriber(Subscriber(AOR, "a" * 32, hold=False))
     keys = set(await redis_cli.keys())
-    assert keys == {f"sipush:{{{AOR}}}:{kind}" for kind in ("bindings", "push", "subscriber")}
-    row = json.loads(await redis_cli.hget(f"sipush:{{{AOR}}}:bindings", PHONE))
-    assert row["contact"] == "sip:101@192.0.2.1:5060"
-    assert "Phöne" in await redis_cli.hget(f"sipush:{{{AOR}}}:bindings", PHONE)
-    assert json.loads(await redis_cli.hget(f"sipush:{{{AOR}}}:push", PHONE))["platform"] == "apns"
+    assert keys == {f"sipush:{{{AOR}}}:{kind}" for kind in ("devices", "subscriber")}
+    row, push = (await redis_cli.hget(f"sipush:{{{AOR}}}:devices", PHONE)).split("\n")
+    assert json.loads(row)["contact"] == "sip:101@192.0.2.1:5060"
+    assert "Phöne" in row
+    assert json.loads(push)["platform"] == "apns"
     assert (await redis_cli.hgetall(f"sipush:{{{AOR}}}:subscriber"))["hold"] == "0"
 
 
-async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
-    store: RedisStore, redis_cli: Redis
-):
+async def test_rows_that_a_person_wrote_are_read(store: RedisStore, redis_cli: Redis):
     row = {
         "device": PHONE,
         "contact": "sip:101@192.0.2.1:5060",
@@ -73,8 +71,8 @@ async def test_rows_that_an_earlier_version_or_a_person_wrote_are_read(
         "expires_epoch": NOW + 600,
     }
     compact = json.dumps(row, separators=(",", ":"), sort_keys=True)
-    for written in (json.dumps(row), compact, json.dumps(row, indent=2), f" {compact}\n"):
-        await redis_cli.hset(f"sipush:{{{AOR}}}:bindings", PHONE, written)
+    for written in (json.dumps(row), compact, f"{json.dumps(row)}\n", f" {compact}\n"):
+        await redis_cli.hset(f"sipush:{{{AOR}}}:devices", PHONE, written)
         assert await store.lookup(AOR, NOW) == Location((binding(cseq=5),))
         assert await store.bind(registration(binding(cseq=4))) is Refusal.OUT_OF_ORDER
         fresh = binding(cseq=6)
@@ -89,11 +87,15 @@ async def test_all_keys_of_an_aor_share_a_cluster_slot(store: RedisStore, redis_
 
 async def test_keys_live_as_long_as_their_last_row(store: RedisStore, redis_cli: Redis):
     longer = binding("contact:other", "sip:101@192.0.2.2", expires_epoch=NOW + 900)
-    await store.bind(registration(binding(), longer, push=(record(),)))
-    assert 890_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:bindings") <= 900_000
-    assert 604_790_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:push") <= 604_800_000
+    await store.bind(registration(binding(), longer))
+    key = f"sipush:{{{AOR}}}:devices"
+    assert 890_000 < await redis_cli.pttl(key) <= 900_000
     await store.bind(registration(unbind=(("contact:other", ""),), cseq=2))
-    assert 590_000 < await redis_cli.pttl(f"sipush:{{{AOR}}}:bindings") <= 600_000
+    assert 590_000 < await redis_cli.pttl(key) <= 600_000
+    await store.bind(registration(binding(cseq=3), push=(record(),)))
+    assert 604_790_000 < await redis_cli.pttl(key) <= 604_800_000
+    await store.bind(registration(binding(cseq=4), push_off=((PHONE, ""),)))
+    assert 590_000 < await redis_cli.pttl(key) <= 600_000
 
 
 async def test_flushed_scripts_are_sent_again(store: RedisStore, redis_cli: Redis):
@@ -119,7 +121,7 @@ async def test_one_of_many_that_fails_spares_the_others(
     other_node.listen(heard.put_nowait)
     await other_node.open()
     rows = [binding(aor=f"{n}@example.com") for n in range(60)]
-    await redis_cli.set("sipush:{20@example.com}:bindings", "mine")
+    await redis_cli.set("sipush:{20@example.com}:devices", "mine")
     await store.bind(registration(replace(rows[30], cseq=7)))
     await redis_cli.config_resetstat()
     outcomes = await asyncio.gather(
@@ -268,10 +270,10 @@ def test_an_option_of_the_url_that_is_wrong_is_a_config_error():
 
 
 async def test_a_key_of_another_kind_is_an_error_and_stays(store: RedisStore, redis_cli: Redis):
-    await redis_cli.set(f"sipush:{{{AOR}}}:bindings", "mine")
+    await redis_cli.set(f"sipush:{{{AOR}}}:devices", "mine")
     with pytest.raises(LocationError, match="WRONGTYPE"):
         await store.bind(registration(binding()))
-    assert await redis_cli.get(f"sipush:{{{AOR}}}:bindings") == "mine"
+    assert await redis_cli.get(f"sipush:{{{AOR}}}:devices") == "mine"
 
 
 async def test_when_memory_is_out_nothing_is_half_done(store: RedisStore, redis_cli: Redis):
