@@ -262,8 +262,9 @@ class Forwarding:
 
     def watch(self, subscriber: Subscriber) -> None:
         """Hear of registrations of this user. Watch before looking the user up."""
+        if subscriber.aor not in self.watched:  # else he is called again, as one of a group
+            self.proxy.bucket.watch(subscriber.aor, self.registered)
         self.watched[subscriber.aor] = subscriber
-        self.proxy.bucket.watch(subscriber.aor, self.registered)
 
     def follow(self, side: RouteToken) -> None:
         """Hear when the other side of the dialog registers: it may have moved."""

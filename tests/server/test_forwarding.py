@@ -8,8 +8,8 @@ from pathlib import Path
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
 from sipush.location.memory import MemoryStore
-from tests.bench.in_process import Server, Wire, configuration, invite
-from tests.bench.servers import aor, ha1
+from tests.bench.in_process import Server, Wire, configuration, invite, response
+from tests.bench.servers import DOMAIN, aor, ha1
 from tests.location.rows import binding, registration
 
 BOB, CAROL = aor(1), aor(3)
@@ -72,3 +72,18 @@ async def test_who_registers_while_a_call_falls_back_to_her_gets_it_once_and_as_
     (request,) = phone.sent
     assert request.startswith(b"INVITE ")
     assert f"Diversion: <sip:{BOB}>;reason=unavailable" in request.decode()
+
+
+async def test_a_user_called_again_as_a_member_of_a_group_is_watched_once(tmp_path: Path) -> None:
+    configuration(tmp_path)
+    file = tmp_path / "sipush.toml"
+    team = f"team@{DOMAIN}"
+    with file.open("a") as more:
+        more.write(f'fallback = "sip:{team}"\n[users."{CAROL}"]\nha1_md5 = "{ha1(3)}"\n')
+        more.write(f'[groups."{team}"]\nmembers = ["{BOB}", "{CAROL}"]\n')
+    server = Server(load(file))
+    phone = await registers(server, CAROL, 3)
+    await server.send(server.caller, invite(1))
+    await server.send(phone, response(phone.sent[-1], "603 Decline"))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 603 ")
+    assert server.proxy.bucket.watched == []
