@@ -195,7 +195,7 @@ class Forwarding:
         self.watched: dict[Aor, Subscriber] = {}
         self.seen: dict[Aor, Location] = {}
         "What was last heard of the watched users: another process needs it to see what is new."
-        self.watched_flows: set[str] = set()
+        self.watched_flows: tuple[str, ...] = ()
         "Names of the flows whose devices may have to be woken."
         self.policy: TargetPolicy | None = None
         self.dialog_side: str | None = None
@@ -550,6 +550,8 @@ class Forwarding:
         self.proxy.held_call_limits.release(self._held)
         for name in self.watched_flows:
             self.proxy.bucket.unwatch_flow(name, self.flow_active)
+        if not self.proxy.held_calls.holds(self):  # else they are still to be written down
+            self.watched, self.seen, self._early = {}, {}, ()
         waking.ended(self)
         self.proxy.finished(self)
 
@@ -594,7 +596,7 @@ class Forwarding:
         attempt = self.attempts[branch]
         attempt.flow = flow
         if target.wakeable and target.flow and target.flow not in self.watched_flows:
-            self.watched_flows.add(target.flow)
+            self.watched_flows += (target.flow,)
             self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         attempt.handle = self.proxy.layer.send_request(
             forwarded,
