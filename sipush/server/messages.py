@@ -198,7 +198,7 @@ class Messages:
         self, flow: Flow, leg: Leg, request: Request, answered: Answered, unique: str
     ) -> None:
         def response_received(response: Response) -> None:
-            if response.status >= Status.OK:
+            if response.status >= 200:
                 answered(response.status, response)
 
         def failed(failure: Failure) -> None:
