@@ -38,7 +38,7 @@ MAX_TOGETHER = 24
 "Who share a script: one may keep Redis from all others for half a millisecond."
 
 MAX_QUEUED = 10_000
-"Commands waiting for their turn; beyond it they are refused at once."
+"Who wait for the turn of their commands; beyond it they are refused at once."
 
 READ_AT_ONCE = 16384
 """Bytes that Redis reads before it replies. If we are killed it carries those out; what comes after
@@ -240,6 +240,8 @@ class RedisPipeline:
         self._may_reconnect = False
         self._may_load = False
         self._waiting: deque[_Command] = deque()
+        self._queued = 0
+        "Who waits for those."
         self._sent: deque[_Command] = deque()
         "The pipeline under way, as far as it was not answered."
         self._forgotten: list[_Command] = []
@@ -275,12 +277,14 @@ class RedisPipeline:
         """
         if self._closed:
             raise LocationError("the store is closed")
-        if len(self._waiting) >= MAX_QUEUED:
+        if self._queued >= MAX_QUEUED:
             raise LocationError(f"{_name(self._pool)}: too slow, {MAX_QUEUED} requests wait for it")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        self._queued += 1
         if tracked and self.tracks:
             self._waiting.append(_unawaited(_TRACK_NEXT))
+            self._queued += 1
         if self._waiting and self._waiting[-1].takes(script):
             self._waiting[-1].args.append(args)
             self._waiting[-1].futures.append(future)
@@ -341,12 +345,17 @@ class RedisPipeline:
                 size += len(command.packed())
                 if command.written is not None and self._sent and size > READ_AT_ONCE:
                     break  # the next pipeline begins with it
-            self._sent.append(self._waiting.popleft())
+            self._take_next()
         if self._waiting and self._sent[-1].args[0] is _TRACK_NEXT:
-            self._sent.append(self._waiting.popleft())  # nothing may come between the two
+            self._take_next()  # nothing may come between the two
         self._may_reconnect = self._link is not None
         self._may_load = True
         self._send()
+
+    def _take_next(self) -> None:
+        command = self._waiting.popleft()
+        self._queued -= len(command.futures)
+        self._sent.append(command)
 
     def _send(self) -> None:
         if self._link is None:
@@ -459,6 +468,7 @@ class RedisPipeline:
         self._sent.clear()
         self._forgotten.clear()
         self._waiting.clear()
+        self._queued = 0
         self._busy = False
         reason = self._explain(error)
         for command in failed:

@@ -30,16 +30,38 @@ class Script:
         object.__setattr__(self, "sha", sha1(self.text).hexdigest().encode())
 
 
+_FAILED = b"""
+-- What one of many returns that failed.
+local function failed(reason)
+  local text = type(reason) == 'table' and reason.err or reason
+  if string.find(text, 'READONLY', 1, true) == 1 then error(reason) end  -- of a primary no more
+  return {err = text}
+end
+
+"""
+
 LOOKUP = Script(
-    b"""-- KEYS: devices, messages.
--- Returns {rows, fields of messages}, what has expired included.
-return {redis.call('HVALS', KEYS[1]), redis.call('HLEN', KEYS[2])}
+    _FAILED
+    + b"""-- KEYS of each: devices, messages.
+-- Each returns {rows, fields of messages}, what has expired included.
+local function look_up(devices_key, messages_key)
+  return {redis.call('HVALS', devices_key), redis.call('HLEN', messages_key)}
+end
+
+local results = {}
+for key = 1, #KEYS, 2 do
+  local done, result = pcall(look_up, KEYS[key], KEYS[key + 1])
+  results[#results + 1] = done and result or failed(result)
+end
+return results
 """,
     keys=2,
+    many=True,
 )
 
 BIND = Script(
-    b"""-- KEYS of each: devices, messages.
+    _FAILED
+    + b"""-- KEYS of each: devices, messages.
 -- ARGV of each: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then
 -- lists, each its length first: rows (device, milliseconds left, row) and, unless there is nothing
 -- in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and unbind_all
@@ -247,12 +269,7 @@ for key = 1, #KEYS, 2 do
   for n = 1, tonumber(ARGV[position]) do argv[n] = ARGV[position + n] end
   position = position + #argv + 1
   local done, result = pcall(bind_one, argv, KEYS[key], KEYS[key + 1])
-  if not done then
-    local text = type(result) == 'table' and result.err or result
-    if string.find(text, 'READONLY', 1, true) == 1 then error(result) end  -- of a primary no more
-    result = {err = text}
-  end
-  results[#results + 1] = result
+  results[#results + 1] = done and result or failed(result)
 end
 if events[1] then call('PUBLISH', ARGV[2], table.concat(events, '\\n')) end
 return results

@@ -123,6 +123,7 @@ async def test_one_of_many_that_fails_spares_the_others(
     rows = [binding(aor=f"{n}@example.com") for n in range(60)]
     await redis_cli.set("sipush:{20@example.com}:devices", "mine")
     await store.bind(registration(replace(rows[30], cseq=7)))
+    await store.lookup(AOR, NOW)  # its script is there, too
     await redis_cli.config_resetstat()
     outcomes = await asyncio.gather(
         *(store.bind(registration(row)) for row in rows), return_exceptions=True
@@ -137,6 +138,17 @@ async def test_one_of_many_that_fails_spares_the_others(
     async with asyncio.timeout(5):
         told = [await heard.get() for _ in range(59)]
     assert told == [rows[30].aor, *(row.aor for row in stored)]
+    await redis_cli.set("sipush:{10@example.com}:messages", "mine")
+    found = await asyncio.gather(
+        *(store.lookup(row.aor, NOW) for row in rows), return_exceptions=True
+    )
+    assert (await redis_cli.info("commandstats"))["cmdstat_evalsha"]["calls"] == 6
+    for n in (20, 10):
+        assert "WRONGTYPE" in str(found.pop(n))
+    assert found == [
+        Location((row,)) if row is not rows[30] else Location((replace(row, cseq=7),))
+        for row in rows[:10] + rows[11:20] + rows[21:]
+    ]
 
 
 async def test_a_killed_redis_is_an_error_and_a_restarted_one_is_used(
