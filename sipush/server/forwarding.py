@@ -745,7 +745,7 @@ class Forwarding:
         self._before = self.way  # whoever went on from here would fall back himself
         if uri := self.fallbacks.get(cause):
             origin = self._origin
-            self.tell("falling_back", to=uri, status=status, cause=cause.value)
+            self.tell("falling_back", to=uri, status=int(status), cause=cause.value)
             try:
                 targets = await self.proxy.fallback_targets(self, uri)
             except (LocationError, MessageError) as error:
