@@ -21,6 +21,7 @@ from sipush.location.store import (
 class MemoryStore:
     """A LocationStore that forgets everything with its process."""
 
+    outlives_us = False
     subscriber_lifetime = UNTOLD_LIFETIME
 
     def __init__(self) -> None:

@@ -47,6 +47,8 @@ class RedisStore:
     All keys of one AOR carry it as their hash tag, so that a Cluster can run the scripts.
     """
 
+    outlives_us = True
+
     def __init__(self, config: RedisConfig) -> None:
         self._redis = RedisPipeline(config)
         self._timeout = config.timeout

@@ -122,6 +122,7 @@ class SqliteStore:
     Lookups have a connection of their own and never do.
     """
 
+    outlives_us = True
     subscriber_lifetime = UNTOLD_LIFETIME
 
     def __init__(self, config: SqliteConfig) -> None:

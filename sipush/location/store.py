@@ -32,6 +32,9 @@ class LocationStore(Protocol):
     asked may be asked again.
     """
 
+    outlives_us: bool
+    "Whether what is stored is there when this process has died: else no call need be written down."
+
     async def open(self) -> None:
         """Connect, create or migrate what is needed. Raises LocationError with a usable reason."""
 

@@ -768,7 +768,7 @@ class Forwarding:
         if is_final and not self.final:  # a 2xx may be repeated
             self.final, self.ended_epoch = status, time.time()
             after = round(1000 * (self.ended_epoch - self.created_epoch)) / 1000
-            self.tell("answered" if status < 300 else "failed", status=status, after=after)
+            self.tell("answered" if status < 300 else "failed", status=int(status), after=after)
             if self.context.invite:
                 CALLS.counts[(f"{status // 100}xx",)] += 1
         if is_final and status < 300 and self.context.invite:

@@ -129,6 +129,8 @@ class HeldCalls:
         False: the store has an earlier state, and the next process would go on from that.
         ``written``: for ``put_held_call``.
         """
+        if not self._store.outlives_us:
+            return True
         held = describe(forwarding)
         known = self._held.setdefault(held.id, False)
         put = self._store.put_held_call(self.owner, held.id, held.to_json(), written)

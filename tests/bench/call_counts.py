@@ -15,6 +15,7 @@ from types import FrameType
 
 from sipush import logs
 from tests.bench.in_process import Server, configuration
+from tests.server.stores import LastingStore
 
 OPERATIONS = ("register", "refresh", "call", "message", "wake")
 
@@ -52,7 +53,7 @@ async def count_all(directory: Path) -> dict[str, int]:
     logs.configure(config.log, io.StringIO())
     counts = {}
     for name in OPERATIONS:
-        server = Server(config)
+        server = Server(config, LastingStore())
         await server.register()
         counts[name] = await calls_of(getattr(server, name))
     return counts

@@ -7,7 +7,13 @@ from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 
 
-class FallibleStore(MemoryStore):
+class LastingStore(MemoryStore):
+    """A store that could be another process's: what has to outlive us is written down."""
+
+    outlives_us = True
+
+
+class FallibleStore(LastingStore):
     """A store that can be switched off for whoever looks somebody up."""
 
     down = False

@@ -15,7 +15,7 @@ from sipush.location.memory import MemoryStore
 from sipush.location.store import Written
 from sipush.server.held_calls import BEGINNING, KEPT
 from tests.bench.in_process import Server, configuration, invite, register_from, response
-from tests.server.stores import FallibleStore
+from tests.server.stores import FallibleStore, LastingStore
 
 
 def cancel_of(invite: bytes) -> bytes:
@@ -41,18 +41,30 @@ async def take_over(server: Server, held: HeldCall) -> None:
     taking_over.cancel()
 
 
+async def test_what_would_not_outlive_us_is_not_written_down(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    assert isinstance(server.proxy.store, MemoryStore)
+    await server.register()
+    server.phone_leaves()
+    await server.send(server.caller, invite(1))
+    assert server.proxy.active == 1
+    assert await server.proxy.store.claim_held_calls("", 15, own=True) == []
+    await server.phone_returns()
+    assert server.phone.sent[-1].startswith(b"INVITE ")
+
+
 async def test_a_call_that_was_over_long_ago_leaves_nothing_behind(tmp_path: Path) -> None:
     """Its removal is lost when the store is away; its transaction once stayed for ever."""
-    held = await held_by(Server(configuration(tmp_path)))
+    held = await held_by(Server(configuration(tmp_path), LastingStore()))
     over = replace(held, final=480, ended_epoch=time.time() - KEPT - 1)
-    server = Server(configuration(tmp_path))
+    server = Server(configuration(tmp_path), LastingStore())
     await take_over(server, over)
     assert server.proxy.layer.server_transactions == 0
     assert await server.proxy.store.claim_held_calls("", 15, own=True) == []
 
 
 async def test_a_call_whose_users_cannot_be_looked_up_just_now_goes_on(tmp_path: Path) -> None:
-    held = await held_by(Server(configuration(tmp_path)))
+    held = await held_by(Server(configuration(tmp_path), LastingStore()))
     store = FallibleStore()
     store.down = True
     server = Server(configuration(tmp_path), store)
@@ -67,7 +79,7 @@ async def test_a_phone_that_was_called_just_before_a_crash_may_answer_after_it(
     tmp_path: Path,
 ) -> None:
     """Over a stream it has another flow by then, and may answer before it registers there."""
-    dead = Server(configuration(tmp_path))
+    dead = Server(configuration(tmp_path), LastingStore())
     held = await held_by(dead)
     await dead.phone_returns()
     answer = response(dead.phone.sent[-1], "200 OK")
@@ -78,7 +90,7 @@ async def test_a_phone_that_was_called_just_before_a_crash_may_answer_after_it(
     assert server.caller.sent[-1].startswith(b"SIP/2.0 200 ")
 
 
-class CountingStore(MemoryStore):
+class CountingStore(LastingStore):
     """A store that counts how often a held call is written down."""
 
     written = 0
@@ -114,7 +126,7 @@ async def test_a_sign_of_life_that_changes_nothing_is_not_written_down(tmp_path:
     assert store.written == before
 
 
-class WatchingStore(MemoryStore):
+class WatchingStore(LastingStore):
     """A store that sees what the caller has heard when the end of a held call is stored."""
 
     server: Server
@@ -141,7 +153,7 @@ async def test_the_caller_hears_of_an_answer_when_that_is_stored(tmp_path: Path)
     assert store.heard_before[200][-1] == b"SIP/2.0 180 Ringing"
 
 
-class StoreThatSeesCancels(MemoryStore):
+class StoreThatSeesCancels(LastingStore):
     """A store that sees which requests the phone has got when an answer is stored."""
 
     server: Server
@@ -176,7 +188,7 @@ async def test_another_phone_hears_of_an_answer_when_that_is_stored(tmp_path: Pa
     assert methods(server) == (b"INVITE", b"CANCEL")
 
 
-class StoreThatSeesRinging(MemoryStore):
+class StoreThatSeesRinging(LastingStore):
     """A store that sees what the caller has heard when a call is stored first."""
 
     server: Server
@@ -228,7 +240,7 @@ async def test_the_caller_hears_a_phone_ring_at_once_when_the_other_one_has_spok
     assert not store.has_stored.is_set()
 
 
-class StoreThatFillsUp(MemoryStore):
+class StoreThatFillsUp(LastingStore):
     """A store that takes the first state of a call, and then no more for a while."""
 
     def __init__(self) -> None:
@@ -280,7 +292,7 @@ def begins(held: bytes) -> bool:
     return bool(HeldCall.from_json(held).context["branches"][0].get("push_begun"))
 
 
-class StoreThatHandsOver(MemoryStore):
+class StoreThatHandsOver(LastingStore):
     """A store that hands over what it was given, and only then hears that it was refused."""
 
     server: Server
@@ -331,7 +343,7 @@ async def test_a_begin_that_was_refused_when_its_push_had_left_is_stored_again(
     assert len(server.pushed.requests) == 1
 
 
-class StoreThatIsAsked(MemoryStore):
+class StoreThatIsAsked(LastingStore):
     """A store that waits before it hands over that a push begins."""
 
     def __init__(self) -> None:
@@ -365,7 +377,7 @@ async def test_a_push_does_not_leave_when_the_call_is_over_before_its_begin_is_h
     assert server.pushed.requests == []
 
 
-class SlowStore(MemoryStore):
+class SlowStore(LastingStore):
     """A store that takes some turns of the loop."""
 
     def __init__(self) -> None:
