@@ -46,7 +46,7 @@ bench: .venv/dev.stamp $(COMPILED) ## Measure what operations cost, beside Kamai
 	@.ci/install-packages gcc libssl-dev redis-server
 	@$(BIN)/python -m tests.bench $(BENCH)
 
-compile: .venv/compiled.stamp ## Compile the busiest modules: less than half the CPU
+compile: .venv/compiled.stamp ## Compile the busiest modules: about half the CPU
 
 uncompile: ## Remove what compile made
 	rm -rf build .venv/compiled.stamp
