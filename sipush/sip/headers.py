@@ -171,8 +171,7 @@ class Headers:
         """Remove every line with this name."""
         first = self._first or self._find_first()
         if name in first:
-            while (index := self._index(name)) >= 0:
-                del self.fields[index]
+            self.fields = [field for field in self.fields if field[0] != name]
             del first[name]
 
     def set(self, name: str, value: str) -> None:

@@ -81,6 +81,7 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
     for name in headers.repeated:
         if name in _SINGLE:
             _check_repeated(headers)
+            break
     vias = headers.lines("via")
     for _, line in vias:
         if _may_have_empty_element(line) and _EMPTY_ELEMENT(line):
