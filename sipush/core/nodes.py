@@ -19,13 +19,17 @@ ANY_CALL: Final = "\n"
 token which a phone has seen in a dialog is not one of them."""
 
 
-@lru_cache(maxsize=4)
 def route_key(key: bytes, node: str) -> bytes:
     """The key of the route tokens of ``node``, its URI; ``key`` alone where there is one only.
 
     Of its own: in the route set of a dialog the tokens of two nodes follow each other.
     """
-    return blake2b(b"routes" + node.encode(), key=key, digest_size=32).digest() if node else key
+    return _key_of(key, node) if node else key
+
+
+@lru_cache(maxsize=4)
+def _key_of(key: bytes, node: str) -> bytes:
+    return blake2b(b"routes" + node.encode(), key=key, digest_size=32).digest()
 
 
 def path_here(node: str, flow: str, aor: str, device: str, key: bytes) -> str:

@@ -206,8 +206,7 @@ class Proxy:
     @property
     def route_key(self) -> bytes:
         """Makes our Record-Routes."""
-        node = self.policy.node
-        return route_key(self.key, node) if node else self.key
+        return route_key(self.key, self.policy.node)
 
     # -- requests --
 

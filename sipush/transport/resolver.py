@@ -53,7 +53,7 @@ class Resolver:
         if known is not None and loop.time() < known[0]:
             return known[1]
         asked = self._ask(host)
-        # Not within asyncio.timeout: a request that has not waited before is no task yet.
+        # Not within asyncio.timeout, which needs a task: requests are answered without one.
         await asyncio.wait([asked], timeout=self._timeout)
         try:
             if not asked.done():
