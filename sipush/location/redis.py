@@ -84,9 +84,9 @@ class RedisStore:
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
         stored, messages = await self._redis.call(*self._keys(aor), script=LOOKUP)
-        lines = [row.partition(b"\n") for row in stored]
-        bindings = [rows.binding_of(aor, line) for line, _, _ in lines if line]
-        records = [rows.push_record_of(aor, line) for _, _, line in lines if line]
+        parts = [rows.parts_of(row) for row in stored]
+        bindings = [rows.binding_of(aor, text) for text, _ in parts if text]
+        records = [rows.push_record_of(aor, text) for _, text in parts if text]
         return live(bindings, records, now_epoch, messages > 1)
 
     async def bind(self, registration: Registration) -> Location | Refusal:

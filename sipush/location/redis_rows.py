@@ -187,8 +187,18 @@ def refresh_of(member: bytes) -> tuple[Aor, str]:
     return aor, device
 
 
+_BETWEEN = b"\n\n"
+"Between a binding and a push record: JSON has no empty line, though a person may have indented it."
+
+
+def parts_of(row: bytes) -> tuple[bytes, bytes]:
+    """The texts of the binding and of the push record, which may be empty."""
+    binding, _, record = row.partition(_BETWEEN)
+    return binding, record
+
+
 class Row(NamedTuple):
-    """What is kept of a device: a line for its binding and one for its push record, or neither."""
+    """What is kept of a device; its binding or its push record may be missing."""
 
     device: str
     binding: Binding | None
@@ -225,7 +235,7 @@ def bind_arguments(registration: Registration) -> list[bytes]:
         arguments.append(b"%d" % math.ceil((until - now) * 1000))
         arguments.append(
             (binding_text(binding) if binding else b"")
-            + b"\n"
+            + _BETWEEN
             + (push_record_text(record) if record else b"")
         )
     unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed

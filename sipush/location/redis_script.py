@@ -40,6 +40,16 @@ end
 
 """
 
+_PARTS = b"""
+-- Of a row: the binding and the push record. A person may have written the binding alone.
+local function parts(row)
+  local between = string.find(row, '\\n\\n', 1, true)
+  if not between then return string.match(row, '^(.-)%s*$'), '' end
+  return string.sub(row, 1, between - 1), string.sub(row, between + 2)
+end
+
+"""
+
 LOOKUP = Script(
     _FAILED
     + b"""-- KEYS of each: devices, messages.
@@ -61,6 +71,7 @@ return results
 
 BIND = Script(
     _FAILED
+    + _PARTS
     + b"""-- KEYS of each: devices, messages.
 -- ARGV of each: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then
 -- lists, each its length first: rows (device, milliseconds left, row) and, unless there is nothing
@@ -82,11 +93,6 @@ end
 
 local function messages(key)
   return call('HLEN', key) > 1 and 1 or 0
-end
-
--- Of a row: the binding and the push record.
-local function lines(row)
-  return string.match(row, '^([^\\n]*)\\n?(.*)$')
 end
 
 local NOTHING = {json = '', expires_epoch = 0}
@@ -158,12 +164,12 @@ local function bind_one(argv, devices_key, messages_key)
   local unbind_all = #list(1) > 0
   local bind, push = {}, {}
   for n, item in ipairs(rows) do
-    local binding, record = lines(item[3])
+    local binding, record = parts(item[3])
     bind[#bind + 1], push[#push + 1] = live(binding, -1, n), live(record, -1, n)
   end
   local before, bindings, records = {}, {}, {}
   for n = 1, #flat, 2 do
-    local binding, record = lines(flat[n + 1])
+    local binding, record = parts(flat[n + 1])
     before[flat[n]] = flat[n + 1]
     bindings[flat[n]], records[flat[n]] = live(binding, now), live(record, now)
   end
@@ -247,8 +253,8 @@ local function bind_one(argv, devices_key, messages_key)
   local put, dead, latest = {}, {}, 0
   for device, old in pairs(before) do
     local binding, record = bindings[device] or NOTHING, records[device] or NOTHING
-    local row = binding.json .. '\\n' .. record.json
-    if row == '\\n' then
+    local row = binding.json .. '\\n\\n' .. record.json
+    if row == '\\n\\n' then
       dead[#dead + 1] = device
     elseif row ~= old then
       put[#put + 1] = device
@@ -279,16 +285,16 @@ return results
 )
 
 REMOVE_PUSH_RECORD = Script(
-    b"""-- KEYS: devices. ARGV: device, JSON. Returns 1 if the device's record had the same tokens.
-local row = redis.call('HGET', KEYS[1], ARGV[1])
-local binding, json = string.match(row or '', '^([^\\n]*)\\n(.+)$')
-if not json then return 0 end
+    _PARTS
+    + b"""-- KEYS: devices. ARGV: device, JSON. Returns 1 if its record had the same tokens.
+local binding, json = parts(redis.call('HGET', KEYS[1], ARGV[1]) or '')
+if json == '' then return 0 end
 local old, dead = cjson.decode(json), cjson.decode(ARGV[2])
 for _, name in ipairs({'app_id', 'platform', 'call_token', 'message_token'}) do
   if old[name] ~= dead[name] then return 0 end
 end
 if binding == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
-redis.call('HSET', KEYS[1], ARGV[1], binding .. '\\n')
+redis.call('HSET', KEYS[1], ARGV[1], binding .. '\\n\\n')
 return 1
 """,
     keys=1,

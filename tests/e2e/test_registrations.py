@@ -29,11 +29,11 @@ def stored(world: World, user: str, what: str) -> list[dict[str, Any]]:
             database.row_factory = sqlite3.Row
             query = f"SELECT * FROM {what} WHERE aor = ? ORDER BY device"
             return [dict(row) for row in database.execute(query, [world.aor(user)])]
-    line = ("bindings", "push_records").index(what)
+    part = ("bindings", "push_records").index(what)
     with redis.Redis.from_url(store["redis"]["url"]) as client:
         rows = client.hgetall(f"{store['redis']['prefix']}:{{{world.aor(user)}}}:devices")
-        lines = [rows[device].split(b"\n")[line] for device in sorted(rows)]
-        return [json.loads(text) for text in lines if text]
+        texts = [rows[device].split(b"\n\n")[part] for device in sorted(rows)]
+        return [json.loads(text) for text in texts if text]
 
 
 async def test_bindings_and_push_records_are_in_the_store_and_outlive_kill_9(

@@ -21,7 +21,7 @@ from sipush.core.bindings import Location, Refusal, Subscriber
 from sipush.errors import ConfigError, LocationError
 from sipush.location import make_store, redis_connection
 from sipush.location.redis import RedisStore
-from tests.location.rows import AOR, NOW, PHONE, binding, message, record, registration
+from tests.location.rows import AOR, NOW, PHONE, TABLET, binding, message, record, registration
 from tests.servers.redis_relay import RedisRelay
 from tests.servers.redis_sentinel import MASTER, RedisWithSentinel
 from tests.servers.redis_server import RedisServer
@@ -49,7 +49,7 @@ async def test_the_keys_can_be_read_by_a_person(store: RedisStore, redis_cli: Re
     await store.put_subscriber(Subscriber(AOR, "a" * 32, hold=False))
     keys = set(await redis_cli.keys())
     assert keys == {f"sipush:{{{AOR}}}:{kind}" for kind in ("devices", "subscriber")}
-    row, push = (await redis_cli.hget(f"sipush:{{{AOR}}}:devices", PHONE)).split("\n")
+    row, push = (await redis_cli.hget(f"sipush:{{{AOR}}}:devices", PHONE)).split("\n\n")
     assert json.loads(row)["contact"] == "sip:101@192.0.2.1:5060"
     assert "Phöne" in row
     assert json.loads(push)["platform"] == "apns"
@@ -71,10 +71,15 @@ async def test_rows_that_a_person_wrote_are_read(store: RedisStore, redis_cli: R
         "expires_epoch": NOW + 600,
     }
     compact = json.dumps(row, separators=(",", ":"), sort_keys=True)
-    for written in (json.dumps(row), compact, f"{json.dumps(row)}\n", f" {compact}\n"):
+    for written in (json.dumps(row), compact, json.dumps(row, indent=2), f" {compact}\n"):
         await redis_cli.hset(f"sipush:{{{AOR}}}:devices", PHONE, written)
         assert await store.lookup(AOR, NOW) == Location((binding(cseq=5),))
         assert await store.bind(registration(binding(cseq=4))) is Refusal.OUT_OF_ORDER
+        tablet = binding(TABLET, "sip:101@192.0.2.3", call_id="another")
+        await store.bind(registration(tablet))
+        both = (await store.lookup(AOR, NOW)).bindings
+        assert sorted(both, key=lambda each: each.device) == [binding(cseq=5), tablet]
+        await store.bind(registration(unbind=((TABLET, ""),)))
         fresh = binding(cseq=6)
         assert await store.bind(registration(fresh)) == Location((fresh,))
 
