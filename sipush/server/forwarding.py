@@ -60,6 +60,7 @@ from sipush.errors import LocationError, MessageError, TransportError
 from sipush.log_lines import fingerprint
 from sipush.metrics import CALLS
 from sipush.server import waking
+from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.call_history import Ladder
 from sipush.server.held_calls import KEPT, registrations
 from sipush.server.timer_wheel import Alarm
@@ -105,6 +106,25 @@ class _Attempt:
         self.flow: Flow | None = None
         "Over which it went out, or an answer came."
         self.response: Response | None = None
+
+
+class _Answered:
+    """What is left of a call that was answered (RFC 6026 §7.2)."""
+
+    __slots__ = ("_acknowledgements", "_call_id", "_respond")
+
+    def __init__(
+        self, transaction: ServerTransactionHandle, call_id: str, acknowledgements: Acknowledgements
+    ) -> None:
+        self._respond = transaction.responder
+        self._call_id = call_id
+        self._acknowledgements = acknowledgements
+
+    def repeated(self, response: Response) -> None:
+        """The callee has not had its ACK yet: the caller gets the 2xx again."""
+        strip_push_params(response)
+        self._acknowledgements.expect(self._call_id)
+        self._respond(response)
 
 
 class Way(NamedTuple):
@@ -554,6 +574,19 @@ class Forwarding:
             self.watched, self.seen, self._early = {}, {}, ()
         waking.ended(self)
         self.proxy.finished(self)
+        if self.context.invite and self.context.successful:
+            self._leave_repeats()
+
+    def _leave_repeats(self) -> None:
+        """Who hears repeated 2xx, for half a minute, keeps nothing else of the call in memory."""
+        if self.ladder is not None or logs.shown.debug or self.proxy.held_calls.holds(self):
+            return
+        if any(branch.late for branch in self.context.branches):
+            return  # what it answers is hung up
+        repeat = _Answered(self.transaction, self.call_id, self.proxy.acknowledgements).repeated
+        for attempt in self.attempts.values():
+            if attempt.handle is not None:
+                attempt.handle.on_response = repeat
 
     # -- downstream --
 

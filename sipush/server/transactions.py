@@ -116,6 +116,11 @@ class ServerTransactionHandle:
         """Of the last response; 0 before the first."""
         return self._transaction.status
 
+    @property
+    def responder(self) -> Callable[[Response], None]:
+        """``respond``, for somebody who is to hold on to nothing else: a request takes memory."""
+        return self._transaction.respond
+
     def respond(self, response: Response) -> None:
         """Send any number of provisional responses, then one final.
 
@@ -281,11 +286,11 @@ class ClientTransactionHandle(ClientTransaction):
         "_key",
         "_layer",
         "_on_failure",
-        "_on_response",
         "_repeats",
         "_settled",
         "flow",
         "newer_flow",
+        "on_response",
         "request",
     )
 
@@ -303,13 +308,14 @@ class ClientTransactionHandle(ClientTransaction):
         self._layer = layer
         self._key = key
         self._repeats = 0
-        self._on_response = on_response
         self._on_failure = on_failure
         self._abandoned = False
         self._cancel_wanted = False
         self._cancel_sent = False
         self._cancel_reason: str | None = None
         self._settled = False
+        self.on_response = on_response
+        "May be replaced."
         self.request = request
         "As sent, our Via on top; forgotten when nobody asks for it any more."
         self.flow = flow
@@ -396,7 +402,7 @@ class ClientTransactionHandle(ClientTransaction):
         if what is Deliver.MESSAGE:
             assert response is not None
             response.headers.pop_first_value("via", "Via")
-            on_response = self._on_response
+            on_response = self.on_response
             if response.status >= 200:
                 self._settle()
                 if self.state is State.ACCEPTED:  # an INVITE: nothing to ACK or CANCEL any more
@@ -404,7 +410,7 @@ class ClientTransactionHandle(ClientTransaction):
                     self._on_failure = _ignore
                 elif self.request.method != "INVITE":  # let go of whoever hears of it
                     self.request = _FORGOTTEN
-                    self._on_response = self._on_failure = _ignore
+                    self.on_response = self._on_failure = _ignore
             on_response(response)
         else:
             self._settle()

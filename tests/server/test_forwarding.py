@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
 from sipush.location.memory import MemoryStore
+from sipush.server.forwarding import Forwarding
 from tests.bench.in_process import Server, Wire, configuration, invite, response
 from tests.bench.servers import DOMAIN, aor, ha1
 from tests.location.rows import binding, registration
@@ -87,3 +89,27 @@ async def test_a_user_called_again_as_a_member_of_a_group_is_watched_once(tmp_pa
     await server.send(phone, response(phone.sent[-1], "603 Decline"))
     assert server.caller.sent[-1].startswith(b"SIP/2.0 603 ")
     assert server.proxy.bucket.watched == []
+
+
+async def test_of_an_answered_call_only_what_repeats_its_answer_stays_in_memory(
+    tmp_path: Path,
+) -> None:
+    server = Server(configuration(tmp_path))
+    phone = await registers(server, BOB, 3)
+    await server.send(server.caller, invite(1))
+    assert len(in_memory(server)) == 1
+    ok = response(phone.sent[-1], "200 OK")
+    await server.send(phone, ok)
+    first = server.caller.sent[-1]
+    assert first.startswith(b"SIP/2.0 200 ")
+    assert not in_memory(server)
+    sent = len(server.caller.sent)
+    await server.send(phone, ok)
+    assert server.caller.sent[sent:] == [first]
+
+
+def in_memory(server: Server) -> list[Forwarding]:
+    """What there is of the requests that it forwards, found or not."""
+    gc.collect()
+    forwardings = [each for each in gc.get_objects() if isinstance(each, Forwarding)]
+    return [each for each in forwardings if each.proxy is server.proxy]
