@@ -60,6 +60,12 @@ def test_a_token_is_good_for_its_own_call_only() -> None:
         assert decode_route_token(user, other, KEY) is None
 
 
+def test_a_token_in_whose_parts_a_line_ends_is_nobodys() -> None:
+    """Where the Call-ID begins would not be clear."""
+    user = encode_route_token(replace(TOKEN, aor="bob\n@example.com"), CALL, KEY)
+    assert decode_route_token(user, CALL, KEY) is None
+
+
 def test_no_byte_of_a_token_can_be_changed() -> None:
     user = encode_route_token(TOKEN, CALL, KEY)
     for i, char in enumerate(user[:-1]):
