@@ -593,9 +593,10 @@ def ok_response(
     for name, value in decision.headers:
         fields.append((canonical_name(name), f"{name}: {value}"))
     fields += (_SUPPORTED, _date(int(now_epoch)))
-    return make_response(request, Status.OK, None, to_tag, fields)
+    return make_response(request, _OK, None, to_tag, fields)
 
 
+_OK: Final = Status.OK
 _SUPPORTED: Final = ("supported", f"Supported: {', '.join(SUPPORTED)}")
 
 

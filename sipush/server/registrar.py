@@ -199,4 +199,6 @@ def _is_news(update: Update, seen: Location | None) -> bool:
     registration = update.registration
     if seen is None or registration.unbind or registration.unbind_all or registration.push_off:
         return True
-    return not {binding.device for binding in seen.bindings}.issuperset(update.devices)
+    return any(
+        all(binding.device != device for binding in seen.bindings) for device in update.devices
+    )

@@ -40,7 +40,6 @@ class Algorithm(Enum):
 
 
 _ALGORITHMS: Final = {algorithm.value: algorithm for algorithm in Algorithm}
-_NAMES: Final = {algorithm: name for name, algorithm in _ALGORITHMS.items()}
 
 
 @dataclass(slots=True, init=False)
@@ -102,9 +101,11 @@ _USUAL: Final = frozenset(
         *("algorithm", "qop", "nc", "cnonce", "opaque"),
     }
 )
-_BEFORE_QUOTE: Final = {
-    f"{separator}{name}=": name for name in _USUAL for separator in ("", " ", ",", ", ")
-}
+_MOSTLY_FIRST: Final = (
+    ["username=", ", realm=", ", nonce=", ", uri=", ", response="],
+    ["username=", ",realm=", ",nonce=", ",uri=", ",response="],
+)
+"What stands before the first values, as most phones write it."
 
 
 def parse_credentials(value: str) -> Credentials | None:
@@ -114,7 +115,7 @@ def parse_credentials(value: str) -> Credentials | None:
     may be quoted or not, whatever the grammar says: phones differ.
     """
     scheme, _, rest = value.partition(" ")
-    if scheme.lower() != "digest":
+    if scheme != "Digest" and scheme.lower() != "digest":
         return None
     params = _usual_params(rest) or _params(rest)
     username, realm, nonce = params.get("username"), params.get("realm"), params.get("nonce")
@@ -125,7 +126,7 @@ def parse_credentials(value: str) -> Credentials | None:
     qop, nc, cnonce = params.get("qop", ""), params.get("nc", ""), params.get("cnonce", "")
     if algorithm is None:
         return None
-    if qop and not (qop.lower() == "auth" and cnonce and _is_nonce_count(nc)):
+    if qop and not (cnonce and (qop == "auth" or qop.lower() == "auth") and _is_nonce_count(nc)):
         return None
     if "\\" in rest:
         username, realm = unquote_string(f'"{username}"'), unquote_string(f'"{realm}"')
@@ -147,30 +148,31 @@ def _usual_params(text: str) -> dict[str, str] | None:
     if "\\" in text:
         return None
     params: dict[str, str] = {}
-    plain = ""
-    pieces = text.split('"')  # ``username=``, ``alice``, ``, qop=auth, realm=``, ``example.com``, …
-    last = len(pieces) - 1
-    for i in range(0, last, 2):
-        before = pieces[i]
-        name = _BEFORE_QUOTE.get(before)
-        if name is None:
-            others, _, before = before.rpartition(",")
-            name = _BEFORE_QUOTE.get(before)
-            plain += f"{others},"
-        if name is None or name in params:
-            return None
-        params[name] = pieces[i + 1]
-    plain += pieces[last]
-    for part in plain.replace(", ", ",").split(","):
-        name, _, value = part.partition("=")
+    pieces = text.split('"', 10)  # ``username=``, ``alice``, ``, realm=``, ``example.com``, …
+    if len(pieces) == 11 and pieces[:10:2] in _MOSTLY_FIRST:
+        params = {
+            "username": pieces[1],
+            "realm": pieces[3],
+            "nonce": pieces[5],
+            "uri": pieces[7],
+            "response": pieces[9],
+        }
+        text = pieces[10]
+    for part in text.split(","):
         if not part:
             continue
+        name, _, value = part.partition("=")
+        name = name.lstrip()
         if name not in _USUAL or name in params:
             return None
-        if not value.isalnum() and value not in _ALGORITHMS:
+        if value[:1] == '"':
+            if value.find('"', 1) != len(value) - 1:
+                return None
+            value = value[1:-1]
+        elif not value.isalnum() and value not in _ALGORITHMS:
             return None
         params[name] = value
-    return params if last % 2 == 0 else None
+    return params
 
 
 def _params(text: str) -> dict[str, str]:
@@ -180,6 +182,8 @@ def _params(text: str) -> dict[str, str]:
 
 
 def _is_nonce_count(text: str) -> bool:
+    if text.isdigit() and text.isascii():
+        return len(text) <= 8
     return 0 < len(text) <= 8 and not text.strip(_HEX)
 
 
@@ -193,9 +197,17 @@ def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
 
 def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:
     """One WWW-Authenticate or Proxy-Authenticate value (RFC 7616 §3.3)."""
-    name = _NAMES[algorithm]  # ``value`` of an Enum costs as much as all the rest
-    text = f'Digest realm={quote_string(realm)}, nonce="{nonce}", algorithm={name}'
-    return text + (', stale=true, qop="auth"' if stale else ', qop="auth"')
+    before, after = _around_nonce(realm, algorithm, stale)
+    return f"{before}{nonce}{after}"
+
+
+@lru_cache(maxsize=128)
+def _around_nonce(realm: str, algorithm: Algorithm, stale: bool) -> tuple[str, str]:
+    more = ", stale=true" if stale else ""
+    return (
+        f'Digest realm={quote_string(realm)}, nonce="',
+        f'", algorithm={algorithm.value}{more}, qop="auth"',
+    )
 
 
 def compute_ha1(algorithm: Algorithm, username: str, realm: str, password: str) -> str:
@@ -207,8 +219,9 @@ def compute_response(credentials: Credentials, ha1: str, method: str) -> str:
     """The request-digest that ``credentials`` should carry (RFC 7616 §3.4.1)."""
     c = credentials
     ha2 = _compute_ha2(c.algorithm, method, c.uri)
-    middle = f"{c.nonce}:{c.nc}:{c.cnonce}:{c.qop}" if c.qop else c.nonce
-    return c.algorithm.hexdigest(f"{ha1}:{middle}:{ha2}")
+    if not c.qop:
+        return c.algorithm.hexdigest(f"{ha1}:{c.nonce}:{ha2}")
+    return c.algorithm.hexdigest(f"{ha1}:{c.nonce}:{c.nc}:{c.cnonce}:{c.qop}:{ha2}")
 
 
 @lru_cache(maxsize=128)
@@ -219,8 +232,10 @@ def _compute_ha2(algorithm: Algorithm, method: str, uri: str) -> str:
 
 def response_matches(credentials: Credentials, ha1: str, method: str) -> bool:
     """Whether the credentials prove knowledge of ``ha1``, compared in constant time."""
-    expected = compute_response(credentials, ha1, method)
-    return compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
+    response = credentials.response
+    return response.isascii() and compare_digest(
+        compute_response(credentials, ha1, method), response
+    )
 
 
 def uri_matches(digest_uri: str, request_uri: str) -> bool:

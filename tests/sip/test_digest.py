@@ -254,10 +254,19 @@ PARAMETERS = st.tuples(
 )
 
 
+USUAL_START = 'username="101", realm="a, b", nonce="1", uri="sip:a", response="2"'
+
+
 @settings(max_examples=1000)
-@example('username=1, opaque="cnonce="1x')
-@given(st.lists(PARAMETERS.map("".join), max_size=6).map("".join))
-def test_the_short_way_through_parameters_finds_what_the_long_one_does(text: str) -> None:
+@example("", 'username=1, opaque="cnonce="1x')
+@given(
+    st.sampled_from(["", USUAL_START, f"{USUAL_START}, ", USUAL_START.replace('", ', '",')]),
+    st.lists(PARAMETERS.map("".join), max_size=6).map("".join),
+)
+def test_the_short_way_through_parameters_finds_what_the_long_one_does(
+    start: str, more: str
+) -> None:
+    text = start + more
     params = digest._usual_params(text)
     event(f"taken: {params is not None}")
     if params is not None:
