@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2s
 from hmac import compare_digest
 from typing import Final
 
@@ -15,11 +16,11 @@ from sipush.sip.digest import (
     response_matches,
     uri_matches,
 )
-from sipush.sip.headers import canonical_name
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 
-#: Nonces remembered as used before the oldest are declared stale: about 10 MB in all.
+#: Nonces remembered as used before the oldest are declared stale: about 15 MB, and as much again
+#: of those before them.
 MAX_USED = 50_000
 
 CREDENTIALS: Final = ("authorization", "proxy-authorization")
@@ -55,6 +56,21 @@ _NO_CREDENTIALS: Final = Challenge()
 _STALE: Final = Challenge(stale=True)
 _WRONG: Final = Challenge(wrong=True)
 
+_UNAUTHORIZED: Final = Status.UNAUTHORIZED
+
+
+class _Use:
+    """What is remembered of a nonce that somebody has signed in with."""
+
+    __slots__ = ("client", "count", "until")
+
+    def __init__(self, client: str, until: float) -> None:
+        self.client = client
+        self.until = until
+        "When it is too old; before that its hash need not be looked at again."
+        self.count = -1
+        "The highest nonce count."
+
 
 class Authenticator:
     """Mints nonces and verifies credentials. ``now`` is monotonic, in seconds.
@@ -87,7 +103,7 @@ class Authenticator:
         started_epoch: float = 0.0,
     ) -> None:
         """``started_at`` and ``started_epoch`` are the same moment, monotonic and as UNIX time."""
-        self._keyed = blake2b(key=key, digest_size=16)
+        self._keyed = blake2s(key=key, digest_size=16)
         "Copied for each nonce: making it takes longer than what it then hashes."
         self._started_at = started_at
         self._life = int(started_epoch * 1000)
@@ -98,9 +114,9 @@ class Authenticator:
         self._serial = 0
         self._floor = 0
         "Nonces with a lower serial are stale: what was used of them is forgotten."
-        self._used: dict[int | str, int] = {}
-        "By serial, or by nonce of an earlier life."
-        self._used_before: dict[int | str, int] = {}
+        self._used: dict[str, _Use] = {}
+        "By nonce."
+        self._used_before: dict[str, _Use] = {}
         self._rotated_at = started_at
         self._rotated_serial = 0
         self._recall_until = started_at + RECALL
@@ -114,11 +130,14 @@ class Authenticator:
         *,
         client: str = "",
         stale: bool = False,
-        status: Status = Status.UNAUTHORIZED,
+        status: Status = _UNAUTHORIZED,
     ) -> Response:
         """401 of a registrar, or 407 of a proxy, with one challenge per algorithm (RFC 8760)."""
-        name = "WWW-Authenticate" if status is Status.UNAUTHORIZED else "Proxy-Authenticate"
-        canonical, nonce = canonical_name(name), self.mint(now, client)
+        if status is _UNAUTHORIZED:
+            canonical, name = "www-authenticate", "WWW-Authenticate"
+        else:
+            canonical, name = "proxy-authenticate", "Proxy-Authenticate"
+        nonce = self.mint(now, client)
         challenges = [
             (canonical, f"{name}: {format_challenge(realm, nonce, algorithm, stale)}")
             for algorithm in self._algorithms
@@ -147,40 +166,47 @@ class Authenticator:
         """
         if credentials is None or credentials.algorithm not in self._algorithms:
             return _NO_CREDENTIALS
-        slot = self._slot(credentials.nonce, client, request.method, now)
-        if slot is None:
+        use = self._use_of(credentials.nonce, client, request.method, now)
+        if use is None:
             return _STALE
         ha1 = _ha1(subscriber, credentials.algorithm)
         matches = response_matches(credentials, ha1 or self._dummy_ha1, request.method)
         if not (matches and ha1 and uri_matches(credentials.uri, request.uri)):
             return _WRONG
-        return _ACCEPTED if self._use(slot, credentials.nonce_count, now) else _STALE
+        return _ACCEPTED if self._count(use, credentials, now) else _STALE
 
-    def _use(self, slot: int | str, count: int | None, now: float) -> bool:
+    def _count(self, use: _Use, credentials: Credentials, now: float) -> bool:
         """Count one use of the nonce; False when it is replayed."""
+        count = credentials.nonce_count
         if count is None:
             count = _ALL
-        used = self._used
-        if count <= used.get(slot, -1) or count <= self._used_before.get(slot, -1):
+        if count <= use.count:
             return False
-        if now - self._rotated_at >= self._lifetime or len(used) >= MAX_USED:
+        if now - self._rotated_at >= self._lifetime or len(self._used) >= MAX_USED:
             self._rotate(now)
-        self._used[slot] = count
+        use.count = count
+        self._used[credentials.nonce] = use
         return True
 
-    def _slot(self, nonce: str, client: str, method: str, now: float) -> int | str | None:
-        """Under what its uses are counted; None when it is not ours, not his, too old or used."""
+    def _use_of(self, nonce: str, client: str, method: str, now: float) -> _Use | None:
+        """The use of a nonce so far; None when it is not ours, not his, too old or used up."""
+        use = self._used.get(nonce) or self._used_before.get(nonce)
+        if use is not None and use.client == client and now <= use.until:
+            return use
         stamp, _, mac = nonce.rpartition(".")
         if not mac.isascii() or not compare_digest(mac, self._mac(f"{stamp} {client}")):
             return None
         born, minted, serial = stamp.split(".")
-        age = now - self._started_at - int(minted) / 1000
+        until = self._started_at + int(minted) / 1000 + self._lifetime
         if born == self._born:
-            number = int(serial)
-            return number if age <= self._lifetime and number >= self._floor else None
+            if now > until or int(serial) < self._floor:
+                return None
+            return use or _Use(client, until)
         earlier = (self._life - int(born)) / 1000
         recalled = earlier > 0 and method in _RECALLED and now <= self._recall_until
-        return nonce if recalled and age + earlier <= self._lifetime else None
+        if not recalled or now + earlier > until:
+            return None
+        return use or _Use(client, -math.inf)  # to be asked again: another method may not use it
 
     def _rotate(self, now: float) -> None:
         """Forget the older half. Every nonce in it was minted before the last rotation."""
