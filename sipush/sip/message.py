@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Final
 
 from sipush.errors import MessageError
@@ -23,6 +22,7 @@ from sipush.sip.fields import (
 )
 from sipush.sip.grammar import is_token, number, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
+from sipush.sip.memo import Memo
 from sipush.sip.status import PHRASES, Status
 from sipush.sip.uri import SipUri, parse_sip_uri
 
@@ -82,7 +82,7 @@ class Message:
         if not value:
             raise MessageError(f"Missing {written}", message=self)
         try:
-            return _shared_name_addr(value) if len(value) <= _SHORT else parse_name_addr(value)
+            return _name_addrs.get(value) if len(value) <= _SHORT else parse_name_addr(value)
         except MessageError as error:
             raise MessageError(f"{error.reason} in {written}", message=self) from None
 
@@ -121,12 +121,8 @@ class Message:
         return self._cseq
 
 
-@lru_cache(maxsize=4096)
-def _shared_name_addr(value: str) -> NameAddr:
-    """From and To of a request are those of its responses, and of what follows in its dialog."""
-    return parse_name_addr(value)
-
-
+_name_addrs: Final = Memo(parse_name_addr, 4096)
+"From and To of a request are those of its responses, and of what follows in its dialog."
 _SHORT: Final = 200
 "Characters: strangers write headers that fill a store of them."
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
 from sipush.errors import MessageError
 from sipush.sip.grammar import is_plain_host, number, unescape
+from sipush.sip.memo import Memo
 
 _SIP_URI: Final = re.compile(
     r"""
@@ -86,13 +86,16 @@ class SipUri:
         return f"{self.scheme}:{user}{self.host}{port}{params}{headers}"
 
 
-@lru_cache(maxsize=4096)
 def parse_sip_uri(text: str) -> SipUri:
     """Parse a sip: or sips: URI, without angle brackets.
 
     Raises MessageError: 416 for another scheme, 400 for a URI that breaks the grammar. The result
     is shared: do not change its params.
     """
+    return _uris.get(text)
+
+
+def _parse_sip_uri(text: str) -> SipUri:
     usual = usual_sip_uri(text)
     if usual is not None:
         return usual
@@ -119,6 +122,9 @@ def parse_sip_uri(text: str) -> SipUri:
         params,
         headers,
     )
+
+
+_uris: Final = Memo(_parse_sip_uri, 4096)
 
 
 def usual_sip_uri(text: str) -> SipUri | None:
