@@ -16,6 +16,7 @@ from sipush.sip.grammar import (
     quote_string,
     unquote_string,
 )
+from sipush.sip.memo import Memo
 from sipush.sip.uri import SipUri, parse_sip_uri, usual_sip_uri
 
 Params = dict[str, str | None]
@@ -188,8 +189,18 @@ _PROTOCOLS: Final = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "
 
 def _usual_via(text: str) -> Via | None:
     """A Via element with a name or an IPv4 address, written as usual; None for others."""
-    protocol, _, rest = text.partition(" ")
-    sent_by, _, params = rest.partition(";")
+    sent, _, params = text.partition(";")
+    if len(sent) > _LONGEST_HOP:
+        return None
+    hop = _usual_hops.get(sent)
+    if hop is None:
+        return None
+    return Via(hop.transport, hop.host, hop.port, parse_params(params) if params else {})
+
+
+def _usual_hop(text: str) -> Via | None:
+    """The same without parameters."""
+    protocol, _, sent_by = text.partition(" ")
     host, colon, digits = sent_by.partition(":")
     transport = _PROTOCOLS.get(protocol)
     if transport is None or not is_plain_host(host):
@@ -199,7 +210,13 @@ def _usual_via(text: str) -> Via | None:
         port = number(digits)
         if port is None or len(digits) > 5 or not 0 < port < 65536:
             return None
-    return Via(transport, host, port, parse_params(params) if params else {})
+    return Via(transport, host, port, {})
+
+
+_usual_hops: Final = Memo(_usual_hop, 4096)
+"That of our own Via comes back with each response, that of a phone with each of its requests."
+_LONGEST_HOP: Final = 100
+"Characters: strangers write headers that fill a store of them."
 
 
 @dataclass(slots=True, init=False)

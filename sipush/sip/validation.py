@@ -84,7 +84,9 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
             break
     vias = headers.lines("via")
     for _, line in vias:
-        if _may_have_empty_element(line) and _EMPTY_ELEMENT(line):
+        # Asked before the regular expression, which takes ten times as long: are there three words?
+        unusual = "," in line or ";;" in line or len(line.split()) != 3
+        if unusual and _EMPTY_ELEMENT(line):
             raise MessageError("Malformed Via")
     if _elements(vias) > limits.via_hops:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
@@ -101,15 +103,6 @@ def _elements(lines: list[tuple[str, str]]) -> int:
         if "," in line:
             count += line.count(",")
     return count
-
-
-def _may_have_empty_element(line: str) -> bool:
-    """Asked before the regular expression, which takes ten times as long; seldom true.
-
-    The usual parameters are one word.
-    """
-    params = line[line.find(";") :]
-    return "," in line or ";;" in params or len(params.split()) != 1
 
 
 def _check_repeated(headers: Headers) -> None:
