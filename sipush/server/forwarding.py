@@ -120,8 +120,10 @@ class _Answered:
         self._call_id = call_id
         self._acknowledgements = acknowledgements
 
-    def repeated(self, response: Response) -> None:
-        """The callee has not had its ACK yet: the caller gets the 2xx again."""
+    def hear(self, response: Response) -> None:
+        """The callee has not had its ACK yet, if it says 2xx: the caller gets that again."""
+        if not Status.OK <= response.status < 300:
+            return  # where the phone has left from
         strip_push_params(response)
         self._acknowledgements.expect(self._call_id)
         self._respond(response)
@@ -583,7 +585,7 @@ class Forwarding:
             return
         if any(branch.late for branch in self.context.branches):
             return  # what it answers is hung up
-        repeat = _Answered(self.transaction, self.call_id, self.proxy.acknowledgements).repeated
+        repeat = _Answered(self.transaction, self.call_id, self.proxy.acknowledgements).hear
         for attempt in self.attempts.values():
             if attempt.handle is not None:
                 attempt.handle.on_response = repeat

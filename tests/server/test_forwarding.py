@@ -36,7 +36,8 @@ class StoreThatLooksLong(MemoryStore):
 async def registers(server: Server, user: Aor, number: int) -> Wire:
     """A phone does, and its user is heard of."""
     wire = server.wire(number)
-    phone = binding(aor=user, contact=f"sip:u@127.0.0.1:{wire.remote[1]}", flow=wire.name)
+    contact = f"sip:u@127.0.0.1:{wire.remote[1]}"
+    phone = binding(aor=user, contact=contact, flow=wire.name, cseq=number)
     location = await server.proxy.store.bind(registration(phone))
     assert isinstance(location, Location)
     server.proxy.bucket.refreshed(user, location, [phone.device])
@@ -106,6 +107,21 @@ async def test_of_an_answered_call_only_what_repeats_its_answer_stays_in_memory(
     sent = len(server.caller.sent)
     await server.send(phone, ok)
     assert server.caller.sent[sent:] == [first]
+
+
+async def test_what_is_no_repeated_answer_makes_nobody_wait_for_an_ack(tmp_path: Path) -> None:
+    """The phone rings late where it has left from; its call has been answered since."""
+    server = Server(configuration(tmp_path))
+    left = await registers(server, BOB, 3)
+    await server.send(server.caller, invite(1))
+    phone = await registers(server, BOB, 4)
+    await server.send(phone, response(phone.sent[-1], "200 OK"))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 200 ")
+    server.proxy.acknowledgements.came("bench-1")
+    await server.send(left, response(left.sent[0], "180 Ringing"))
+    draining = asyncio.ensure_future(server.proxy.acknowledgements.drain())
+    await asyncio.sleep(0)
+    assert draining.done()
 
 
 def in_memory(server: Server) -> list[Forwarding]:
