@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import orjson
+import structlog
 
 REDACTED: Final = "[redacted]"
 
@@ -57,17 +59,26 @@ _SHORTEST_TOKEN: Final = 64
 _LONGEST: Final = 2000
 "Characters of a text that are logged: strangers write names and Call-IDs of 60,000."
 
+# fmt: off
 #: Without any of these a text that is shorter than every token holds nothing to redact.
-_MAY_LEAD_TO_SECRET: Final = re.compile(
-    "auth|bearer|basic|response|device-uid|pn-prid|pn-tok|password|access_token|ha1_|://|eyj"
-).search
+_LEAD_TO_SECRETS: Final = (
+    "auth", "bearer", "basic", "response", "device-uid", "pn-prid", "pn-tok", "password",
+    "access_token", "ha1_", "://", "eyj",
+)
+# fmt: on
 
 
 def redact_text(text: str) -> str:
     """The text without the tokens, passwords and digests in it."""
-    if len(text) < _SHORTEST_TOKEN and text.isascii() and not _MAY_LEAD_TO_SECRET(text.lower()):
-        return text
-    return SECRET_TEXT.sub(lambda match: (match["label"] or "") + REDACTED, text)
+    if len(text) < _SHORTEST_TOKEN and text.isascii():
+        lower = text.lower()
+        if not any(lead in lower for lead in _LEAD_TO_SECRETS):
+            return text
+    return SECRET_TEXT.sub(_redacted_match, text)
+
+
+def _redacted_match(match: re.Match[str]) -> str:
+    return (match["label"] or "") + REDACTED
 
 
 def printable(text: str) -> str:
@@ -118,7 +129,9 @@ def _redact_text(key: str, text: str) -> str:
 def complete(line: dict[str, Any], level: str, now: float) -> dict[str, Any]:
     """The line without secrets, whatever key or text they hide in, and with when it was written."""
     for key, value in line.items():
-        line[key] = redacted(key, value)
+        fit = redacted(key, value)
+        if fit is not value:
+            line[key] = fit
     line["level"] = level
     line["timestamp"] = _timestamp(now)
     return line
@@ -146,3 +159,47 @@ def json_line(line: dict[str, Any]) -> str:
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
     # In ASCII what JSON does not escape can be printed, but for DEL.
     return text if text.isascii() and "\x7f" not in text else printable(text)
+
+
+Render = Callable[[dict[str, Any]], str]
+
+
+class Sink:
+    """Where the lines go, how they look, and from which level on they are written."""
+
+    def __init__(self, level: int, render: Render, stream: TextIO) -> None:
+        self.level = level
+        self._render = render
+        self._stream = stream
+        self._lines: list[str] = []
+        "What is written at the end of this turn of the event loop, at once."
+
+    def write(self, level: str, event: str, context: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Write soon, or now where no loop runs (at start, at the end, in other threads)."""
+        line = {**context, **facts} if context else facts
+        line["event"] = event
+        if "exc_info" in line:
+            line = dict(structlog.processors.format_exc_info(self, level, line))
+        self._lines.append(self._render(complete(line, level, time.time())) + "\n")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._flush()
+            return
+        if len(self._lines) == 1:
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        self._stream.write("".join(lines))
+        self._stream.flush()
+
+
+class Shown:
+    """What is written, for busy paths to ask: a call below the level costs several microseconds."""
+
+    def __init__(self) -> None:
+        self.debug = False
+
+
+shown: Final = Shown()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 import structlog
 
-from sipush import logs
 from sipush.core.bindings import (
     Aor,
     Location,
@@ -57,7 +56,7 @@ from sipush.core.routing import (
 from sipush.core.target_set import NOWHERE, Target, TargetSet
 from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
-from sipush.log_lines import fingerprint
+from sipush.log_lines import fingerprint, shown
 from sipush.metrics import CALLS
 from sipush.server import waking
 from sipush.server.acknowledgements import Acknowledgements
@@ -581,7 +580,7 @@ class Forwarding:
 
     def _leave_repeats(self) -> None:
         """Who hears repeated 2xx, for half a minute, keeps nothing else of the call in memory."""
-        if self.ladder is not None or logs.shown.debug or self.proxy.held_calls.holds(self):
+        if self.ladder is not None or shown.debug or self.proxy.held_calls.holds(self):
             return
         if any(branch.late for branch in self.context.branches):
             return  # what it answers is hung up
@@ -868,12 +867,12 @@ class Forwarding:
         """The same for the log alone."""
         if self.context.invite:
             self.proxy.log.info(event, call_id=self.call_id, method=self.request.method, **facts)
-        elif logs.shown.debug:
+        elif shown.debug:
             log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
 
     def _note(self, event: str, **facts: object) -> None:
         """What goes over the wire is for debugging."""
-        if logs.shown.debug:
+        if shown.debug:
             log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
         if self.ladder is not None:
             self.ladder.add(event, self.request, facts)

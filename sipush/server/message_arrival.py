@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from sipush import logs
+from sipush import log_lines
 from sipush.core.bindings import Aor, Location, PushRecord, without_reg_id
 from sipush.core.messages import (
     Arrival,
@@ -187,7 +187,7 @@ class Arriving:
         return self.messages.send(forwarded, target, partial(self._answered, place), unique)
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:
-        if logs.shown.debug:
+        if log_lines.shown.debug:
             log.debug("message_answered", call_id=self.request.call_id, status=status)
         response = self.responses.get(place) if place is not None else None
         if response is not None:

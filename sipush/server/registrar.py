@@ -25,7 +25,7 @@ from sipush.core.registration import (
 )
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
-from sipush.logs import shown
+from sipush.log_lines import shown
 from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
 from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
