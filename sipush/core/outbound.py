@@ -17,6 +17,7 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from sipush.core.bindings import Aor, without_reg_id
+from sipush.core.keyed_hash import keyed_hash
 
 _IV_BYTES: Final = 12
 _TAG_BYTES: Final = 16
@@ -130,18 +131,18 @@ def came_from(ip: str, flow: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _keys(key: bytes) -> tuple[bytes, AESGCM]:
-    keys = blake2b(b"route", key=key).digest()
-    return keys[:32], AESGCM(keys[32:])
+    keys = blake2b(b"route", key=key, digest_size=32).digest()
+    return keys[:16], AESGCM(keys[16:])
 
 
 def _iv(text: bytes, call_id: str, key: bytes) -> bytes:
     """The MAC of a token, and the IV of its text, a synthetic one as in RFC 5297.
 
     So no two texts are enciphered alike, and what was deciphered is ours if it has that MAC. The
-    Call-ID begins after the third line; BLAKE2 takes a key of fixed length in front, without HMAC.
+    Call-ID begins after the third line.
     """
     call = call_id.encode("utf-8", "surrogateescape")
-    return blake2b(key + text + b"\n" + call, digest_size=_IV_BYTES).digest()
+    return keyed_hash(key, text + b"\n" + call, _IV_BYTES)
 
 
 def _xored(text: bytes, iv: bytes, cipher: AESGCM) -> bytes:

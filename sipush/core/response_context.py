@@ -11,7 +11,6 @@ read it from there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -329,15 +328,11 @@ class ResponseContext:
 
     def next_timer(self) -> float | None:
         """When to call ``timer_fired`` next, or None."""
-        soonest = math.inf
-        for at in (self._ringback_at, self.search.turn_at):
-            if at is not None:
-                soonest = min(soonest, at)
+        soonest = _sooner(self._ringback_at, self.search.turn_at)
         for b in self.branches:
-            for at in (b.probe_at, b.bucket_at, b.timer_c_at, b.tombstone_at):
-                if at is not None:
-                    soonest = min(soonest, at)
-        return soonest if soonest < math.inf else None
+            soonest = _sooner(soonest, _sooner(b.probe_at, b.bucket_at))
+            soonest = _sooner(soonest, _sooner(b.timer_c_at, b.tombstone_at))
+        return soonest
 
     @property
     def done(self) -> bool:
@@ -755,6 +750,12 @@ _ACTIONABLE: Final = frozenset({401, 407, 415, 420, 484})
 
 def _due(at: float | None, now: float) -> bool:
     return at is not None and now >= at
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _same_app(one: Branch, other: Branch) -> bool:

@@ -483,7 +483,7 @@ class Forwarding:
             if stored is None:
                 self._answer(finals)
             else:
-                stored.add_done_callback(lambda _: self._answer(finals))
+                stored.add_done_callback(partial(self._answer, finals))
         if self.context.done:
             self.finish()
 
@@ -580,7 +580,7 @@ class Forwarding:
 
     def _leave_repeats(self) -> None:
         """Who hears repeated 2xx, for half a minute, keeps nothing else of the call in memory."""
-        if self.ladder is not None or shown.debug or self.proxy.held_calls.holds(self):
+        if self._is_followed or self.proxy.held_calls.holds(self):
             return
         if any(branch.late for branch in self.context.branches):
             return  # what it answers is hung up
@@ -639,7 +639,8 @@ class Forwarding:
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
-        self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
+        if self._is_followed:
+            self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
 
     def _breadth_left(self) -> int | None:
         """What of the Max-Breadth no branch uses now; None when there is no limit."""
@@ -682,7 +683,7 @@ class Forwarding:
 
     def _response_received(self, branch: int, response: Response) -> None:
         self.attempts[branch].response = response
-        if response.status > TRYING:
+        if response.status > TRYING and self._is_followed:
             self._note("response", branch=branch, status=response.status)
         self._perform(self.context.response_received(branch, response.status, self._now))
 
@@ -815,7 +816,7 @@ class Forwarding:
             self._unstored.append(response)
         else:
             self.transaction.respond(response)
-        if not is_final:
+        if not is_final and self.ladder is not None:
             self.step("told", status=status)
 
     async def _refuse(self, response: Response) -> None:
@@ -825,7 +826,7 @@ class Forwarding:
         self.transaction.respond(response)
 
     @staticmethod
-    def _answer(finals: tuple[Callable[[], None], ...]) -> None:
+    def _answer(finals: tuple[Callable[[], None], ...], stored: object = None) -> None:
         for say in finals:
             say()
 
@@ -869,6 +870,11 @@ class Forwarding:
             self.proxy.log.info(event, call_id=self.call_id, method=self.request.method, **facts)
         elif shown.debug:
             log.debug(event, call_id=self.call_id, method=self.request.method, **facts)
+
+    @property
+    def _is_followed(self) -> bool:
+        """Whether anybody wants to know what goes over the wire."""
+        return self.ladder is not None or shown.debug
 
     def _note(self, event: str, **facts: object) -> None:
         """What goes over the wire is for debugging."""

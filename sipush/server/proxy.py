@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final, assert_never
 
@@ -22,6 +21,7 @@ from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
+from sipush.core.keyed_hash import keyed_hash
 from sipush.core.nodes import is_away, is_in_clear, path_to, route_key
 from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in
 from sipush.core.response_context import ResponseContext
@@ -297,10 +297,10 @@ class Proxy:
 
         Whoever died in between had perhaps sent it on. Over a stream it comes from another port.
         """
-        request = transaction.request
-        lines = [line for name, line in request.headers.fields if name in _IDENTITY]
-        text = "\n".join((transaction.branch, *lines)).encode("utf-8", "surrogateescape")
-        id_ = blake2b(b"push-id" + text, key=self.key, digest_size=16).hexdigest()
+        first = transaction.request.headers.first
+        same = f"{first['from']}\n{first['to']}\n{first['call-id']}\n{first['cseq']}"
+        text = f"push-id{transaction.branch}\n{same}"
+        id_ = keyed_hash(self.key, text.encode("utf-8", "surrogateescape"), 16).hex()
         variant = "89ab"[int(id_[16], 16) & 3]  # RFC 9562 §5.4
         return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
 
@@ -384,8 +384,9 @@ class Proxy:
         self.acknowledgements.came(ack.call_id)
 
     def send_ack(self, ack: Request, flow: Flow) -> None:
-        """Send the ACK of a 2xx, which has no transaction, with our Via."""
-        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={self.new_branch(ack)};rport"
+        """Send the ACK of a 2xx, which has no transaction, with our Via. Nobody looks for loops."""
+        branch = f"{BRANCH_COOKIE}{self.new_id()}"
+        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
         ack.headers.prepend("Via", via)
         self.layer.send_stateless(ack, flow)
 
@@ -402,9 +403,8 @@ class Proxy:
         if not unique:
             id_ = self.new_id()
         else:
-            text = f"{unique}\n{request.call_id}\n{request.cseq.number}"
-            data = b"branch" + text.encode("utf-8", "surrogateescape")
-            id_ = blake2b(data, key=self.key, digest_size=8).hexdigest()
+            text = f"branch{unique}\n{request.call_id}\n{request.cseq.number}"
+            id_ = keyed_hash(self.key, text.encode("utf-8", "surrogateescape"), 8).hex()
         return f"{BRANCH_COOKIE}{id_}-{loop_digest(request)}"
 
     # -- inside a dialog --
@@ -827,7 +827,3 @@ async def _until_started(forwarding: Forwarding, work: Awaitable[None]) -> None:
     finally:
         if not forwarding.started:
             forwarding.finish()
-
-
-_IDENTITY: Final = frozenset({"from", "to", "call-id", "cseq"})
-"""What a repeated request has in common with the first, with the branch of its top Via."""
