@@ -488,43 +488,43 @@ class Forwarding:
             self.finish()
 
     def _perform_one(self, action: Action) -> None:
-        match action:
-            case Forward(branch):
-                self._forward(branch)
-            case Respond(status, branch):
-                self._respond(status, branch)
-            case Retransmit(branch):
-                if (handle := self.attempts[branch].handle) is not None:
-                    handle.retransmit()
-            case Follow(branch, flow):
-                if (handle := self.attempts[branch].handle) is not None:
-                    handle.newer_flow = self.proxy.transports.flow(flow)
-            case RequestPush(branch, deadline):
-                self._unheard_at = None
-                if self._unstored is None and not self.proxy.held_calls.holds(self):
-                    self._unstored = []
-                aor = self.context.branches[branch].target.aor
-                self.proxy.held_call_limits.hold(self.caller_aor, aor, self._held)
-                self.proxy.tasks.spawn(self._push(branch, deadline))
-            case Cancel(branch, cause):
-                if self._finals:  # as true as the answer, which a crash may still undo
-                    self._finals += (partial(self._cancel, branch, cause),)
-                else:
-                    self._cancel(branch, cause)
-            case Abandon(branch, moved):
-                attempt = self.attempts.get(branch)  # None: it was made by a process that died
-                if attempt is not None and attempt.handle is not None:
-                    attempt.handle.abandon(cancel=not moved)
-            case RemovePushRecord(branch):
-                self.proxy.tasks.spawn(waking.remove_push_record(self, branch))
-            case CancelPush(branch):
-                self.proxy.tasks.spawn(waking.cancel(self, branch))
-            case HangUp(branch):
-                self._hang_up(branch)
-            case FallBack(status, cause):
-                self.proxy.tasks.spawn(self._fall_back(status, cause))
-            case _:
-                assert_never(action)
+        # mypyc compiles isinstance to a comparison, a case of match to a call.
+        if isinstance(action, Forward):
+            self._forward(action.branch)
+        elif isinstance(action, Respond):
+            self._respond(action.status, action.branch)
+        elif isinstance(action, Retransmit):
+            if (handle := self.attempts[action.branch].handle) is not None:
+                handle.retransmit()
+        elif isinstance(action, Follow):
+            if (handle := self.attempts[action.branch].handle) is not None:
+                handle.newer_flow = self.proxy.transports.flow(action.flow)
+        elif isinstance(action, RequestPush):
+            self._unheard_at = None
+            if self._unstored is None and not self.proxy.held_calls.holds(self):
+                self._unstored = []
+            aor = self.context.branches[action.branch].target.aor
+            self.proxy.held_call_limits.hold(self.caller_aor, aor, self._held)
+            self.proxy.tasks.spawn(self._push(action.branch, action.deadline))
+        elif isinstance(action, Cancel):
+            if self._finals:  # as true as the answer, which a crash may still undo
+                self._finals += (partial(self._cancel, action.branch, action.cause),)
+            else:
+                self._cancel(action.branch, action.cause)
+        elif isinstance(action, Abandon):
+            attempt = self.attempts.get(action.branch)  # None: it was made by a process that died
+            if attempt is not None and attempt.handle is not None:
+                attempt.handle.abandon(cancel=not action.moved)
+        elif isinstance(action, RemovePushRecord):
+            self.proxy.tasks.spawn(waking.remove_push_record(self, action.branch))
+        elif isinstance(action, CancelPush):
+            self.proxy.tasks.spawn(waking.cancel(self, action.branch))
+        elif isinstance(action, HangUp):
+            self._hang_up(action.branch)
+        elif isinstance(action, FallBack):
+            self.proxy.tasks.spawn(self._fall_back(action.status, action.cause))
+        else:
+            assert_never(action)
 
     def _arm_timer(self) -> None:
         """Be woken in time. Too early costs nothing but another look."""

@@ -233,19 +233,19 @@ class _Server(ServerTransaction):
         self._perform(self.advance(timer))
 
     def _perform(self, actions: tuple[Action, ...], ack: Request | None = None) -> None:
+        # mypyc compiles isinstance to a comparison, a case of match to a call.
         for action in actions:
-            match action:
-                case SetTimer():
-                    self._set_timer(action.timer)
-                case Send():
-                    self._send()
-                case Deliver():
-                    assert ack is not None
-                    self._layer.user.ack_received(self.flow, ack)
-                case Terminate():
-                    self._layer.forget_server(self._key)
-                case _:
-                    assert_never(action)
+            if isinstance(action, SetTimer):
+                self._set_timer(action.timer)
+            elif isinstance(action, Send):
+                self._send()
+            elif isinstance(action, Deliver):
+                assert ack is not None
+                self._layer.user.ack_received(self.flow, ack)
+            elif isinstance(action, Terminate):
+                self._layer.forget_server(self._key)
+            else:
+                assert_never(action)
 
     def _set_timer(self, timer: Timer) -> None:
         if timer is not Timer.G:
@@ -369,25 +369,24 @@ class ClientTransactionHandle(ClientTransaction):
 
     def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
         for action in actions:
-            match action:
-                case SetTimer():
-                    timer = action.timer
-                    self._layer.set_timer(timer, self._repeats, self, action.at_t2)
-                    if timer is Timer.A or timer is Timer.E:
-                        self._repeats += 1
-                case Send():
-                    if action is Send.ACK:
-                        assert response is not None
-                        self._send(make_ack(self.request, response))
-                    else:
-                        self._send(self.request)
-                case Deliver():
-                    self._deliver(action, response)
-                case Terminate():
-                    self._layer.forget_client(self._key, self)
-                    self._settle()
-                case _:
-                    assert_never(action)
+            if isinstance(action, SetTimer):
+                timer = action.timer
+                self._layer.set_timer(timer, self._repeats, self, action.at_t2)
+                if timer is Timer.A or timer is Timer.E:
+                    self._repeats += 1
+            elif isinstance(action, Send):
+                if action is Send.ACK:
+                    assert response is not None
+                    self._send(make_ack(self.request, response))
+                else:
+                    self._send(self.request)
+            elif isinstance(action, Deliver):
+                self._deliver(action, response)
+            elif isinstance(action, Terminate):
+                self._layer.forget_client(self._key, self)
+                self._settle()
+            else:
+                assert_never(action)
 
     def _send(self, request: Request) -> None:
         flow = self.newer_flow or self.flow

@@ -114,17 +114,17 @@ class Row(NamedTuple):
     actions: tuple[Action, ...] = ()
 
 
-Transitions = dict[tuple[State, Event | Timer], tuple[State, tuple[Action, ...]]]
+Transitions = dict[State, dict[Event | Timer, tuple[State, tuple[Action, ...]]]]
 
 
 def transitions(rows: Iterable[Row], reliable: bool) -> Transitions:
     """The rows that hold on a reliable, or an unreliable, transport."""
     excluded = "unreliable" if reliable else "reliable"
-    return {
-        (row.state, row.event): (row.next_state, row.actions)
-        for row in rows
-        if row.transport != excluded
-    }
+    table: Transitions = {state: {} for state in State}
+    for row in rows:
+        if row.transport != excluded:
+            table[row.state][row.event] = (row.next_state, row.actions)
+    return table
 
 
 class Machine:
@@ -137,7 +137,7 @@ class Machine:
 
     def advance(self, event: Event | Timer) -> tuple[Action, ...]:
         """Take the transition for ``event``; returns what must be done, in order."""
-        transition = self._transitions.get((self.state, event))
+        transition = self._transitions[self.state].get(event)
         if transition is None:
             return ()
         self.state, actions = transition
