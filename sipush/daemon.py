@@ -7,7 +7,6 @@ import errno
 import gc
 import os
 import resource
-import secrets
 import signal
 import socket
 import sys
@@ -31,6 +30,7 @@ from sipush.core.guesses import Guesses
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.routing import Realm
 from sipush.errors import ConfigError, LocationError, TransportError
+from sipush.ids import new_id
 from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.push.apps import build_apps, vapid_keys
@@ -526,18 +526,6 @@ def _listeners(config: Config) -> Listeners:
 def _mirror(config: Config) -> Mirror | None:
     """Not open yet. Raises ConfigError."""
     return Mirror(config.hep) if config.hep.send_to else None
-
-
-def new_id() -> str:
-    """A tag or branch part that nobody can guess (RFC 3261 §19.3)."""
-    if not _ids:
-        # Many at a time: each draw is a system call.
-        text = secrets.token_hex(8 * 256)
-        _ids.extend(text[start : start + 16] for start in range(0, len(text), 16))
-    return _ids.pop()
-
-
-_ids: list[str] = []
 
 
 def _tune_garbage_collector() -> None:

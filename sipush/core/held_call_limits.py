@@ -23,10 +23,10 @@ class HeldCallLimits:
 
     def refusal(self, caller: Aor, callee: Aor) -> Rejection | None:
         """Why one more is not held. ``caller`` is empty for a peer, who calls for many."""
-        if caller and self._counts["from " + caller] >= self.per_caller:
+        if caller and self._counts.get("from " + caller, 0) >= self.per_caller:
             status = Status.SERVICE_UNAVAILABLE
             return Rejection(status, "Too Many Held Calls of This Caller", RETRY_AFTER)
-        if self._counts["to " + callee] >= self.per_callee:
+        if self._counts.get("to " + callee, 0) >= self.per_callee:
             return Rejection(Status.BUSY_HERE, "Too Many Held Calls", RETRY_AFTER)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from time import monotonic
 
 GIVE_UP = 32.0
 "64*T1: for so long the callee repeats its 2xx (RFC 3261 §13.3.1.4)."
@@ -20,7 +21,7 @@ class Acknowledgements:
 
     def expect(self, call_id: str) -> None:
         """A 2xx to an INVITE went upstream."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._give_up(now)
         self._missing.pop(call_id, None)
         self._missing[call_id] = now + GIVE_UP
@@ -41,13 +42,12 @@ class Acknowledgements:
 
     async def drain(self) -> None:
         """Wait until none is missing."""
-        clock = asyncio.get_running_loop().time
         self._draining = True
         while True:
-            self._give_up(clock())
+            self._give_up(monotonic())
             if not self._missing:
                 return
             self._one_came.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(next(iter(self._missing.values()))):
+                async with asyncio.timeout(next(iter(self._missing.values())) - monotonic()):
                     await self._one_came.wait()
