@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import hiredis
@@ -27,9 +27,6 @@ from sipush.config import RedisConfig
 from sipush.errors import ConfigError, LocationError
 from sipush.location.redis_script import Script
 from sipush.sip.uri import parse_sip_uri
-
-# The stub knows only tuples of one.
-_pack: Callable[[tuple[bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 MAX_PIPELINE = 256
 "Commands sent before the replies of those before them are in: what a stalled Redis can hold."
@@ -53,6 +50,21 @@ _RECONNECT_DELAY = 0.5
 _TRACK_NEXT = (b"CLIENT", b"CACHING", b"YES")
 
 _SENTINEL_PORT = 26379
+
+
+_SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(2048))
+"What stands before an argument, by its length."
+
+
+def _pack(args: Sequence[bytes]) -> bytes:
+    """A command as RESP has it. hiredis formats each length anew: three times as long for many."""
+    parts = [b"*%d" % len(args)]
+    for arg in args:
+        size = len(arg)
+        parts.append(_SIZES[size] if size < len(_SIZES) else b"\r\n$%d\r\n" % size)
+        parts.append(arg)
+    parts.append(b"\r\n")
+    return b"".join(parts)
 
 
 class _Command:
@@ -89,14 +101,16 @@ class _Command:
         script = self.script
         if script is None:
             return _pack(self.args[0])
+        own = script.keys + script.shared
         sent = [b"EVALSHA", script.sha, b"%d" % (script.keys * len(self.args))]
         for args in self.args:
             sent += args[: script.keys]
+        sent += self.args[0][script.keys : own]
         for args in self.args:
             if script.many:
-                sent.append(b"%d" % (len(args) - script.keys))
-            sent += args[script.keys :]
-        return _pack(tuple(sent))
+                sent.append(b"%d" % (len(args) - own))
+            sent += args[own:]
+        return _pack(sent)
 
     def tell_written(self) -> None:
         """That it is out of our hands."""

@@ -216,17 +216,20 @@ def rows_of(registration: Registration) -> list[Row]:
 
 
 def bind_arguments(registration: Registration) -> list[bytes]:
-    """The ARGV of the BIND script from ``now`` on."""
+    """The own ARGV of the BIND script from the terms on."""
     now = registration.now_epoch
+    limits = registration.max_contacts, registration.max_push_records
     arguments = [
-        repr(now).encode(),
+        orjson.dumps((now, *limits)),
         encode(registration.call_id),
         b"%d" % registration.cseq,
-        b"%d" % registration.max_contacts,
-        b"%d" % registration.max_push_records,
     ]
     rows = rows_of(registration)
-    arguments.append(b"%d" % len(rows))
+    unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
+    more = unbind or unpushed or push_off or registration.unbind_all
+    is_plain = len(rows) == 1 and len(registration.bind) == 1 and not more and min(limits) > 0
+    if not is_plain:
+        arguments.append(b"%d" % len(rows))
     for device, binding, record in rows:
         until = max(
             binding.expires_epoch if binding else 0.0, record.expires_epoch if record else 0.0
@@ -238,8 +241,7 @@ def bind_arguments(registration: Registration) -> list[bytes]:
             + _BETWEEN
             + (push_record_text(record) if record else b"")
         )
-    unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
-    if unbind or unpushed or push_off or registration.unbind_all:
+    if not is_plain:
         all_there_are = [("*",)] if registration.unbind_all else []
         for gone in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
             arguments.append(b"%d" % len(gone))

@@ -16,14 +16,17 @@ from hashlib import sha1
 class Script:
     """A script and the digest under which EVALSHA finds it.
 
-    To one that takes ``many`` commands that follow each other go as one: their keys, and for each
-    the number of its arguments and those. It returns a list: what each returns, or its error.
+    To one that takes ``many`` commands that follow each other go as one: their keys, the arguments
+    that they share, and for each the number of its own and those. It returns a list: what each
+    returns, or its error.
     """
 
     text: bytes
     keys: int
     "How many a command has."
     many: bool = False
+    shared: int = 0
+    "How many arguments are the same for all, and come first."
     sha: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,26 +76,33 @@ BIND = Script(
     _FAILED
     + _PARTS
     + b"""-- KEYS of each: devices, messages.
--- ARGV of each: wakes channel, wake event, now, Call-ID, CSeq, max_contacts, max_push_records, then
--- lists, each its length first: rows (device, milliseconds left, row) and, unless there is nothing
--- in them, unbind (device, contact_key), unpushed (device), push_off (device, token) and unbind_all
--- ("*", if so).
+-- ARGV of all: wakes channel. Of each: wake event, terms (JSON: now, max_contacts,
+-- max_push_records), Call-ID, CSeq, then device, milliseconds left and row, if there is but this
+-- one, with a binding. Else lists, each its length first: rows (the same three), unbind (device,
+-- contact_key), unpushed (device), push_off (device, token), unbind_all ("*", if so).
 -- Each returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or
 -- the name of a Refusal. What came with this call is returned as the place of its row, counted
 -- from 1, as the caller has it already. If that is all there is, returns only whether there are
 -- messages.
 
-local call, events = redis.call, {}
+local ARGV, call, events = ARGV, redis.call, {}
 
 -- Strings within JSON have no quote without a backslash, so these are the members themselves,
--- written by us: a Call-ID with a quote, and rows of others, are left to what follows.
+-- written by us: a Call-ID with either, and rows of others, are left to what follows.
 local function order(row)
-  local start = string.find(row, '"call_id":"', 1, true)
-  return string.match(row, '^"call_id":"([^"]*)","cseq":(%d+),', start)
+  local start = string.find(row, 'call_id":"', 1, true)
+  if not start then return nil end
+  return string.match(row, '^([^"\\\\]*)","cseq":(%d+),', start + 10)
 end
 
+local function ends_in_record(row) return string.byte(row, -1) == 125 end  -- }
+
+local message_keys = {}
+for key = 2, #KEYS, 2 do message_keys[#message_keys + 1] = KEYS[key] end
+local any_messages = call('EXISTS', unpack(message_keys)) > 0
+
 local function messages(key)
-  return call('HLEN', key) > 1 and 1 or 0
+  return any_messages and call('HLEN', key) > 1 and 1 or 0
 end
 
 local NOTHING = {json = '', expires_epoch = 0}
@@ -128,40 +138,47 @@ local function same_tokens(one, other)
     and one.call_token == other.call_token and one.message_token == other.message_token
 end
 
-local function bind_one(argv, devices_key, messages_key)
+-- Its arguments are first to last of ARGV.
+local function bind_one(first, last, devices_key, messages_key)
   local flat = call('HGETALL', devices_key)
+  local call_id, cseq = ARGV[first + 2], tonumber(ARGV[first + 3])
+  local is_plain = last == first + 6
 
   -- Most REGISTERs by far: a user's only device refreshes itself. What follows after this block
   -- would come to the same, with everything decoded and compared.
-  local device, row, stored = argv[9], argv[11], flat[2]
-  if argv[8] == '1' and not argv[12] and argv[6] ~= '0' and argv[7] ~= '0'
-    and (flat[1] == device or not flat[1]) and not flat[3]
-    and string.sub(row, 1, 1) == '{'
-    and (string.sub(row, -1) == '}' or string.sub(stored or '', -1) ~= '}')
-  then
-    local call_id, cseq = order(stored or '')
-    if not stored or call_id and (call_id ~= order(row) or tonumber(cseq) < tonumber(argv[5])) then
+  if is_plain and not flat[3] then
+    local device, row, stored = ARGV[first + 4], ARGV[first + 6], flat[2]
+    local old_call_id, old_cseq
+    if flat[1] == device and (ends_in_record(row) or not ends_in_record(stored)) then
+      old_call_id, old_cseq = order(stored)
+    end
+    if not stored or old_call_id and (old_call_id ~= call_id or tonumber(old_cseq) < cseq) then
       call('HSET', devices_key, device, row)
-      call('PEXPIRE', devices_key, argv[10])
-      events[#events + 1] = argv[2]
+      call('PEXPIRE', devices_key, ARGV[first + 5])
+      events[#events + 1] = ARGV[first]
       return messages(messages_key)
     end
   end
 
-  local position = 7
+  local position = first + 3
   local function list(width)
     local items = {}
     position = position + 1
-    for n = 1, tonumber(argv[position] or 0) do
-      items[n] = {unpack(argv, position + 1, position + width)}
+    for n = 1, tonumber(ARGV[position]) do
+      items[n] = {unpack(ARGV, position + 1, position + width)}
       position = position + width
     end
     return items
   end
 
-  local now, call_id, cseq = tonumber(argv[3]), argv[4], tonumber(argv[5])
-  local rows, unbind, unpushed, push_off = list(3), list(2), list(1), list(2)
-  local unbind_all = #list(1) > 0
+  local now, max_contacts, max_push_records = unpack(cjson.decode(ARGV[first + 1]))
+  local rows, unbind, unpushed, push_off, unbind_all = {}, {}, {}, {}, false
+  if is_plain then
+    rows[1] = {unpack(ARGV, first + 4, last)}
+  else
+    rows, unbind, unpushed, push_off = list(3), list(2), list(1), list(2)
+    unbind_all = #list(1) > 0
+  end
   local bind, push = {}, {}
   for n, item in ipairs(rows) do
     local binding, record = parts(item[3])
@@ -235,17 +252,17 @@ local function bind_one(argv, devices_key, messages_key)
 
   local after = 0
   for _ in pairs(bindings) do after = after + 1 end
-  if after > math.max(tonumber(argv[6]), contacts) then return 'too-many-contacts' end
+  if after > math.max(max_contacts, contacts) then return 'too-many-contacts' end
 
   local newest = {}
   for device in pairs(records) do newest[#newest + 1] = device end
-  if #newest > tonumber(argv[7]) then
+  if #newest > max_push_records then
     table.sort(newest, function(one, other)
       local a, b = records[one].updated_epoch, records[other].updated_epoch
       if a == b then return one < other end
       return a > b
     end)
-    for n = tonumber(argv[7]) + 1, #newest do records[newest[n]] = nil end
+    for n = max_push_records + 1, #newest do records[newest[n]] = nil end
   end
 
   for device in pairs(bindings) do before[device] = before[device] or '' end
@@ -265,23 +282,23 @@ local function bind_one(argv, devices_key, messages_key)
   if put[1] then call('HSET', devices_key, unpack(put)) end
   if dead[1] then call('HDEL', devices_key, unpack(dead)) end
   if latest > 0 then call('PEXPIRE', devices_key, math.ceil((latest - now) * 1000)) end
-  events[#events + 1] = argv[2]
+  events[#events + 1] = ARGV[first]
   return {reply(bindings), reply(records), messages(messages_key)}
 end
 
-local results, position = {}, 1
+local results, position = {}, 2
 for key = 1, #KEYS, 2 do
-  local argv = {}
-  for n = 1, tonumber(ARGV[position]) do argv[n] = ARGV[position + n] end
-  position = position + #argv + 1
-  local done, result = pcall(bind_one, argv, KEYS[key], KEYS[key + 1])
+  local first, last = position + 1, position + tonumber(ARGV[position])
+  position = last + 1
+  local done, result = pcall(bind_one, first, last, KEYS[key], KEYS[key + 1])
   results[#results + 1] = done and result or failed(result)
 end
-if events[1] then call('PUBLISH', ARGV[2], table.concat(events, '\\n')) end
+if events[1] then call('PUBLISH', ARGV[1], table.concat(events, '\\n')) end
 return results
 """,
     keys=2,
     many=True,
+    shared=1,
 )
 
 REMOVE_PUSH_RECORD = Script(
