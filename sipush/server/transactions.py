@@ -170,7 +170,7 @@ class _Server(ServerTransaction):
         self._repeats = 0
         self._max_repeats = 1 << 30
         self._bytes = b""
-        "The last response, serialised."
+        "The last response, serialised; of a 2xx to an INVITE its status."
         self.handle: ServerTransactionHandle | None = None
         "What the user holds, until the final response: afterwards nobody needs the request."
         self.completed = False
@@ -208,6 +208,8 @@ class _Server(ServerTransaction):
             self.handle = None
             self._layer.settled()
         self._perform(actions)
+        if self.state is State.ACCEPTED:  # whoever answered repeats it
+            self._bytes = self._bytes[: len("SIP/2.0 200")]
 
     def answered_before(self) -> None:
         """Another process has sent a 2xx to this INVITE."""
