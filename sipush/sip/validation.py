@@ -28,7 +28,7 @@ _SINGLE: Final = {
     "expires": "Expires",
 }
 
-_EMPTY_ELEMENT: Final = re.compile(r"[;,](?:\s*[;,]|(?<=,)\s*$)").search
+_EMPTY_ELEMENT: Final = re.compile(r"[;,](?:[ \t\r\n]*[;,]|(?<=,)[ \t\r\n]*$)").search
 
 #: Schemes a Request-URI may have; what to do with each is routing's business.
 _REQUEST_URI_SCHEMES: Final = frozenset({"sip", "sips", "tel", "urn"})
@@ -84,9 +84,7 @@ def _check_header_lines(message: Message, limits: MessageLimits) -> None:
             break
     vias = headers.lines("via")
     for _, line in vias:
-        # Asked before the regular expression, which takes ten times as long: are there three words?
-        unusual = "," in line or ";;" in line or len(line.split()) != 3
-        if unusual and _EMPTY_ELEMENT(line):
+        if _may_have_empty_element(line) and _EMPTY_ELEMENT(line):
             raise MessageError("Malformed Via")
     if _elements(vias) > limits.via_hops:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
@@ -103,6 +101,11 @@ def _elements(lines: list[tuple[str, str]]) -> int:
         if "," in line:
             count += line.count(",")
     return count
+
+
+def _may_have_empty_element(line: str) -> bool:
+    """Asked before the regular expression, which takes ten times as long; seldom true."""
+    return "," in line or ";;" in line or " ;" in line or "\t;" in line
 
 
 def _check_repeated(headers: Headers) -> None:
