@@ -8,6 +8,7 @@ monotonic, in seconds. Users who do not exist are treated alike: nobody learns w
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,7 +44,7 @@ class Guesses:
         self.allowed = allowed
         self.window = window
         self._guessed: dict[Aor, _Guessed] = {}
-        self._familiar: dict[tuple[Aor, str], float] = {}
+        self._familiar: OrderedDict[tuple[Aor, str], float] = OrderedDict()
         "Until when; the longest unused first."
 
     def __len__(self) -> int:
@@ -56,7 +57,7 @@ class Guesses:
             return
         self._familiar.pop(key, None)
         if len(self._familiar) >= MAX_FAMILIAR:
-            del self._familiar[next(iter(self._familiar))]
+            self._familiar.popitem(last=False)
         self._familiar[key] = now + FAMILIAR_FOR
 
     def failed(self, aor: Aor, source: str, now: float) -> bool:

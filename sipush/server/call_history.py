@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import OrderedDict
 from typing import NamedTuple
 
 from sipush.sip.message import Request
@@ -73,9 +74,9 @@ class CallHistory:
     def __init__(self, size: int) -> None:
         self._size = size
         self._numbers = itertools.count(1)
-        self._routed: dict[str, Ladder] = {}
+        self._routed: OrderedDict[str, Ladder] = OrderedDict()
         "By Call-ID, the oldest first; below likewise."
-        self._refused: dict[str, Ladder] = {}
+        self._refused: OrderedDict[str, Ladder] = OrderedDict()
 
     @property
     def newest_first(self) -> list[Ladder]:
@@ -113,7 +114,7 @@ class CallHistory:
             ladder.add("arrived", ack, {"uri": ack.uri})
 
 
-def _keep(ladders: dict[str, Ladder], ladder: Ladder, size: int) -> None:
+def _keep(ladders: OrderedDict[str, Ladder], ladder: Ladder, size: int) -> None:
     while len(ladders) >= size:
-        del ladders[next(iter(ladders))]
+        ladders.popitem(last=False)
     ladders[ladder.call_id] = ladder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 
 import structlog
 
@@ -25,8 +26,9 @@ class Locations:
 
     def __init__(self, store: LocationStore) -> None:
         self._store = store
-        self._seen: dict[Aor, Location] = {}
-        "The longest unseen first."
+        self._seen: OrderedDict[Aor, Location] = OrderedDict()
+        """The longest unseen first. Finding the first of a dict takes the longer the more have been
+        deleted before it: 25 us where several times as many users are active."""
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """What the store says; while it says nothing, what it said last. Raises LocationError."""
@@ -63,6 +65,6 @@ class Locations:
         seen = self._seen
         before = seen.pop(aor, None)
         if len(seen) >= _SIZE:
-            del seen[next(iter(seen))]
+            seen.popitem(last=False)
         seen[aor] = location
         return before
