@@ -648,9 +648,11 @@ class ResponseContext:
         self._ringback_at = None
         self.search.stop()
         actions: list[Action] = []
-        for branch in self._in(BranchState.WAKING):
-            branch.finish(Status.REQUEST_TERMINATED)
-        for branch in self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING):
+        for branch in self.branches:
+            if branch.state is BranchState.WAKING:
+                branch.finish(Status.REQUEST_TERMINATED)
+            if branch.state is BranchState.COMPLETED:
+                continue
             actions.append(Cancel(branch.id, cause))
             branch.cancelling = None if branch.heard else cause
             if branch.state is BranchState.PROBING:
