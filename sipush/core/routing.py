@@ -182,10 +182,10 @@ def loop_digest(request: Request) -> str:
 
 def _has_looped(request: Request, realm: Realm) -> bool:
     """Whether a Via says that this very request has been here before (RFC 5393 §4.2)."""
-    lines = request.headers.lines("via")
-    if len(lines) == 1 and "," not in lines[0][1]:
+    headers = request.headers
+    if "via" not in headers.repeated and "," not in headers.first["via"]:
         return False
-    earlier = request.headers.values("via")[1:]
+    earlier = headers.values("via")[1:]
     mark = "-" + loop_digest(request)
     return any(
         via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
@@ -251,7 +251,7 @@ def _is_for_us(uri: str, realm: Realm) -> bool:
 
 
 def _own_routes(
-    routes: Sequence[str], call_id: str, realm: Realm, key: bytes
+    routes: list[str], call_id: str, realm: Realm, key: bytes
 ) -> tuple[RouteToken | None, RouteToken | None, int]:
     """How many Routes lead to us. Of the one or two we recorded, the last names the side.
 

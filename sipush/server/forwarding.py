@@ -85,6 +85,9 @@ _REASONS: Final = {
 
 _CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 
+#: Of final responses, as metrics count them.
+_CLASSES: Final = {digit: (f"{digit}xx",) for digit in range(2, 7)}
+
 #: Seconds in which a device that is awake has answered. The caller's 100 is due after 0.2.
 _UNHEARD: Final = 0.1
 
@@ -805,7 +808,7 @@ class Forwarding:
             after = round(1000 * (self.ended_epoch - self.created_epoch)) / 1000
             self.tell("answered" if status < 300 else "failed", status=int(status), after=after)
             if self.context.invite:
-                CALLS.counts[(f"{status // 100}xx",)] += 1
+                CALLS.counts[_CLASSES[status // 100]] += 1
         if is_final and status < 300 and self.context.invite:
             self.proxy.acknowledgements.expect(self.request.call_id)
         if self.signs_in_as and says_wrong_password(self.request, response):
