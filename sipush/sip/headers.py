@@ -79,8 +79,9 @@ class Headers:
 
     __slots__ = ("_first", "_repeated", "fields")
 
-    def __init__(self, fields: Iterable[tuple[str, str]] = ()) -> None:
-        self.fields: list[tuple[str, str]] = list(fields)
+    def __init__(self, fields: list[tuple[str, str]] | None = None) -> None:
+        """``fields`` is the message's own from now on."""
+        self.fields: list[tuple[str, str]] = [] if fields is None else fields
         """(canonical name, line as it came without its last CRLF; folds inside)
 
         To be read: the methods edit it, and keep ``first`` in step."""
@@ -111,7 +112,7 @@ class Headers:
 
     def copy(self) -> Headers:
         """A shallow copy: its own list of the same lines."""
-        other = Headers(self.fields)
+        other = Headers(self.fields.copy())
         other._first, other._repeated = self._first.copy(), self._repeated
         return other
 

@@ -59,9 +59,10 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """The message as it goes on the wire; Content-Length is the headers' business."""
-        lines = [line for _, line in self.headers.fields]
-        head = "\r\n".join([self.start_line, *lines, "\r\n"])
-        data = head.encode("utf-8", "surrogateescape")
+        lines = [self.start_line]
+        lines += [line for _, line in self.headers.fields]
+        lines.append("\r\n")
+        data = "\r\n".join(lines).encode("utf-8", "surrogateescape")
         return data + self.body if self.body else data
 
     def set_body(self, body: bytes, content_type: str | None = None) -> None:
