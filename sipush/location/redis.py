@@ -84,9 +84,14 @@ class RedisStore:
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
         stored, messages = await self._redis.call(*self._keys(aor), script=LOOKUP)
-        parts = [rows.parts_of(row) for row in stored]
-        bindings = [rows.binding_of(aor, text) for text, _ in parts if text]
-        records = [rows.push_record_of(aor, text) for _, text in parts if text]
+        bindings, records = [], []
+        for field, row in zip(stored[::2], stored[1::2], strict=True):
+            device = rows.decode(field)
+            binding, record = rows.parts_of(row)
+            if binding:
+                bindings.append(rows.binding_of(aor, device, binding))
+            if record:
+                records.append(rows.push_record_of(aor, device, record))
         return live(bindings, records, now_epoch, messages > 1)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
@@ -110,11 +115,15 @@ class RedisStore:
         # A number is the place of a row that we sent.
         sent = rows.rows_of(registration)
         bindings = [
-            sent[row - 1].binding if isinstance(row, int) else rows.binding_of(aor, row)
+            sent[row - 1].binding
+            if isinstance(row, int)
+            else rows.binding_of(aor, rows.decode(row[0]), row[1])
             for row in reply[0]
         ]
         records = [
-            sent[row - 1].record if isinstance(row, int) else rows.push_record_of(aor, row)
+            sent[row - 1].record
+            if isinstance(row, int)
+            else rows.push_record_of(aor, rows.decode(row[0]), row[1])
             for row in reply[1]
         ]
         return live(

@@ -27,22 +27,28 @@ def decode(data: bytes) -> str:
 
 
 def binding_text(b: Binding) -> bytes:
-    """A Binding as JSON; its AOR is in the key. The BIND script knows the order of its members."""
-    return _text(
-        {
-            "device": b.device,
-            "contact": b.contact,
-            "contact_key": b.contact_key,
-            "params": b.params,
-            "path": b.path,
-            "flow": b.flow,
-            "user_agent": b.user_agent,
-            "call_id": b.call_id,
-            "cseq": b.cseq,
-            "registered_epoch": b.registered_epoch,
-            "expires_epoch": b.expires_epoch,
-        }
-    )
+    """A Binding as JSON; its AOR is in the key, its device in the field.
+
+    Left out is what is empty, and a ``contact_key`` that is the contact. The BIND script knows how
+    it begins.
+    """
+    row: dict[str, Any] = {
+        "call_id": b.call_id,
+        "cseq": b.cseq,
+        "contact": b.contact,
+        "flow": b.flow,
+        "registered_epoch": b.registered_epoch,
+        "expires_epoch": b.expires_epoch,
+    }
+    if b.contact_key != b.contact:
+        row["contact_key"] = b.contact_key
+    if b.params:
+        row["params"] = b.params
+    if b.path:
+        row["path"] = b.path
+    if b.user_agent:
+        row["user_agent"] = b.user_agent
+    return _text(row)
 
 
 def _text(row: dict[str, Any]) -> bytes:
@@ -53,21 +59,22 @@ def _text(row: dict[str, Any]) -> bytes:
         return encode(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
 
 
-def binding_of(aor: Aor, text: bytes) -> Binding:
+def binding_of(aor: Aor, device: str, text: bytes) -> Binding:
     """The inverse of ``binding_text``."""
     row = _row(text)
+    contact = row["contact"]
     return Binding(
         aor,
-        row["device"],
-        row["contact"],
-        row["contact_key"],
+        device,
+        contact,
+        row.get("contact_key", contact),
         row["expires_epoch"],
         row["call_id"],
         row["cseq"],
         row["flow"],
-        row["params"],
-        tuple(row["path"]),
-        row["user_agent"],
+        row.get("params", ""),
+        tuple(row.get("path", ())),
+        row.get("user_agent", ""),
         row["registered_epoch"],
     )
 
@@ -83,38 +90,47 @@ def _row(text: bytes) -> dict[str, Any]:
 
 
 def push_record_text(r: PushRecord) -> bytes:
-    """A PushRecord as JSON; its AOR is in the key."""
-    return _text(
-        {
-            "device": r.device,
-            "platform": r.platform.value,
-            "app_id": r.app_id,
-            "call_token": r.call_token,
-            "message_token": r.message_token,
-            "allow_call": r.allow_call,
-            "allow_message": r.allow_message,
-            "dialect": r.dialect,
-            "extra": r.extra,
-            "updated_epoch": r.updated_epoch,
-            "expires_epoch": r.expires_epoch,
-        }
-    )
+    """A PushRecord as JSON; its AOR is in the key, its device in the field.
+
+    Left out is what is allowed, no ``extra``, and a ``message_token`` that is the ``call_token``.
+    """
+    row: dict[str, Any] = {
+        "platform": _PLATFORMS[r.platform],
+        "app_id": r.app_id,
+        "call_token": r.call_token,
+        "dialect": r.dialect,
+        "updated_epoch": r.updated_epoch,
+        "expires_epoch": r.expires_epoch,
+    }
+    if r.message_token != r.call_token:
+        row["message_token"] = r.message_token
+    if not r.allow_call:
+        row["allow_call"] = False
+    if not r.allow_message:
+        row["allow_message"] = False
+    if r.extra:
+        row["extra"] = r.extra
+    return _text(row)
 
 
-def push_record_of(aor: Aor, text: bytes) -> PushRecord:
+_PLATFORMS = {platform: platform.value for platform in Platform}
+
+
+def push_record_of(aor: Aor, device: str, text: bytes) -> PushRecord:
     """The inverse of ``push_record_text``."""
     row = _row(text)
+    call_token = row["call_token"]
     return PushRecord(
         aor,
-        row["device"],
+        device,
         Platform(row["platform"]),
         row["app_id"],
-        row["call_token"],
-        row["message_token"],
-        row["allow_call"],
-        row["allow_message"],
+        call_token,
+        row.get("message_token", call_token),
+        row.get("allow_call", True),
+        row.get("allow_message", True),
         row["dialect"],
-        row["extra"],
+        row.get("extra", {}),
         row["updated_epoch"],
         row["expires_epoch"],
     )
@@ -217,33 +233,38 @@ def rows_of(registration: Registration) -> list[Row]:
 
 def bind_arguments(registration: Registration) -> list[bytes]:
     """The own ARGV of the BIND script from the terms on."""
-    now = registration.now_epoch
+    now, bind, push = registration.now_epoch, registration.bind, registration.push
     limits = registration.max_contacts, registration.max_push_records
     arguments = [
         orjson.dumps((now, *limits)),
         encode(registration.call_id),
         b"%d" % registration.cseq,
     ]
-    rows = rows_of(registration)
     unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
-    more = unbind or unpushed or push_off or registration.unbind_all
-    is_plain = len(rows) == 1 and len(registration.bind) == 1 and not more and min(limits) > 0
-    if not is_plain:
-        arguments.append(b"%d" % len(rows))
-    for device, binding, record in rows:
-        until = max(
-            binding.expires_epoch if binding else 0.0, record.expires_epoch if record else 0.0
-        )
-        arguments.append(encode(device))
-        arguments.append(b"%d" % math.ceil((until - now) * 1000))
-        arguments.append(
-            (binding_text(binding) if binding else b"")
-            + _BETWEEN
-            + (push_record_text(record) if record else b"")
-        )
-    if not is_plain:
-        all_there_are = [("*",)] if registration.unbind_all else []
-        for gone in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
-            arguments.append(b"%d" % len(gone))
-            arguments += [encode(text) for texts in gone for text in texts]
+    more = unbind or unpushed or push_off or registration.unbind_all or 0 in limits
+    if len(bind) == 1 and not more:
+        if not push:
+            return arguments + _row_arguments(bind[0].device, bind[0], None, now)
+        if len(push) == 1 and push[0].device == bind[0].device:
+            return arguments + _row_arguments(bind[0].device, bind[0], push[0], now)
+    rows = rows_of(registration)
+    arguments.append(b"%d" % len(rows))
+    for row in rows:
+        arguments += _row_arguments(*row, now)
+    all_there_are = [("*",)] if registration.unbind_all else []
+    for gone in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
+        arguments.append(b"%d" % len(gone))
+        arguments += [encode(text) for texts in gone for text in texts]
     return arguments
+
+
+def _row_arguments(
+    device: str, binding: Binding | None, record: PushRecord | None, now: float
+) -> list[bytes]:
+    """Device, milliseconds left, row."""
+    until, bound, pushed = 0.0, b"", b""
+    if binding is not None:
+        until, bound = binding.expires_epoch, binding_text(binding)
+    if record is not None:
+        until, pushed = max(until, record.expires_epoch), push_record_text(record)
+    return [encode(device), b"%d" % math.ceil((until - now) * 1000), bound + _BETWEEN + pushed]

@@ -56,9 +56,9 @@ end
 LOOKUP = Script(
     _FAILED
     + b"""-- KEYS of each: devices, messages.
--- Each returns {rows, fields of messages}, what has expired included.
+-- Each returns {{device, row, device, row ...}, fields of messages}, what has expired included.
 local function look_up(devices_key, messages_key)
-  return {redis.call('HVALS', devices_key), redis.call('HLEN', messages_key)}
+  return {redis.call('HGETALL', devices_key), redis.call('HLEN', messages_key)}
 end
 
 local results = {}
@@ -81,18 +81,16 @@ BIND = Script(
 -- one, with a binding. Else lists, each its length first: rows (the same three), unbind (device,
 -- contact_key), unpushed (device), push_off (device, token), unbind_all ("*", if so).
 -- Each returns {bindings, push records, whether there are messages (0 or 1)} as they are now, or
--- the name of a Refusal. What came with this call is returned as the place of its row, counted
--- from 1, as the caller has it already. If that is all there is, returns only whether there are
--- messages.
+-- the name of a Refusal. Each is {device, JSON}, or what came with this call, as the caller has it
+-- already, the place of its row, counted from 1. If that is all there is, returns only whether
+-- there are messages.
 
 local ARGV, call, events = ARGV, redis.call, {}
 
--- Strings within JSON have no quote without a backslash, so these are the members themselves,
--- written by us: a Call-ID with either, and rows of others, are left to what follows.
+-- As we write a row. A Call-ID with a quote or backslash, and rows of others, are left to what
+-- follows.
 local function order(row)
-  local start = string.find(row, 'call_id":"', 1, true)
-  if not start then return nil end
-  return string.match(row, '^([^"\\\\]*)","cseq":(%d+),', start + 10)
+  return string.match(row, '^{"call_id":"([^"\\\\]*)","cseq":(%d+),')
 end
 
 local function ends_in_record(row) return string.byte(row, -1) == 125 end  -- }
@@ -107,17 +105,21 @@ end
 
 local NOTHING = {json = '', expires_epoch = 0}
 
-local function live(json, now, number)
+local function live(device, json, now, number)
   if json == '' then return nil end
   local record = cjson.decode(json)
   if record.expires_epoch <= now then return nil end
-  record.json, record.number = json, number
+  record.device, record.json, record.number = device, json, number
+  record.contact_key = record.contact_key or record.contact
+  record.message_token = record.message_token or record.call_token
   return record
 end
 
 local function reply(records)
   local out = {}
-  for _, record in pairs(records) do out[#out + 1] = record.number or record.json end
+  for device, record in pairs(records) do
+    out[#out + 1] = record.number or {device, record.json}
+  end
   return out
 end
 
@@ -182,13 +184,14 @@ local function bind_one(first, last, devices_key, messages_key)
   local bind, push = {}, {}
   for n, item in ipairs(rows) do
     local binding, record = parts(item[3])
-    bind[#bind + 1], push[#push + 1] = live(binding, -1, n), live(record, -1, n)
+    bind[#bind + 1] = live(item[1], binding, -1, n)
+    push[#push + 1] = live(item[1], record, -1, n)
   end
   local before, bindings, records = {}, {}, {}
   for n = 1, #flat, 2 do
-    local binding, record = parts(flat[n + 1])
-    before[flat[n]] = flat[n + 1]
-    bindings[flat[n]], records[flat[n]] = live(binding, now), live(record, now)
+    local device, binding, record = flat[n], parts(flat[n + 1])
+    before[device] = flat[n + 1]
+    bindings[device], records[device] = live(device, binding, now), live(device, record, now)
   end
 
   local function unbinds(device, binding)
@@ -307,8 +310,11 @@ REMOVE_PUSH_RECORD = Script(
 local binding, json = parts(redis.call('HGET', KEYS[1], ARGV[1]) or '')
 if json == '' then return 0 end
 local old, dead = cjson.decode(json), cjson.decode(ARGV[2])
-for _, name in ipairs({'app_id', 'platform', 'call_token', 'message_token'}) do
+for _, name in ipairs({'app_id', 'platform', 'call_token'}) do
   if old[name] ~= dead[name] then return 0 end
+end
+if (old.message_token or old.call_token) ~= (dead.message_token or dead.call_token) then
+  return 0
 end
 if binding == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
 redis.call('HSET', KEYS[1], ARGV[1], binding .. '\\n\\n')
