@@ -402,7 +402,11 @@ class ClientTransactionHandle(ClientTransaction):
     def _deliver(self, what: Deliver, response: Response | None) -> None:
         if what is Deliver.MESSAGE:
             assert response is not None
-            response.headers.pop_first_value("via", "Via")
+            headers = response.headers
+            if "," in headers.first["via"]:
+                headers.pop_first_value("via", "Via")
+            else:
+                headers.replace_first_line("via", None)  # without reading what nobody asks for
             on_response = self.on_response
             if response.status >= 200:
                 self._settle()
