@@ -1,4 +1,4 @@
-"""What a line of the log says, and what never does: tokens, passwords and digests."""
+"""What a line of the log says, what it never does (tokens, passwords, digests), and its writing."""
 
 from __future__ import annotations
 

@@ -52,7 +52,8 @@ def device_digest(device: str) -> str:
     if not device:
         return ""
     name = without_reg_id(device)
-    return sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    digest = sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return urlsafe_b64encode(digest[:6]).decode()
 
 
 def purr(aor: Aor, device: str, key: bytes, now_epoch: float) -> str:

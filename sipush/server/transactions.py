@@ -514,8 +514,8 @@ class TransactionLayer:
         ``on_failure`` is called at most once, instead of a final response, and never before this
         method has returned.
         """
-        sent_by = f"SIP/2.0/{flow.transport} {flow.sent_by}"
-        request.headers.prepend("Via", f"{sent_by};branch={branch};rport")
+        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
+        request.headers.prepend("Via", via)
         return self._start_client(request, flow, branch, on_response, on_failure)
 
     def adopt_request(
