@@ -20,6 +20,7 @@ from sipush.location.redis_script import (
     BIND,
     CLAIM_HELD_CALLS,
     LOOKUP,
+    MAKE_DUE,
     NEXT_ID,
     PUT_HELD_CALL,
     PUT_MESSAGE,
@@ -106,7 +107,8 @@ class RedisStore:
         )
         if registration.refreshes:
             due = rows.refresh_arguments(registration)
-            await asyncio.gather(bound, self._redis.call(b"ZADD", self._refreshes, *due))
+            made_due = self._redis.call(self._refreshes, *due, script=MAKE_DUE)
+            await asyncio.gather(bound, made_due)
         reply = await bound
         if isinstance(reply, bytes):
             return Refusal(reply.decode())

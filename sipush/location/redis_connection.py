@@ -87,14 +87,10 @@ class _Command:
         self.futures = [future]
         self.written = written
 
-    def takes(self, script: Script | None) -> bool:
-        """Whether it may run a script for one more."""
-        return (
-            script is not None
-            and script is self.script
-            and script.many
-            and len(self.futures) < MAX_TOGETHER
-        )
+    @property
+    def many(self) -> bool:
+        """Whether its script takes many."""
+        return self.script is not None and self.script.many
 
     def packed(self) -> bytes:
         """As it is sent, a script by its digest."""
@@ -299,9 +295,9 @@ class RedisPipeline:
         if tracked and self.tracks:
             self._waiting.append(_unawaited(_TRACK_NEXT))
             self._queued += 1
-        if self._waiting and self._waiting[-1].takes(script):
-            self._waiting[-1].args.append(args)
-            self._waiting[-1].futures.append(future)
+        if script is not None and (command := self._that_takes(script)) is not None:
+            command.args.append(args)
+            command.futures.append(future)
             return future
         self._waiting.append(_Command(args, script, future, written))
         self._tells = self._tells or written is not None
@@ -345,6 +341,18 @@ class RedisPipeline:
                 async with asyncio.timeout(_PING_INTERVAL):
                     await self._broken.wait()
             await asyncio.sleep(_RECONNECT_DELAY)
+
+    def _that_takes(self, script: Script) -> _Command | None:
+        """What waits and may run ``script`` for one more, unless something else waits behind it.
+
+        Look-ups and REGISTERs may overtake each other: none has been answered yet.
+        """
+        for command in reversed(self._waiting):
+            if not command.many:
+                return None
+            if command.script is script:
+                return command if len(command.futures) < MAX_TOGETHER else None
+        return None
 
     def _begin(self) -> None:
         """Send what waits."""

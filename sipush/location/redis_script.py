@@ -16,7 +16,7 @@ from hashlib import sha1
 class Script:
     """A script and the digest under which EVALSHA finds it.
 
-    To one that takes ``many`` commands that follow each other go as one: their keys, the arguments
+    To one that takes ``many`` commands that wait together go as one: their keys, the arguments
     that they share, and for each the number of its own and those. It returns a list: what each
     returns, or its error.
     """
@@ -302,6 +302,22 @@ return results
     keys=2,
     many=True,
     shared=1,
+)
+
+MAKE_DUE = Script(
+    _FAILED
+    + b"""-- KEYS of each: refreshes. ARGV of each: due, member, due, member ... Each returns 0.
+local results, position = {}, 1
+for key = 1, #KEYS do
+  local last = position + tonumber(ARGV[position])
+  local done, result = pcall(redis.call, 'ZADD', KEYS[key], unpack(ARGV, position + 1, last))
+  position = last + 1
+  results[#results + 1] = done and 0 or failed(result)
+end
+return results
+""",
+    keys=1,
+    many=True,
 )
 
 REMOVE_PUSH_RECORD = Script(

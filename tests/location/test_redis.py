@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from sipush.config import RedisConfig, StoreConfig
-from sipush.core.bindings import Location, Refusal, Subscriber
+from sipush.core.bindings import Binding, Location, Refusal, Subscriber
 from sipush.errors import ConfigError, LocationError
 from sipush.location import make_store, redis_connection
 from sipush.location.redis import RedisStore
@@ -117,6 +117,37 @@ async def test_what_is_asked_at_once_travels_together(store: RedisStore, redis_c
     await asyncio.gather(*(store.bind(registration(row)) for row in rows))
     assert (await redis_cli.info("commandstats"))["cmdstat_hset"]["calls"] == 64
     assert (await redis_cli.info("stats"))["total_reads_processed"] < 20
+
+
+async def test_look_ups_and_registers_with_pushes_due_share_calls_though_they_alternate(
+    store: RedisStore, redis_cli: Redis
+):
+    async def register(row: Binding) -> Location | Refusal:
+        return await store.bind(registration(row, refreshes=((PHONE, NOW + 450),)))
+
+    rows = [binding(aor=f"{n}@example.com") for n in range(20)]
+    await asyncio.gather(register(binding()), store.lookup(AOR, NOW))  # the scripts are there
+    await redis_cli.config_resetstat()
+    outcomes = await asyncio.gather(
+        *(ask for row in rows for ask in (store.lookup(AOR, NOW), register(row)))
+    )
+    assert outcomes == [o for row in rows for o in (Location((binding(),)), Location((row,)))]
+    assert (await redis_cli.info("commandstats"))["cmdstat_evalsha"]["calls"] == 3
+    assert len(await store.take_refreshes(NOW + 450)) == 21
+
+
+async def test_refreshes_that_cannot_be_noted_fail_the_register_alone_that_has_one(
+    store: RedisStore, redis_cli: Redis
+):
+    await redis_cli.set("sipush:refreshes", "mine")
+    with_one = registration(binding(), refreshes=((PHONE, NOW + 450),))
+    other = binding(aor="102@example.com")
+    failed, stored = await asyncio.gather(
+        store.bind(with_one), store.bind(registration(other)), return_exceptions=True
+    )
+    assert isinstance(failed, LocationError)
+    assert "WRONGTYPE" in str(failed)
+    assert stored == Location((other,))
 
 
 async def test_one_of_many_that_fails_spares_the_others(
