@@ -13,7 +13,10 @@ from sipush.core.registration import Decision, RegistrationPolicy, Update
 from sipush.sip.message import Request
 
 MAX_KNOWN = 20_000
-"Devices; beyond it all are forgotten. Each takes about a kilobyte."
+"Devices. Each takes about a kilobyte."
+FORGOTTEN_AFTER: Final = 3600.0
+"""Seconds after which all are forgotten where there are more: not before, as learning one that is
+forgotten when it comes again costs more than it could save."""
 
 _NEW_EACH_TIME: Final = frozenset({"via", "from", "call-id", "cseq", "authorization"})
 "Header fields that differ from one refresh to the next."
@@ -36,6 +39,8 @@ class Refreshes:
         self._known: dict[str, Update] = {}
         self._policy: RegistrationPolicy | None = None
         "What was known under another is forgotten."
+        self._since_epoch = 0.0
+        "When anything was forgotten."
 
     def decide(
         self, said: str, request: Request, flow: str, policy: RegistrationPolicy, now_epoch: float
@@ -83,8 +88,13 @@ class Refreshes:
         """Know from now on what ``register`` decided, with no ``location`` to go by."""
         if not isinstance(decision, Update) or not _is_plain(decision):
             return
-        if policy is not self._policy or len(self._known) >= MAX_KNOWN:
-            self._policy, self._known = policy, {}
+        now_epoch = decision.registration.now_epoch
+        is_old = now_epoch >= self._since_epoch + FORGOTTEN_AFTER
+        is_full = len(self._known) >= MAX_KNOWN and said not in self._known
+        if policy is not self._policy or (is_full and is_old):
+            self._policy, self._known, self._since_epoch = policy, {}, now_epoch
+        elif is_full:
+            return
         self._known[said] = decision
 
 

@@ -25,9 +25,9 @@ from tests.core.test_registration import (
 RFC8599 = "Contact: <sip:101@192.0.2.1;pn-provider=fcm;pn-param=my-project-1;pn-prid=cc33>"
 
 
-def heard(refreshes: Refreshes, *lines: str) -> None:
+def heard(refreshes: Refreshes, *lines: str, at: float = NOW) -> None:
     """A phone registers for the first time."""
-    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
+    decision = register(request(*lines), AOR, FLOW, POLICY, at, key=KEY)
     refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
 
 
@@ -90,10 +90,19 @@ def test_among_several_nodes_a_refresh_is_known_over_the_flow_that_they_know() -
         assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) == decision
 
 
-def test_no_more_are_known_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_are_known_than_there_is_room_for_and_others_an_hour_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(refresh, "MAX_KNOWN", 2)
     refreshes = Refreshes()
     contacts = [f"Contact: <sip:101@192.0.2.{n}>;{INSTANCE}" for n in range(3)]
+
+    def known() -> list[bool]:
+        return [again(refreshes, contact) is not None for contact in contacts]
+
     for contact in contacts:
         heard(refreshes, contact)
-    assert [again(refreshes, contact) is not None for contact in contacts] == [False, False, True]
+    assert known() == [True, True, False]
+    for later, is_known in ((3599, [True, True, False]), (3600, [False, False, True])):
+        heard(refreshes, contacts[2], at=NOW + later)
+        assert known() == is_known
