@@ -529,14 +529,15 @@ def _mirror(config: Config) -> Mirror | None:
 
 
 def _tune_garbage_collector() -> None:
-    """Collect the young, of whom few are garbage, while the caches know them, and others seldom.
+    """Collect the young a few at a time, while the caches know them, and others seldom.
 
-    What lives on for the half minute of a transaction is not looked at again: it is in no cycle,
-    and most of it is gone before there is half a million. But it is collected then: a closed
-    connection is in a cycle of seven objects. And a little at a time: SIP waits meanwhile.
+    Not fewer than two hundred messages are made of, which would be gone through while they are
+    worked on. What lives on for the half minute of a transaction is in no cycle, and gone before
+    there is so much of it that it is looked at again. But it is then: a closed connection is in a
+    cycle of seven objects.
     """
     gc.freeze()
-    gc.set_threshold(2_000, 250, 1)
+    gc.set_threshold(5_000, 400, 1)
 
 
 def _raise_file_limit() -> None:
