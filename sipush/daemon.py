@@ -531,8 +531,8 @@ def _mirror(config: Config) -> Mirror | None:
 def _tune_garbage_collector() -> None:
     """Collect the young a few at a time, while the caches know them, and others seldom.
 
-    Not fewer than two hundred messages are made of, which would be gone through while they are
-    worked on. What lives on for the half minute of a transaction is in no cycle, and gone before
+    More than a batch of messages is made of, which would be gone through while they are worked on.
+    What lives on for the half minute of a transaction is in no cycle, and gone before
     there is so much of it that it is looked at again. But it is then: a closed connection is in a
     cycle of seven objects.
     """
