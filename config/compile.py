@@ -24,7 +24,14 @@ MODULES = [
     ),
     *(
         Path("sipush", f"{name}.py")
-        for name in ("ids", "log_lines", "push/dispatcher", "transport/udp", "turns")
+        for name in (
+            "ids",
+            "log_lines",
+            "push/dispatcher",
+            "transport/listeners",
+            "transport/udp",
+            "turns",
+        )
     ),
 ]
 

@@ -6,7 +6,7 @@ Names follow Prometheus' rules; labels never hold a user, a device or a token.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from prometheus_client import REGISTRY, Gauge, Histogram, start_http_server
@@ -20,8 +20,8 @@ class Tally(Collector):
     """A counter in plain numbers: one of prometheus_client's takes a lock for every step."""
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
-        self.counts: Counter[tuple[str, ...]] = Counter()
-        "By the values of the labels."
+        self.counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        "By the values of the labels. To add to a Counter takes twice as long, compiled more."
         self._name = name
         self._documentation = documentation
         self._labels = labels
