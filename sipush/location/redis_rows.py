@@ -242,11 +242,10 @@ def bind_arguments(registration: Registration) -> list[bytes]:
     ]
     unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
     more = unbind or unpushed or push_off or registration.unbind_all or 0 in limits
-    if len(bind) == 1 and not more:
-        if not push:
-            return arguments + _row_arguments(bind[0].device, bind[0], None, now)
-        if len(push) == 1 and push[0].device == bind[0].device:
-            return arguments + _row_arguments(bind[0].device, bind[0], push[0], now)
+    if len(bind) == 1 and len(push) <= 1 and not more:
+        binding, record = bind[0], push[0] if push else None
+        if record is None or record.device == binding.device:
+            return arguments + _row_arguments(binding.device, binding, record, now)
     rows = rows_of(registration)
     arguments.append(b"%d" % len(rows))
     for row in rows:

@@ -68,7 +68,7 @@ from sipush.server.push_bucket import PushBucket
 from sipush.server.return_flow import ReturnFlow
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
-from sipush.server.transactions import ServerTransactionHandle, TransactionLayer
+from sipush.server.transactions import ServerTransactionHandle, TransactionLayer, add_via
 from sipush.sip.digest import find_credentials
 from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
@@ -356,7 +356,7 @@ class Proxy:
             return False
         expected = self.expected_answers.get(response.top_via.branch)
         if expected is not None:
-            response.headers.pop_first_value("via", "Via")
+            response.headers.remove_first_value("via", "Via")
             expected(flow, response)
         return expected is not None
 
@@ -385,9 +385,7 @@ class Proxy:
 
     def send_ack(self, ack: Request, flow: Flow) -> None:
         """Send the ACK of a 2xx, which has no transaction, with our Via. Nobody looks for loops."""
-        branch = f"{BRANCH_COOKIE}{self.new_id()}"
-        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
-        ack.headers.prepend("Via", via)
+        add_via(ack, flow, f"{BRANCH_COOKIE}{self.new_id()}")
         self.layer.send_stateless(ack, flow)
 
     def finished(self, forwarding: Forwarding) -> None:

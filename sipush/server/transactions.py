@@ -402,11 +402,7 @@ class ClientTransactionHandle(ClientTransaction):
     def _deliver(self, what: Deliver, response: Response | None) -> None:
         if what is Deliver.MESSAGE:
             assert response is not None
-            headers = response.headers
-            if "," in headers.first["via"]:
-                headers.pop_first_value("via", "Via")
-            else:
-                headers.replace_first_line("via", None)  # without reading what nobody asks for
+            response.headers.remove_first_value("via", "Via")
             on_response = self.on_response
             if response.status >= 200:
                 self._settle()
@@ -514,8 +510,7 @@ class TransactionLayer:
         ``on_failure`` is called at most once, instead of a final response, and never before this
         method has returned.
         """
-        via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
-        request.headers.prepend("Via", via)
+        add_via(request, flow, branch)
         return self._start_client(request, flow, branch, on_response, on_failure)
 
     def adopt_request(
@@ -738,6 +733,12 @@ class TransactionLayer:
         if invite is not None and invite.handle is not None:
             invite.came_over(handle.flow)
             self.user.cancelled(invite.handle, cancel)
+
+
+def add_via(request: Request, flow: Flow, branch: str) -> None:
+    """Put our Via on it (§16.6 step 8)."""
+    via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
+    request.headers.prepend("Via", via)
 
 
 _STATEFUL: Final = frozenset({"INVITE", "CANCEL"})

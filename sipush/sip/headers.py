@@ -48,7 +48,7 @@ _USUAL: Final = [
 # fmt: on
 
 #: The canonical name of each spelling that is usual on the wire: one look-up instead of a parse.
-#: A comprehension, as mypyc makes larger tables of literals whose look-ups take twice as long.
+#: A comprehension: mypyc makes of larger literals tables whose look-ups compare by a call.
 CANONICAL: Final = {
     spelling: name
     for names in (COMPACT, {name: name.lower() for name in _USUAL})
@@ -211,6 +211,13 @@ class Headers:
         first, *rest = split_outside(field_value(line), ",")
         self.replace_first_line(name, f"{written}: {', '.join(rest)}" if rest else None)
         return first
+
+    def remove_first_value(self, name: str, written: str) -> None:
+        """As ``pop_first_value``, of a header that there is, for nobody who wants to read it."""
+        if "," in self.first[name]:
+            self.pop_first_value(name, written)
+        else:
+            self.replace_first_line(name, None)
 
     def replace_first_value(self, name: str, written: str, value: str) -> None:
         """Replace the first element of a comma-separated header, the others untouched."""

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,3 +87,21 @@ def test_whatever_is_edited_a_name_leads_to_its_first_line(
                 assert [line for _, line in fields.lines(name)] == lines
                 assert fields.get(name) == (field_value(lines[0]) if lines else None)
                 assert (name in fields) == bool(lines)
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        (["Via: SIP/2.0/UDP a"], []),
+        (["Via: SIP/2.0/UDP a", "v: SIP/2.0/UDP b"], ["v: SIP/2.0/UDP b"]),
+        (["v: SIP/2.0/UDP a , SIP/2.0/UDP b"], ["Via: SIP/2.0/UDP b"]),
+    ],
+)
+def test_the_first_element_goes_and_with_it_its_line_if_it_was_alone(
+    lines: list[str], left: list[str]
+) -> None:
+    fields = Headers([("to", "To: <sip:c>"), *(("via", line) for line in lines)])
+    fields.remove_first_value("via", "Via")
+    assert [line for _, line in fields.lines("via")] == left
+    assert fields.get("via") == (left[0].partition(" ")[2] if left else None)
+    assert fields.get("to") == "<sip:c>"
