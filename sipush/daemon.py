@@ -531,10 +531,10 @@ def _mirror(config: Config) -> Mirror | None:
 def _tune_garbage_collector() -> None:
     """Collect the young a few at a time, while the caches know them, and others seldom.
 
-    More than a batch of messages is made of, which would be gone through while they are worked on.
-    What lives on for the half minute of a transaction is in no cycle, and gone before
-    there is so much of it that it is looked at again. But it is then: a closed connection is in a
-    cycle of seven objects.
+    The few are more than a batch of messages is made of: with less, each batch would be gone
+    through while it is worked on. What lives on for the half minute of a transaction is in no
+    cycle, and gone before there is so much of it that it is looked at again. But it is then: a
+    closed connection is in a cycle of seven objects.
     """
     gc.freeze()
     gc.set_threshold(5_000, 400, 1)
