@@ -22,7 +22,6 @@ from sipush.sip.fields import (
 )
 from sipush.sip.grammar import is_token, number, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name
-from sipush.sip.memo import Memo
 from sipush.sip.status import PHRASES, Status
 from sipush.sip.uri import SipUri, parse_sip_uri
 
@@ -83,7 +82,7 @@ class Message:
         if not value:
             raise MessageError(f"Missing {written}", message=self)
         try:
-            return _name_addrs.get(value) if len(value) <= _SHORT else parse_name_addr(value)
+            return parse_name_addr(value)
         except MessageError as error:
             raise MessageError(f"{error.reason} in {written}", message=self) from None
 
@@ -120,12 +119,6 @@ class Message:
         if self._cseq is None:
             self._cseq = parse_cseq(self._need("cseq", "CSeq"))
         return self._cseq
-
-
-_name_addrs: Final = Memo(parse_name_addr, 4096)
-"From and To of a request are those of its responses, and of what follows in its dialog."
-_SHORT: Final = 200
-"Characters: strangers write headers that fill a store of them."
 
 
 class Request(Message):
