@@ -267,8 +267,7 @@ def test_the_short_way_through_parameters_finds_what_the_long_one_does(
     start: str, more: str
 ) -> None:
     text = start + more
-    params = digest._usual_params(text)
-    event(f"taken: {params is not None}")
-    if params is not None:
-        found = digest._params(text)
-        assert params == {name: found[name] for name in found if name in digest._USUAL}
+    usual = digest._usual_credentials(text)
+    event(f"taken: {usual is not None}")
+    if usual is not None:
+        assert usual == digest._any_credentials(text)
