@@ -13,6 +13,7 @@ from typing import Final
 
 from sipush.sip.grammar import parse_params, unescape, unquote_string
 from sipush.sip.headers import Headers, field_value
+from sipush.sip.memo import Memo
 
 HEADERS: Final = ("x-push", "x-p-push", "portsip-push")
 "Names of the push header, best first: when several disagree, the first of them counts."
@@ -105,14 +106,18 @@ def parse_push_headers(headers: Headers) -> PushParams | PushFault | None:
     if not named:
         return None
     line = first[named[0]]
-    dialect = _written_name(line)
-    if len(named) > 1 or len(first) < len(headers.fields):
-        written = [_written_name(line) for name, line in headers.fields if name in HEADERS]
-        dialect = ",".join(dict.fromkeys(written))
     try:
-        return _parse_header(parse_params(field_value(line)), dialect)
+        push = _parse_header(line)
     except _FaultError as fault:
-        return PushFault(f"{_written_name(line)}: {fault}", dialect)
+        return PushFault(f"{_written_name(line)}: {fault}", _dialect(headers))
+    if len(named) > 1 or len(first) < len(headers.fields):
+        push.dialect = _dialect(headers)
+    return push
+
+
+def _dialect(headers: Headers) -> str:
+    written = [_written_name(line) for name, line in headers.fields if name in HEADERS]
+    return ",".join(dict.fromkeys(written))
 
 
 def _written_name(line: str) -> str:
@@ -133,22 +138,58 @@ def parse_push_uri_params(params: Mapping[str, str | None]) -> PushParams | Push
         return PushFault(str(fault), dialect, fault.provider)
 
 
-def _parse_header(params: dict[str, str | None], dialect: str) -> PushParams:
+def _parse_header(line: str) -> PushParams:
+    """One push header. What it says but for the tokens, all phones of an app say alike."""
+    before, _, rest = line.partition(_UID)
+    uid, _, after = rest.partition(";")
+    if uid and '"' not in uid and "<" not in uid and len(before) + len(after) <= _SHORT:
+        alike = _alike.get(f"{before}{_UID}*;{after}")
+        if alike.call_token == "*":  # else it was no parameter, or not the first of that name
+            return _with_tokens(alike, uid.strip())
+    push = _read_header(line)
+    return _with_tokens(push, push.call_token)
+
+
+def _read_header(line: str) -> PushParams:
+    """All but the tokens: ``call_token`` is the device-uid."""
+    params = parse_params(field_value(line))
     values = {n: unquote_string(v) if v and v[0] == '"' else v or "" for n, v in params.items()}
     take = values.pop
     allow_call = _flag(take("allow-call-push", "true"), "allow-call-push")
     allow_message = _flag(take("allow-message-push", "true"), "allow-message-push")
     uid, app_id, system = take("device-uid", ""), take("app-id", ""), take("device-os", "").lower()
     provider = _SYSTEMS.get(system, system)
+    name, extra = _written_name(line), values or NO_EXTRA
+    return PushParams(provider, app_id, uid, "", allow_call, allow_message, name, extra)
+
+
+def _with_tokens(header: PushParams, uid: str) -> PushParams:
+    """What a header asks for that ``_read_header`` has read, with this device-uid."""
+    provider, app_id = header.provider, header.app_id
     call, message = _pair(uid) if provider == "apns" else (uid, uid)
-    if allow_call or allow_message:  # switching push off needs no more than the flags
+    if not header.off:  # switching push off needs no more than the flags
         _require(provider, "device-os is missing")
         _require(app_id or not (call or message), "app-id is missing")
         _check_token(call, "device-uid")
         if message and message is not call:
             _check_token(message, "device-uid")
-    return PushParams(provider, app_id, call, message, allow_call, allow_message, dialect, values)
+    return PushParams(
+        provider,
+        app_id,
+        call,
+        message,
+        header.allow_call,
+        header.allow_message,
+        header.dialect,
+        header.extra,
+    )
 
+
+_UID: Final = "device-uid="
+_alike: Final = Memo(_read_header, 256)
+"With ``*`` for the tokens."
+_SHORT: Final = 300
+"Characters: more are no usual header."
 
 _SYSTEMS: Final = {"ios": "apns", "android": "fcm", "web": "webpush"}
 _FLAGS: Final = {"true": True, "false": False}

@@ -121,3 +121,31 @@ def test_tokens_stay_out_of_tracebacks() -> None:
     fault = parse("`X-Push: device-os=ios;device-uid=sec ret11;app-id=com.example.app`")
     assert "secret11" not in repr(params)
     assert "ret11" not in repr(fault)
+
+
+def test_phones_that_say_the_same_but_for_their_tokens_keep_their_own() -> None:
+    header = "`X-Push: device-os=ios; device-uid={} ;allow-message-push=false;app-id=a.b;x=y`"
+    for uid, call, message in (("aa11|bb22", "aa11", "bb22"), ("cc33", "cc33", ""), ("*", "*", "")):
+        assert parse(header.format(uid)) == PushParams(
+            "apns", "a.b", call, message, allow_message=False, extra={"x": "y"}
+        )
+    assert isinstance(parse(header.format("dd 44")), PushFault)
+
+
+@pytest.mark.parametrize(
+    ("said", "uid", "extra"),
+    [
+        ("device-uid=a1;device-uid=b2", "a1", {}),
+        ("Device-UID = a1;device-uid=b2", "a1", {}),
+        ("x-device-uid=a1", "", {"x-device-uid": "a1"}),
+        ('x=";device-uid=a1;"', "", {"x": ";device-uid=a1;"}),
+        ('device-uid="a;1"', "a;1", {}),
+        ("device-uid=<a;1>", "<a;1>", {}),
+        ('x=device-uid=a1"; y="b', "", {"x": 'device-uid=a1"; y="b'}),
+        ("device-uid", "", {}),
+        (f"device-uid=a1;x={'y' * 500}", "a1", {"x": "y" * 500}),
+    ],
+)
+def test_a_token_is_found_wherever_it_may_stand(said: str, uid: str, extra: dict[str, str]) -> None:
+    wire = f"`X-Push: device-os=android;app-id=a.b;{said}`"
+    assert parse(wire) == PushParams("fcm", "a.b", uid, uid, extra=extra)
