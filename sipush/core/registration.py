@@ -24,8 +24,8 @@ from sipush.core.outbound import purr
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
-from sipush.sip.grammar import number, quote_string, unquote_string
-from sipush.sip.headers import canonical_name
+from sipush.sip.grammar import number, quote_string, unescape, unquote_string
+from sipush.sip.headers import Headers, canonical_name
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.push_params import (
     HEADERS,
@@ -81,6 +81,11 @@ class RegistrationPolicy:
     "Of the same: the key that subscriptions are made with (RFC 8292 §3.2)."
     node: str = ""
     "Our URI for the other nodes on the store; empty: there are none."
+    served: tuple[str, ...] = field(init=False)
+    "The values of ``pn-provider`` that some app can be pushed by."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "served", _served(self.apps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +172,19 @@ def wants_location(request: Request) -> bool:
     """Whether ``register`` needs the stored location to know which device speaks."""
     headers = request.headers
     first = headers.first
-    for name in _SPEAKING:
-        for _, line in headers.lines(name) if name in first else ():
-            text = line.lower()
-            for telltale in _TELLTALES:
-                if telltale in text:
-                    return headers.get("contact") == "*"
-    return True
+    if "*" in first.get("contact", "") and headers.get("contact") == "*":
+        return True
+    return not any(name in first and _tells_device(headers, name) for name in _SPEAKING)
+
+
+def _tells_device(headers: Headers, name: str) -> bool:
+    if _has_telltale(headers.first[name]):  # as nearly all of them write it
+        return True
+    return _has_telltale("\n".join([line for _, line in headers.lines(name)]).lower())
+
+
+def _has_telltale(text: str) -> bool:
+    return any(telltale in text for telltale in _TELLTALES)
 
 
 _SPEAKING: Final = (*HEADERS, "contact")
@@ -238,23 +249,22 @@ class _Register:
         headers = request.headers
         self.path = tuple(headers.values("path")) if "path" in headers.first else ()
         self.header_push = parse_push_headers(headers)
-        self.bind: dict[str, Binding] = {}
         # Most stay empty: tuples, as Registration wants them.
+        self.bind: tuple[Binding, ...] = ()
         self.unbind: tuple[tuple[str, str], ...] = ()
         self.push: tuple[PushRecord, ...] = ()
         self.push_off: tuple[tuple[str, str], ...] = ()
         self.unpushed: tuple[str, ...] = ()
         self.refreshes: tuple[tuple[str, float], ...] = ()
-        self.headers: dict[tuple[str, str], None] = {}
-        "A set in order."
+        self.headers: HeaderList = ()
         self.fault = ""
 
     def decide(self) -> Decision:
-        contacts = self.request.headers.values("contact")
+        contacts = self._contacts()
         if self.path and self._supports("path"):
             self._answer("Path", ", ".join(self.path))
         if not contacts:
-            return Fetch(tuple(self.headers))
+            return Fetch(self.headers)
         unbind_all = "*" in contacts
         if unbind_all:
             self._unbind_all(contacts)
@@ -264,7 +274,15 @@ class _Register:
         else:
             self._apply([parse_name_addr(contact) for contact in contacts])
         registration = self._registration(unbind_all)
-        return Update(registration, tuple(self.headers), tuple(self.bind), self.fault)
+        devices = tuple([binding.device for binding in self.bind])
+        return Update(registration, self.headers, devices, self.fault)
+
+    def _contacts(self) -> list[str]:
+        headers = self.request.headers
+        contact = headers.get("contact")
+        if not contact or "," in contact or "contact" in headers.repeated:
+            return headers.values("contact")
+        return [contact]
 
     def _registration(self, unbind_all: bool) -> Registration:
         return Registration(
@@ -273,7 +291,7 @@ class _Register:
             self.cseq,
             self.now,
             self.policy.max_contacts,
-            tuple(self.bind.values()),
+            self.bind,
             self.unbind,
             unbind_all,
             self.push,
@@ -306,8 +324,8 @@ class _Register:
     def _apply_one(
         self, contact: NameAddr, expires: int, header_push: PushParams | PushFault | None
     ) -> None:
-        push = header_push or parse_push_uri_params(parse_sip_uri(contact.uri).params)
-        key = contact_key(contact.uri)
+        key = _key(contact)
+        push = header_push or parse_push_uri_params(contact.sip_uri.params)
         device = self._device(contact, push, key)
         if isinstance(push, PushParams):
             self._wake_by(push, device, expires, "+sip.pnsreg" in contact.params)
@@ -320,8 +338,8 @@ class _Register:
             return
         if push is None or (isinstance(push, PushParams) and not push.token):
             self.unpushed += (device,)
-        if device not in self.bind:
-            self.bind[device] = self._binding(contact, device, key, expires)
+        if all(binding.device != device for binding in self.bind):
+            self.bind += (self._binding(contact, device, key, expires),)
 
     def _binding(self, contact: NameAddr, device: str, key: str, expires: int) -> Binding:
         params = contact.params
@@ -410,7 +428,7 @@ class _Register:
             return
         if by_uri and _pushed_by_another(self.request, push.provider):
             return
-        if push.dialect == RFC8599 and push.provider and push.provider not in _served(self.policy):
+        if push.dialect == RFC8599 and push.provider and push.provider not in self.policy.served:
             self._reject_unless_pushed_by_another(push.provider, asks=not push.token)
         if not push.token:
             self._offer(push)
@@ -501,7 +519,7 @@ class _Register:
         if push.dialect != RFC8599:
             return
         app_id = push.app_id or _only_web_app(self.policy)
-        for provider in _served(self.policy):
+        for provider in self.policy.served:
             if push.provider in ("", provider):
                 name = push.extra["pn-provider"] or provider
                 self._answer("Feature-Caps", self._pns(name, app_id))
@@ -530,7 +548,17 @@ class _Register:
         self._answer("Warning", f"399 {host} {quote_string(text)}")
 
     def _answer(self, name: str, value: str) -> None:
-        self.headers[name, value] = None
+        if (name, value) not in self.headers:
+            self.headers += ((name, value),)
+
+
+def _key(contact: NameAddr) -> str:
+    """``contact_key`` of its URI, which is not read again where it has been, as a usual one has."""
+    if not contact.is_read or contact.sip_uri.params:
+        return contact_key(contact.uri)
+    uri = contact.sip_uri
+    port = "" if uri.port is None else f":{uri.port}"
+    return f"{uri.scheme}:{unescape(uri.user or '')}@{uri.host}{port}"
 
 
 _BY_URI: Final = frozenset({RFC8599, LINPHONE})
@@ -548,12 +576,11 @@ def _platform(push: PushParams, services: frozenset[Platform]) -> Platform | Non
     return Platform.WEBHOOK if Platform.WEBHOOK in services else None
 
 
-def _served(policy: RegistrationPolicy) -> list[str]:
-    """The values of ``pn-provider`` that some app can be pushed by."""
-    services = _NO_SERVICE.union(*policy.apps.values())
+def _served(apps: Mapping[str, frozenset[Platform]]) -> tuple[str, ...]:
+    services = _NO_SERVICE.union(*apps.values())
     if Platform.WEBHOOK in services:
         services |= {Platform.APNS, Platform.FCM}
-    return [provider for provider, platform in _OWN.items() if platform in services]
+    return tuple([provider for provider, platform in _OWN.items() if platform in services])
 
 
 def _only_web_app(policy: RegistrationPolicy) -> str:

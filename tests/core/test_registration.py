@@ -20,6 +20,7 @@ from sipush.core.registration import (
     wants_location,
 )
 from sipush.sip.message import Request, parse_head
+from sipush.sip.uri import contact_key
 
 AOR = "101@example.com"
 APP = "com.example.app"
@@ -250,6 +251,10 @@ def test_a_refresh_without_the_token_is_still_the_same_device() -> None:
         ([CONTACT, PUSH], False),
         ([f"{CONTACT};{INSTANCE}"], False),
         (["m: <sip:101@h;PN-PRID=x>"], False),
+        ([CONTACT, "X-Push: Device-UID=x"], False),
+        ([CONTACT, f"m: <sip:102@h>;{INSTANCE}"], False),
+        ([PUSH], False),
+        ([], True),
     ],
 )
 def test_the_store_is_asked_only_when_the_phone_does_not_say_which_it_is(
@@ -309,6 +314,23 @@ def test_a_connection_needs_fewer_keep_alives_than_udp() -> None:
 )
 def test_every_way_to_write_a_contact_is_kept_as_written(line: str, uri: str) -> None:
     assert bound(line).contact == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sip:101@192.0.2.1",
+        "sip:101@EXAMPLE.com:05060",
+        "sip:1%30%31@192.0.2.1:5062",
+        "sip:101:secret@192.0.2.1?subject=x",
+        "sips:192.0.2.1",
+        "sip:101@192.0.2.1;transport=TCP;pn-type=x",
+        "SIP:101@[2001:db8::1]:5060",
+    ],
+)
+def test_a_binding_has_the_key_of_its_contact(uri: str) -> None:
+    assert bound(f"Contact: <{uri}>").contact_key == contact_key(uri)
+    assert bound(f"Contact: <{uri}>", PUSH).contact_key == contact_key(uri)
 
 
 def test_commas_in_quotes_and_brackets_do_not_split_contacts() -> None:
