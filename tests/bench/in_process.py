@@ -168,6 +168,13 @@ class Server:
         await self.send(self.phone, _register(number or next(_numbers), sequence, credentials))
         return self.phone.sent[-1]
 
+    async def unregister(self) -> bytes:
+        """REGISTER with Expires: 0: what it was answered."""
+        credentials = self.credentials()
+        register = _register(next(_numbers), self._count, credentials)
+        await self.send(self.phone, register.replace(b"Expires: 3600", b"Expires: 0"))
+        return self.phone.sent[-1]
+
     def credentials(self) -> str:
         """For one more REGISTER with the nonce at hand."""
         self._count += 1
