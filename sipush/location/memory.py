@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from heapq import heappop, heappush
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
@@ -31,6 +32,8 @@ class MemoryStore:
         self._message_id = 0
         self._gone_messages: dict[tuple[Aor, str], float] = {}
         self._refreshes: dict[tuple[Aor, str], float] = {}
+        self._due: list[tuple[float, tuple[Aor, str]]] = []
+        "A heap of the same, and of what has been put off since."
         self._held_calls: dict[tuple[str, str], bytes] = {}
         self._bans: dict[str, float] = {}
         self._secret = secrets.token_bytes(32)
@@ -57,6 +60,7 @@ class MemoryStore:
         self._put(aor, location)
         for device, due in registration.refreshes:
             self._refreshes[aor, device] = due
+            heappush(self._due, (due, (aor, device)))
         return location
 
     async def remove_push_record(self, record: PushRecord) -> bool:
@@ -111,10 +115,13 @@ class MemoryStore:
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """All that are due."""
-        due = [key for key, epoch in self._refreshes.items() if epoch <= now_epoch]
-        for key in due:
-            del self._refreshes[key]
-        return due
+        taken = []
+        while self._due and self._due[0][0] <= now_epoch:
+            epoch, key = heappop(self._due)
+            if self._refreshes.get(key) == epoch:
+                del self._refreshes[key]
+                taken.append(key)
+        return taken
 
     async def put_held_call(
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
