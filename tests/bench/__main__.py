@@ -4,6 +4,7 @@ python -m tests.bench server --servers memory,sqlite,kamailio-fm --operations re
 python -m tests.bench micro
 python -m tests.bench memory --servers sqlite
 python -m tests.bench growth --servers sqlite --sizes 1000,100000,1000000
+python -m tests.bench crowd --servers memory,sqlite --sizes 10000,100000
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import growth, memory, micro, server_bench
+from tests.bench import crowd, growth, memory, micro, server_bench
 from tests.bench.servers import Kamailio
 
 RESULTS = Path("run/bench")
@@ -35,9 +36,13 @@ def main() -> None:
         case "growth":
             results = []
             for store in options.servers or ["sqlite", "redis"]:
-                results += growth.run(store, options.sizes)
-            for row in results:
-                print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
+                results += growth.run(store, options.sizes or growth.SIZES)
+            _print_values(results)
+        case "crowd":
+            results = []
+            for store in options.servers or ["memory", "sqlite"]:
+                results += crowd.run(store, options.sizes or crowd.SIZES)
+            _print_values(results)
         case "memory":
             results = []
             for row in memory.run(options.servers or ["sqlite"]):
@@ -64,6 +69,11 @@ def _measure_servers(options: argparse.Namespace) -> list[dict[str, Any]]:
     plot.write_text(_svg(rows))
     print(f"Plot in {plot}.")
     return rows
+
+
+def _print_values(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        print(*(f"{key} {value}" for key, value in row.items()), sep="  ")
 
 
 def _print_row(row: dict[str, Any]) -> None:
@@ -104,7 +114,7 @@ def _options() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("server", "micro", "growth", "memory"))
+    parser.add_argument("what", choices=("server", "micro", "growth", "crowd", "memory"))
     parser.add_argument("--servers", type=words, default=[])
     parser.add_argument("--operations", type=words, default=list(server_bench.OPERATIONS))
     parser.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
@@ -112,7 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sizes",
         type=lambda text: [int(size) for size in words(text)],
-        default=[1000, 100_000, 1_000_000],
+        default=[],
     )
     return parser.parse_args()
 

@@ -20,6 +20,7 @@ from sipush.location.store import LocationStore
 from tests.bench.measure import cpu_seconds
 from tests.bench.servers import APP_ID, Sipush, aor
 
+SIZES = [1000, 100_000, 1_000_000]
 SAMPLE = 300
 ROUNDS = 10
 TOGETHER = 500

@@ -268,7 +268,8 @@ def _user_sections(users: int) -> str:
     return "".join(f'[users."{aor(n)}"]\nha1_md5 = "{ha1(n)}"\n' for n in range(users))
 
 
-def _wait_for(ready: Callable[[], bool], name: str, patience: float = 60) -> None:
+def _wait_for(ready: Callable[[], bool], name: str, patience: float = 300) -> None:
+    """A million users in a configuration take a minute or two to read."""
     end = time.monotonic() + patience
     while not ready():
         if time.monotonic() > end:

@@ -771,7 +771,7 @@ static double drive(double r, int win, uint64_t limit, double secs) {
 	struct epoll_event ev[128];
 	for (;;) {
 		double t = now();
-		int open = t < stop && (!limit || begun < limit);
+		int open = t < stop && (!limit || begun < limit) && !(priming && failed);
 		if (open) {
 			if (r > 0) {
 				uint64_t due = (uint64_t)((t - t0) * r);
@@ -901,7 +901,7 @@ int main(int argc, char **argv) {
 	if (!no_prime && (two_sided || mode == REFRESH || mode == UNREGISTER)) {
 		priming = 1;
 		op_mode = REGISTER;
-		drive(0, n_slots < 64 ? n_slots : 64, users, 25);
+		drive(0, n_slots < 64 ? n_slots : 64, users, INFINITY);
 		if (failed || ok < users) die("priming: %lu of %u users registered, %lu failed", ok, users, failed);
 		priming = 0;
 		started = ok = failed = resent_ops = resends = uas_resends = next_user = 0;
