@@ -372,10 +372,7 @@ class ClientTransactionHandle(ClientTransaction):
     def _perform(self, actions: tuple[Action, ...], response: Response | None = None) -> None:
         for action in actions:
             if isinstance(action, SetTimer):
-                timer = action.timer
-                self._layer.set_timer(timer, self._repeats, self, action.at_t2)
-                if timer is Timer.A or timer is Timer.E:
-                    self._repeats += 1
+                self._set_timer(action)
             elif isinstance(action, Send):
                 if action is Send.ACK:
                     assert response is not None
@@ -389,6 +386,16 @@ class ClientTransactionHandle(ClientTransaction):
                 self._settle()
             else:
                 assert_never(action)
+
+    def _set_timer(self, what: SetTimer) -> None:
+        timer, layer = what.timer, self._layer
+        if timer is Timer.A or timer is Timer.E:
+            layer.set_timer(timer, self._repeats, self, at_t2=what.at_t2)
+            self._repeats += 1
+        elif not what.after_t1:
+            layer.set_timer(timer, 0, self)
+        elif self._repeats == 1:  # A or E fires for the first time
+            layer.set_timer(timer, 0, self, after_t1=True)
 
     def _send(self, request: Request) -> None:
         flow = self.newer_flow or self.flow
@@ -604,11 +611,15 @@ class TransactionLayer:
         timer: Timer,
         repeats: int,
         owner: _Server | ClientTransactionHandle,
+        *,
         at_t2: bool = False,
+        after_t1: bool = False,
     ) -> None:
-        """Have ``owner`` told when ``timer`` has run out."""
+        """Have ``owner`` told when ``timer`` has run out; the rest as in ``SetTimer``."""
         if at_t2:
             delay = self._timers.t2
+        elif after_t1:
+            delay = self._delays[timer] - self._timers.t1
         elif repeats:
             delay = self._timers.delay(timer, repeats)
         else:

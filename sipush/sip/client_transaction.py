@@ -28,17 +28,19 @@ _BROKEN = (Deliver.TRANSPORT_ERROR, TERMINATE)
 _ACCEPT = (Deliver.MESSAGE, SetTimer(Timer.M))
 _REJECT = (Send.ACK, Deliver.MESSAGE, SetTimer(Timer.D))
 _REJECT_RELIABLE = (Send.ACK, Deliver.MESSAGE, TERMINATE)
+#: Most requests are answered within T1: a timer less for each of them.
+_REST_OF_B = SetTimer(Timer.B, after_t1=True)
 
 INVITE_ROWS = (
+    Row(State.INITIAL, Event.START, "unreliable", State.CALLING, (Send.REQUEST, SetTimer(Timer.A))),
+    Row(State.INITIAL, Event.START, "reliable", State.CALLING, (Send.REQUEST, SetTimer(Timer.B))),
     Row(
-        State.INITIAL,
-        Event.START,
+        State.CALLING,
+        Timer.A,
         "unreliable",
         State.CALLING,
-        (Send.REQUEST, SetTimer(Timer.A), SetTimer(Timer.B)),
+        (Send.REQUEST, _REST_OF_B, SetTimer(Timer.A)),
     ),
-    Row(State.INITIAL, Event.START, "reliable", State.CALLING, (Send.REQUEST, SetTimer(Timer.B))),
-    Row(State.CALLING, Timer.A, "unreliable", State.CALLING, (Send.REQUEST, SetTimer(Timer.A))),
     Row(State.CALLING, Event.RETRANSMIT, "any", State.CALLING, (Send.REQUEST,)),
     Row(State.CALLING, Event.ABANDON, "any", State.ABANDONED),
     Row(State.CALLING, Event.PROVISIONAL, "any", State.PROCEEDING, (Deliver.MESSAGE,)),
@@ -52,6 +54,7 @@ INVITE_ROWS = (
     Row(State.ABANDONED, Event.SUCCESS, "any", State.ACCEPTED, _ACCEPT),
     Row(State.ABANDONED, Event.FAILURE, "unreliable", State.COMPLETED, _REJECT),
     Row(State.ABANDONED, Event.FAILURE, "reliable", State.TERMINATED, _REJECT_RELIABLE),
+    Row(State.ABANDONED, Timer.A, "unreliable", State.ABANDONED, (_REST_OF_B,)),
     Row(State.ABANDONED, Timer.B, "any", State.TERMINATED, _TIMED_OUT),
     Row(State.ABANDONED, Event.TRANSPORT_ERROR, "any", State.TERMINATED, _BROKEN),
     Row(State.ABANDONED, Event.UNREACHABLE, "any", State.TERMINATED, _BROKEN),
@@ -72,18 +75,19 @@ INVITE_ROWS = (
 
 _FINISH = (Deliver.MESSAGE, SetTimer(Timer.K))
 _FINISH_RELIABLE = (Deliver.MESSAGE, TERMINATE)
-_RETRY_AT_T2 = (Send.REQUEST, SetTimer(Timer.E, at_t2=True))
+_REST_OF_F = SetTimer(Timer.F, after_t1=True)
+_RETRY_AT_T2 = (Send.REQUEST, _REST_OF_F, SetTimer(Timer.E, at_t2=True))
 
 NON_INVITE_ROWS = (
+    Row(State.INITIAL, Event.START, "unreliable", State.TRYING, (Send.REQUEST, SetTimer(Timer.E))),
+    Row(State.INITIAL, Event.START, "reliable", State.TRYING, (Send.REQUEST, SetTimer(Timer.F))),
     Row(
-        State.INITIAL,
-        Event.START,
+        State.TRYING,
+        Timer.E,
         "unreliable",
         State.TRYING,
-        (Send.REQUEST, SetTimer(Timer.E), SetTimer(Timer.F)),
+        (Send.REQUEST, _REST_OF_F, SetTimer(Timer.E)),
     ),
-    Row(State.INITIAL, Event.START, "reliable", State.TRYING, (Send.REQUEST, SetTimer(Timer.F))),
-    Row(State.TRYING, Timer.E, "unreliable", State.TRYING, (Send.REQUEST, SetTimer(Timer.E))),
     Row(State.TRYING, Event.RETRANSMIT, "any", State.TRYING, (Send.REQUEST,)),
     Row(State.TRYING, Event.ABANDON, "any", State.ABANDONED),
     Row(State.TRYING, Event.PROVISIONAL, "any", State.PROCEEDING, (Deliver.MESSAGE,)),
@@ -104,6 +108,7 @@ NON_INVITE_ROWS = (
     Row(State.PROCEEDING, Timer.F, "any", State.TERMINATED, _TIMED_OUT),
     Row(State.PROCEEDING, Event.TRANSPORT_ERROR, "any", State.TERMINATED, _BROKEN),
     Row(State.ABANDONED, Event.TRANSPORT_ERROR, "any", State.TERMINATED, (TERMINATE,)),
+    Row(State.ABANDONED, Timer.E, "unreliable", State.ABANDONED, (_REST_OF_F,)),
     Row(State.ABANDONED, Timer.F, "any", State.TERMINATED, (TERMINATE,)),
     Row(State.COMPLETED, Timer.K, "unreliable", State.TERMINATED, (TERMINATE,)),
 )

@@ -86,11 +86,14 @@ class SetTimer:
     timer: Timer
     at_t2: bool = False
     "Runs for T2, whatever it ran for before."
+    after_t1: bool = False
+    "Runs for what is left of it after T1, unless it runs already."
 
     @property
     def value(self) -> str:
         """As docs/transactions.md writes it."""
-        return f"SetTimer {self.timer.value}{'=T2' if self.at_t2 else ''}"
+        how = "=T2" if self.at_t2 else "-T1" if self.after_t1 else ""
+        return f"SetTimer {self.timer.value}{how}"
 
 
 class Terminate(Enum):

@@ -430,6 +430,34 @@ def test_an_abandoned_request_reports_no_failure() -> None:
     assert wire.layer.client_transactions == 0
 
 
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
+@pytest.mark.parametrize("after", [0, 0.2, 2])
+def test_an_abandoned_request_is_forgotten_when_it_would_have_timed_out(
+    method: str, after: float
+) -> None:
+    wire = Wire()
+    handle = send(wire, method)
+    wire.clock.advance(after)
+    handle.abandon()
+    wire.clock.advance(31.9 - after)
+    assert wire.layer.client_transactions == 1
+    wire.clock.advance(0.2)
+    assert wire.layer.client_transactions == 0
+
+
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
+def test_a_request_on_udp_is_timed_out_once_and_not_before_it_is_repeated(method: str) -> None:
+    wire = Wire()
+    send(wire, method)
+    assert wire.layer.timers == 1
+    wire.clock.advance(8)
+    assert wire.layer.timers == 2
+    wire.clock.advance(23.9)
+    assert wire.failures == []
+    wire.clock.advance(0.2)
+    assert wire.failures == [Failure.TIMEOUT]
+
+
 def test_retransmit_sends_again_until_something_came() -> None:
     wire = Wire("TCP")
     handle = send(wire)
