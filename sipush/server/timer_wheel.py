@@ -107,7 +107,8 @@ class TimerWheel:
         due = max(tick, int(self._clock() / self._resolution))
         while self._ticks and self._ticks[0] <= due:
             bucket = self._buckets.pop(heappop(self._ticks))
-            for owner, timer in zip(bucket.owners, bucket.timers, strict=True):
+            for place, owner in enumerate(bucket.owners):  # as zip it would not be compiled
+                timer = bucket.timers[place]
                 try:
                     owner.timer_fired(timer)
                 except Exception:  # a bug must cost one transaction, not all that end with it
