@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sipush import log_lines, logs
 from sipush.config import LogConfig
@@ -139,6 +141,21 @@ def test_a_secret_in_a_text_is_taken_out(text: str, secret: str) -> None:
     line = log_one(detail=text, nested={"a": [text]}, raw=text.encode())
     assert secret not in json.dumps(line)
     assert log_lines.REDACTED in line["detail"]
+
+
+PIECES = [
+    *("Auth", "orization", "bearer", "basic", "digest", "response", "device-uid", "pn-prid"),
+    *("pn-tok", "password", "access_token", "ha1_md5", "eyJ", ".", ":", "=", "//", "@", '"'),
+    *("|", "x", "sip", "7", " ", "\n"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join))
+def test_of_short_texts_none_is_passed_over_that_holds_a_secret(text: str) -> None:
+    searched = log_lines.SECRET_TEXT.sub(
+        lambda match: (match["label"] or "") + log_lines.REDACTED, text
+    )
+    assert log_lines.redact_text(text) == searched
 
 
 def test_the_rest_of_the_text_stays_readable() -> None:
