@@ -178,8 +178,8 @@ def _timestamp(now: float) -> str:
 def json_line(line: dict[str, Any]) -> str:
     """As machines read it."""
     try:
-        text = orjson.dumps(line, option=orjson.OPT_NON_STR_KEYS).decode()
-    except orjson.JSONEncodeError:  # what is not UTF-8
+        text = orjson.dumps(line).decode()
+    except orjson.JSONEncodeError:  # what is not UTF-8, or a key that is no text
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
     # In ASCII what JSON does not escape can be printed, but for DEL.
     return text if text.isascii() and "\x7f" not in text else printable(text)

@@ -228,6 +228,10 @@ def test_what_is_no_secret_is_logged_as_it_is(facts: dict[str, Any]) -> None:
     assert {key: line[key] for key in facts} == facts
 
 
+def test_a_key_that_is_no_text_becomes_one() -> None:
+    assert log_one(tries={1: "sent", None: 2})["tries"] == {"1": "sent", "null": 2}
+
+
 def test_a_fingerprint_tells_tokens_apart_and_no_more() -> None:
     assert log_lines.fingerprint(APNS_TOKEN) != log_lines.fingerprint(FCM_TOKEN)
     assert len(log_lines.fingerprint(FCM_TOKEN)) == 8
