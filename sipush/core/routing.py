@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 from zlib import crc32
@@ -337,9 +337,12 @@ class TargetPolicy:
 
     def target_set(self, location: Location, subscriber: Subscriber) -> list[Target]:
         """The devices of a user: those with a contact, and those that can only be woken."""
-        devices = [without_reg_id(binding.device) for binding in location.bindings]
-        devices += [without_reg_id(record.device) for record in location.push_records]
-        return [self.target(device, location, subscriber) for device in dict.fromkeys(devices)]
+        devices: dict[str, None] = {}
+        for binding in location.bindings:
+            devices[without_reg_id(binding.device)] = None
+        for record in location.push_records:
+            devices[without_reg_id(record.device)] = None
+        return [self.target(device, location, subscriber) for device in devices]
 
     def without_app(self, location: Location) -> tuple[PushRecord, ...]:
         """Those of the devices that would be pushed if only their app were configured."""
@@ -355,8 +358,10 @@ class TargetPolicy:
         if not live:
             flow = bound[0] if bound else None
             return self._target(device, flow, record, subscriber, live=False)
-        first, *others = [self._target(device, b, record, subscriber, live=True) for b in live]
-        return replace(first, others=tuple(others)) if others else first
+        targets = [self._target(device, b, record, subscriber, live=True) for b in live]
+        if len(targets) > 1:
+            targets[0].others = tuple(targets[1:])
+        return targets[0]
 
     def _target(
         self,

@@ -111,16 +111,16 @@ class TargetSet:
         self.only_until_heard = only_until_heard
         self.members = members
 
-    @classmethod
-    def of(cls, *targets: Target) -> TargetSet:
+    @staticmethod
+    def of(*targets: Target) -> TargetSet:
         """All at once."""
-        return cls((Turn(targets),))
+        return TargetSet((Turn(targets),))
 
-    @classmethod
-    def in_order(cls, uris: Iterable[str]) -> TargetSet:
+    @staticmethod
+    def in_order(uris: Iterable[str]) -> TargetSet:
         """Servers, one after the other until one shows signs of life."""
         turns = (Turn((Target(device=uri, uri=uri, live=True),)) for uri in uris)
-        return cls(tuple(turns), PATIENCE, only_until_heard=True, members=True)
+        return TargetSet(tuple(turns), PATIENCE, only_until_heard=True, members=True)
 
     @property
     def all(self) -> tuple[Target, ...]:
