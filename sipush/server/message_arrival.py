@@ -104,19 +104,29 @@ class Arriving:
     def start(self) -> None:
         """Forward it, or have it stored."""
         location = self.location
-        flows: dict[str, list[Target]] = {}
-        for target in map(self.messages.target, location.bindings):
-            if target.live:
-                flows.setdefault(without_reg_id(target.device), []).append(target)
-        targets = [
-            replace(first, others=tuple(rest)) if rest else first for first, *rest in flows.values()
-        ]
-        self.targets = targets[: max_breadth(self.request)]
-        devices = {without_reg_id(row.device) for row in location.bindings + location.push_records}
-        self.messages.arrivals.setdefault(self.aor, set()).add(self)
-        asleep = not devices <= flows.keys()
+        awake: dict[str, Target] = {}
+        asleep: set[str] = set()
+        for binding in location.bindings:
+            device = without_reg_id(binding.device)
+            target = self.messages.target(binding)
+            if not target.live:
+                asleep.add(device)
+            elif (first := awake.get(device)) is None:
+                awake[device] = target
+            else:
+                first.others += (target,)
+        for record in location.push_records:
+            asleep.add(without_reg_id(record.device))
+        self.targets = list(awake.values())
+        if (breadth := max_breadth(self.request)) is not None:
+            del self.targets[breadth:]
+        arrivals = self.messages.arrivals
+        if self.aor not in arrivals:
+            arrivals[self.aor] = set()
+        arrivals[self.aor].add(self)
+        waits = any(device not in awake for device in asleep)
         self._perform(
-            self.machine.start(len(self.targets), asleep=asleep, waiting=location.messages)
+            self.machine.start(len(self.targets), asleep=waits, waiting=location.messages)
         )
         if self.legs:
             probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
@@ -144,8 +154,11 @@ class Arriving:
         if self.probe is not None:
             self.probe.cancel()
         arrivals = self.messages.arrivals
-        if others := arrivals.pop(self.aor, set()) - {self}:
-            arrivals[self.aor] = others
+        of_user = arrivals.get(self.aor)
+        if of_user is not None:
+            of_user.discard(self)
+            if not of_user:
+                del arrivals[self.aor]
 
     def _answered(self, place: int, status: int, response: Response | None) -> None:
         others = self.targets[place].others
@@ -159,25 +172,25 @@ class Arriving:
 
     def _perform(self, actions: list[ArrivalAction]) -> None:
         spawn = self.messages.proxy.tasks.spawn
+        # mypyc compiles isinstance to a comparison, a case of match to a call.
         for action in actions:
-            match action:
-                case Forward(place):
-                    self.legs.append(self._send(place))
-                case Respond(status, place, reason):
-                    self._respond(status, reason, place)
-                case Keep():
-                    longest = self.messages.policy.lifetime
-                    seconds = lifetime(self.request, longest)
-                    message = to_store(self.request, self.aor, time.time(), seconds)
-                    spawn(self._keep(message))
-                case Notify(later):
-                    spawn(self._notify(self._stored, later))
-                case CatchUp():
-                    spawn(self._catch_up())
-                case Discard():
-                    spawn(self._discard(self._stored))
-                case _:
-                    assert_never(action)
+            if isinstance(action, Forward):
+                self.legs.append(self._send(action.target))
+            elif isinstance(action, Respond):
+                self._respond(action.status, action.reason, action.target)
+            elif isinstance(action, Keep):
+                longest = self.messages.policy.lifetime
+                seconds = lifetime(self.request, longest)
+                message = to_store(self.request, self.aor, time.time(), seconds)
+                spawn(self._keep(message))
+            elif isinstance(action, Notify):
+                spawn(self._notify(self._stored, action.later))
+            elif isinstance(action, CatchUp):
+                spawn(self._catch_up())
+            elif isinstance(action, Discard):
+                spawn(self._discard(self._stored))
+            else:
+                assert_never(action)
         self._forget_if_done()
 
     def _send(self, place: int) -> Leg:
