@@ -79,16 +79,14 @@ class UdpFlow:
     transport = "UDP"
     closed = False
 
-    def __init__(
-        self, listener: UdpListener, local: Address, target: _SocketAddress, ancillary: _Ancillary
-    ) -> None:
+    def __init__(self, listener: UdpListener, end: _OwnEnd, target: _SocketAddress) -> None:
         self._listener = listener
         self.target = target
-        self.ancillary = ancillary
-        self.local = local
+        self.ancillary = end.ancillary
+        self.local = end.local
         self.remote: Address = (target[0], target[1])
-        self.sent_by = listener.address.sent_by(local[0])
-        self.name = f"udp/{format_address(local)}/{format_address(self.remote)}"
+        self.sent_by = end.sent_by
+        self.name = f"{end.prefix}{format_address(self.remote)}"
 
     def send(self, data: bytes) -> None:
         """Send one datagram, at the end of this turn of the event loop.
@@ -108,6 +106,21 @@ class UdpFlow:
         return f"<UdpFlow {self.name}>"
 
 
+class _OwnEnd:
+    """An address of ours, and what the flows from it have in common."""
+
+    __slots__ = ("ancillary", "flows", "local", "prefix", "sent_by")
+
+    def __init__(self, local: Address, sent_by: str, ancillary: _Ancillary) -> None:
+        self.local = local
+        self.sent_by = sent_by
+        self.ancillary = ancillary
+        self.prefix = f"udp/{format_address(local)}/"
+        "How their names begin."
+        self.flows: dict[_SocketAddress, UdpFlow] = {}
+        "By peer."
+
+
 class UdpListener:
     """One bound UDP socket, and the flows over it.
 
@@ -124,8 +137,10 @@ class UdpListener:
         "Gets a copy of every message."
         self._sock = sock
         self._receiver = receiver
-        self._flows: dict[tuple[_SocketAddress, bytes], UdpFlow] = {}
+        self._ends: dict[bytes, _OwnEnd] = {}
+        "By packed address; empty for the bound one."
         self._named: dict[str, UdpFlow] = {}
+        "Flows that were asked for by name, as those of phones that are called."
         self._outgoing: list[tuple[UdpFlow, bytes]] = []
         self._will_send = False
         self._calls: deque[tuple[bytes, UdpFlow]] = deque()
@@ -152,17 +167,34 @@ class UdpListener:
 
     def flow_to(self, local_ip: str, remote: Address) -> UdpFlow:
         """The flow from our address ``local_ip`` to ``remote``, both of the socket's family."""
-        target: _SocketAddress = (*remote, 0, 0) if self._is_ipv6 else remote
         packed = b""
         if self.address.is_wildcard:
             packed = socket.inet_pton(family_of(local_ip), local_ip)
-        return self._flow(target, packed)
+        return self._flow(self._target(*remote), packed)
+
+    def _target(self, ip: str, port: int) -> _SocketAddress:
+        """As the kernel gives it."""
+        return (ip, port, 0, _scope_id(ip)) if self._is_ipv6 else (ip, port)
 
     def flow_named(self, name: str) -> UdpFlow | None:
         """The flow with this ``Flow.name``, or None when its local end is not this socket."""
-        known = self._named.get(name)
-        if known is not None:
-            return known
+        flow = self._named.get(name)
+        if flow is None:
+            flow = self._at_hand(name) or self._made_by(name)
+            if flow is not None:
+                self._named[flow.name] = flow
+        return flow
+
+    def _at_hand(self, name: str) -> UdpFlow | None:
+        """The flow of somebody who was heard, found in a tenth of the time."""
+        for end in self._ends.values():
+            if name.startswith(end.prefix):
+                ip, _, port = name[len(end.prefix) :].rpartition(":")
+                if port.isdecimal():
+                    return end.flows.get(self._target(ip.strip("[]"), int(port)))
+        return None
+
+    def _made_by(self, name: str) -> UdpFlow | None:
         try:
             local, remote = (parse_address(text) for text in name.split("/")[1:])
         except ValueError:
@@ -307,12 +339,11 @@ class UdpListener:
 
     def _receive_one(self) -> tuple[bytes, UdpFlow]:
         data, target = self._sock.recvfrom(_MAX_DATAGRAM)
-        return data, self._flows.get((target, b"")) or self._flow(target, b"")
+        return data, self._flow(target, b"")
 
     def _receive_any(self) -> tuple[bytes, UdpFlow]:
         data, ancillary, _, target = self._sock.recvmsg(_MAX_DATAGRAM, 64)
-        local = self._local_ip(ancillary)
-        return data, self._flows.get((target, local)) or self._flow(target, local)
+        return data, self._flow(target, self._local_ip(ancillary))
 
     def _local_ip(self, ancillary: _Ancillary) -> bytes:
         """The packed address of ours in the IP_PKTINFO or IPV6_PKTINFO among ``ancillary``."""
@@ -326,24 +357,31 @@ class UdpListener:
 
     def _flow(self, target: _SocketAddress, local: bytes) -> UdpFlow:
         """The flow to ``target``; ``local``: packed address to send from, empty for the bound."""
-        flow = self._flows.get((target, local))
-        if flow is None:
-            if len(self._flows) >= MAX_FLOWS:
-                self._flows.clear()
-                self._named.clear()
-            flow = self._flows[target, local] = self._new_flow(target, local)
-            self._named[flow.name] = flow
-        return flow
+        end = self._ends.get(local)
+        flow = None if end is None else end.flows.get(target)
+        return self._new_flow(target, local) if flow is None else flow
 
     def _new_flow(self, target: _SocketAddress, local: bytes) -> UdpFlow:
+        if sum(len(end.flows) for end in self._ends.values()) >= MAX_FLOWS:
+            self._ends.clear()
+            self._named.clear()
+        end = self._ends.get(local)
+        if end is None:
+            end = self._ends[local] = self._new_end(local)
+        flow = end.flows[target] = UdpFlow(self, end, target)
+        return flow
+
+    def _new_end(self, local: bytes) -> _OwnEnd:
         if not local:
-            return UdpFlow(self, self.address.bound, target, [])
+            bound = self.address.bound
+            return _OwnEnd(bound, self.address.sent_by(bound[0]), [])
         local_ip = socket.inet_ntop(self._sock.family, local)
         if self._is_ipv6:
             info = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4))
         else:
             info = (socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4))
-        return UdpFlow(self, (local_ip, self.address.bound[1]), target, [info])
+        local_address = (local_ip, self.address.bound[1])
+        return _OwnEnd(local_address, self.address.sent_by(local_ip), [info])
 
     def _read_errors(self) -> None:
         """Tell of every peer that ICMP called unreachable (``man 7 ip``, IP_RECVERR)."""
@@ -354,6 +392,17 @@ class UdpListener:
                 return
             if any(_is_unreachable(*item) for item in ancillary):
                 self._receiver.flow_unreachable(self._flow(target, self._local_ip(ancillary)))
+
+
+def _scope_id(ip: str) -> int:
+    """The interface that a link-local address is of; 0: none, or it has gone."""
+    _, percent, interface = ip.partition("%")
+    if not percent:
+        return 0
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
 
 
 def _is_unreachable(level: int, kind: int, data: bytes) -> bool:

@@ -13,7 +13,7 @@ from sipush.sip.message import Message
 from sipush.transport import udp
 from sipush.transport.address import format_address
 from sipush.transport.flow import Flow
-from sipush.transport.udp import BATCH
+from sipush.transport.udp import BATCH, UdpFlow
 from tests.transport.conftest import Open
 from tests.transport.support import TIMEOUT, DatagramPhone, Recorder, register, soon
 
@@ -299,6 +299,34 @@ async def test_a_flow_of_another_server_or_nonsense_is_not_found(listen: Open, b
         "",
     ):
         assert listeners.flow(name) is None, name
+
+
+async def test_the_flow_of_a_link_local_peer_knows_the_interface(listen: Open) -> None:
+    listeners = await listen("udp", address="::1")
+    port = listeners.addresses[0].bound[1]
+    for interface, scope in (("lo", socket.if_nametoindex("lo")), ("none9", 0)):
+        name = f"udp/[::1]:{port}/[fe80::1%{interface}]:5071"
+        flow = listeners.flow(name)
+        assert isinstance(flow, UdpFlow)
+        assert flow.name == name
+        assert flow.target == (f"fe80::1%{interface}", 5071, 0, scope)
+        assert listeners.flow(name) is flow
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::"])
+async def test_a_flow_is_at_hand_until_there_are_too_many(
+    listen: Open, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sipush.transport.udp.MAX_FLOWS", 2)
+    listeners = await listen("udp", address=bound)
+    ip = "[::1]" if bound == "::" else "127.0.0.1"
+    names = [f"udp/{ip}:{listeners.addresses[0].bound[1]}/{ip}:{n}" for n in (5071, 5072, 5073)]
+    first, second = listeners.flow(names[0]), listeners.flow(names[1])
+    assert first is not None
+    assert (listeners.flow(names[0]), listeners.flow(names[1])) == (first, second)
+    assert first.sent_by == f"{ip}:{listeners.addresses[0].bound[1]}"
+    listeners.flow(names[2])
+    assert listeners.flow(names[0]) is not first
 
 
 async def test_a_datagram_too_large_for_udp_is_an_error(listen: Open) -> None:
