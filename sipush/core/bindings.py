@@ -139,7 +139,7 @@ class PushRecord:
         self.allow_call = allow_call
         self.allow_message = allow_message
         self.dialect = dialect
-        self.extra = extra
+        self.extra = extra or NO_EXTRA  # an empty one may have room for what was in it
         self.updated_epoch = updated_epoch
         self.expires_epoch = expires_epoch
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from sipush.core.bindings import Aor, Binding, PushRecord, Registration
-from sipush.core.registration import Decision, RegistrationPolicy, Update
+from sipush.core.registration import Decision, HeaderList, RegistrationPolicy, Update
 from sipush.sip.message import Request
 
 MAX_KNOWN = 20_000
-"Devices. Each takes about a kilobyte."
+"Devices. Each takes some 200 bytes besides what is kept of where its user is."
 FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""
@@ -32,27 +32,49 @@ def what_is_said(request: Request, aor: Aor) -> str:
     return "\n".join(lines)
 
 
+class _Said:
+    """What a device said, and was told: without what the policy says, and what stays empty."""
+
+    __slots__ = ("bind", "headers", "push", "push_fault", "unpushed")
+
+    def __init__(self, update: Update) -> None:
+        registration = update.registration
+        self.bind = registration.bind
+        "Its binding of last time, and below its push record: those that ``Locations`` keeps too."
+        self.push = registration.push
+        self.unpushed = registration.unpushed
+        self.headers = update.headers
+        self.push_fault = update.push_fault
+
+
 class Refreshes:
     """Decides as ``register`` does on what was said before, in a tenth of its time."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Update] = {}
+        self._known: dict[int, _Said] = {}
+        """By the hash of what was said, which is long. That two texts of one user have the same is
+        as unlikely as guessing 64 bits, and whose it is will be looked at."""
         self._policy: RegistrationPolicy | None = None
         "What was known under another is forgotten."
         self._since_epoch = 0.0
         "When anything was forgotten."
+        self._texts: dict[str, str] = {}
+        self._headers: dict[HeaderList, HeaderList] = {}
+        "What most devices have in common, and each would keep for itself."
 
     def decide(
         self, said: str, request: Request, flow: str, policy: RegistrationPolicy, now_epoch: float
     ) -> Update | None:
         """The Update for a REGISTER, or None when ``register`` has to be asked."""
-        known = self._known.get(said)
+        known = self._known.get(hash(said))
         if known is None or policy is not self._policy:
             return None
-        call_id, cseq, before = request.call_id, request.cseq.number, known.registration
-        (old,) = before.bind
+        (old,) = known.bind
+        if not said.endswith(f"\n{old.aor}"):
+            return None
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
+        call_id, cseq = request.call_id, request.cseq.number
         binding = Binding(
             old.aor,
             old.device,
@@ -68,34 +90,45 @@ class Refreshes:
             now_epoch,
         )
         registration = Registration(
-            before.aor,
+            old.aor,
             call_id,
             cseq,
             now_epoch,
-            before.max_contacts,
+            policy.max_contacts,
             (binding,),
-            before.unbind,
-            before.unbind_all,
-            (_refreshed(before.push[0], policy, now_epoch),) if before.push else (),
-            before.push_off,
-            before.unpushed,
-            before.refreshes,
-            before.max_push_records,
+            (),
+            False,
+            (_refreshed(known.push[0], policy, now_epoch),) if known.push else (),
+            (),
+            known.unpushed,
+            (),
+            policy.max_push_records,
         )
-        return Update(registration, known.headers, known.devices, known.push_fault)
+        known.bind, known.push = registration.bind, registration.push
+        return Update(registration, known.headers, (old.device,), known.push_fault)
 
     def learn(self, said: str, policy: RegistrationPolicy, decision: Decision) -> None:
         """Know from now on what ``register`` decided, with no ``location`` to go by."""
         if not isinstance(decision, Update) or not _is_plain(decision):
             return
         now_epoch = decision.registration.now_epoch
+        key = hash(said)
         is_old = now_epoch >= self._since_epoch + FORGOTTEN_AFTER
-        is_full = len(self._known) >= MAX_KNOWN and said not in self._known
+        is_full = len(self._known) >= MAX_KNOWN and key not in self._known
         if policy is not self._policy or (is_full and is_old):
-            self._policy, self._known, self._since_epoch = policy, {}, now_epoch
+            self._policy, self._since_epoch = policy, now_epoch
+            self._known, self._texts, self._headers = {}, {}, {}
         elif is_full:
             return
-        self._known[said] = decision
+        known = self._known[key] = _Said(decision)
+        known.headers = self._headers.setdefault(known.headers, known.headers)
+        for binding in known.bind:
+            binding.user_agent = self._once(binding.user_agent)
+        for record in known.push:
+            record.app_id = self._once(record.app_id)
+
+    def _once(self, text: str) -> str:
+        return self._texts.setdefault(text, text)
 
 
 def _is_plain(update: Update) -> bool:

@@ -61,6 +61,52 @@ def test_a_refresh_of_the_usual_kind_is_known(lines: list[str], is_known: bool) 
         assert update.registration.bind[0].call_id == "c2"
 
 
+def test_a_refresh_of_a_refresh_lasts_as_long_over_the_flow_it_came_by() -> None:
+    refreshes = Refreshes()
+    heard(refreshes, CONTACT, PUSH)
+    for n in range(1, 4):
+        flow, now = f"{FLOW}{n}", NOW + n * 500.3
+        again = request(CONTACT, PUSH, call_id=f"c{n}", cseq=n)
+        update = refreshes.decide(what_is_said(again, AOR), again, flow, POLICY, now)
+        assert update == register(again, AOR, flow, POLICY, now, key=KEY)
+
+
+def test_what_devices_have_in_common_is_kept_once() -> None:
+    refreshes = Refreshes()
+    aors = ["101@example.com", "102@example.com"]
+    for aor in aors:
+        decision = register(request(CONTACT, PUSH), aor, FLOW, POLICY, NOW, key=KEY)
+        refreshes.learn(what_is_said(request(CONTACT, PUSH), aor), POLICY, decision)
+    updates = [again(refreshes, CONTACT, PUSH, aor=aor) for aor in aors]
+    kept = [
+        (u.headers, u.registration.bind[0].user_agent, u.registration.push[0].app_id)
+        for u in updates
+        if u is not None
+    ]
+    assert [u.registration.aor for u in updates if u is not None] == aors
+    assert all(one is other for one, other in zip(*kept, strict=True))
+
+
+def test_what_a_device_said_is_kept_with_where_its_user_is() -> None:
+    refreshes = Refreshes()
+    heard(refreshes, CONTACT, PUSH)
+    update = again(refreshes, CONTACT, PUSH)
+    assert update is not None
+    (known,) = refreshes._known.values()
+    assert (known.bind, known.push) == (update.registration.bind, update.registration.push)
+    assert known.bind is update.registration.bind
+    assert known.push is update.registration.push
+
+
+def test_nobody_is_taken_for_another_whose_text_has_the_same_hash() -> None:
+    refreshes = Refreshes()
+    heard(refreshes, CONTACT, PUSH)
+    (known,) = refreshes._known.values()
+    for aor in ("102@example.com", "1101@example.com"):
+        refreshes._known[hash(what_is_said(request(CONTACT, PUSH), aor))] = known
+        assert again(refreshes, CONTACT, PUSH, aor=aor) is None
+
+
 def test_of_what_is_said_anew_nothing_is_known() -> None:
     refreshes = Refreshes()
     heard(refreshes, CONTACT, PUSH)

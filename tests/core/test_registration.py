@@ -20,6 +20,7 @@ from sipush.core.registration import (
     wants_location,
 )
 from sipush.sip.message import Request, parse_head
+from sipush.sip.push_params import NO_EXTRA
 from sipush.sip.uri import contact_key
 
 AOR = "101@example.com"
@@ -396,6 +397,12 @@ def test_the_200_echoes_each_push_header_name_without_the_token() -> None:
     assert [name for name, _ in update.headers] == ["portsip-push", "x-p-push"]
     assert "tok99" not in repr(update.headers)
     assert len(update.registration.push) == 1
+
+
+def test_a_push_record_with_nothing_extra_keeps_nothing_for_it() -> None:
+    decision = decide(CONTACT, PUSH)
+    assert isinstance(decision, Update)
+    assert decision.registration.push[0].extra is NO_EXTRA
 
 
 @pytest.mark.parametrize(
