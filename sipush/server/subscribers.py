@@ -12,6 +12,16 @@ from sipush.location.store import LocationStore
 _SIZE = 50_000
 
 
+class _Cached:
+    """What the store said of a subscriber, and when."""
+
+    __slots__ = ("asked_at", "subscriber")
+
+    def __init__(self, subscriber: Subscriber, asked_at: float) -> None:
+        self.subscriber = subscriber
+        self.asked_at = asked_at
+
+
 class Subscribers:
     """Looks subscribers up; those the store has are kept for its ``subscriber_lifetime``.
 
@@ -32,8 +42,7 @@ class Subscribers:
         self._elsewhere = elsewhere
         self._store = store
         self._clock = clock
-        self._cache: dict[Aor, tuple[float, Subscriber]] = {}
-        "Each with when it was asked for."
+        self._cache: dict[Aor, _Cached] = {}
         self._changes = 0
         self._all_changed_at = -math.inf
         store.listen_to_subscribers(self._changed)
@@ -55,23 +64,23 @@ class Subscribers:
         now = self._clock()
         cached = self._cache.get(aor)
         if cached is not None:
-            asked_at, subscriber = cached
-            oldest = now - self._store.subscriber_lifetime
+            asked_at, oldest = cached.asked_at, now - self._store.subscriber_lifetime
             if asked_at > self._all_changed_at and asked_at > oldest:
-                return subscriber
+                return cached.subscriber
         changes = self._changes
         try:
             found = await self._store.subscriber(aor)
         except LocationError:
             if cached is None:
                 raise
-            return cached[1]
+            return cached.subscriber
         if found is None:
             self._cache.pop(aor, None)
         elif changes == self._changes:  # or what we read may be what it was before
+            self._cache.pop(aor, None)  # so that no text is kept twice
             if len(self._cache) >= _SIZE:
                 self._cache.clear()
-            self._cache[aor] = (now, found)
+            self._cache[found.aor] = _Cached(found, now)
         return found
 
     def _changed(self, aor: Aor | None) -> None:
@@ -80,4 +89,4 @@ class Subscribers:
         if aor is None:
             self._all_changed_at = self._clock()
         elif aor in self._cache:
-            self._cache[aor] = (-math.inf, self._cache[aor][1])
+            self._cache[aor].asked_at = -math.inf
