@@ -17,16 +17,18 @@ WARM = 500
 COUNT = 1000
 QUIET = 40
 "Seconds after which nothing is left of what has happened (64*T1, and some)."
-TRANSPORTS = ("udp", "tcp", "tls")
+PHONES = {"udp": (COUNT, 3000, 5000), "tcp": (COUNT,), "tls": (COUNT,)}
+"Of what is kept of a phone over UDP, some is kept of the last 4,096 and some of the last 10,000."
 
 
 def run(kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One row for each server and what it holds: kB each, over COUNT of them."""
+    """One row for each server and what it holds: kB each, over so many of them."""
     for kind in kinds:
-        for transport in TRANSPORTS:
+        for transport in PHONES:
             with running(kind, hold=False) as server:
                 assert isinstance(server, Sipush)
-                yield _row(kind, f"idle phone over {transport}", _idle(server, transport))
+                for what, kilobytes in _idle(server, transport):
+                    yield _row(kind, what, kilobytes)
         with running(kind, hold=True) as server:
             yield _row(kind, "held call", _held(server))
 
@@ -40,14 +42,18 @@ def _memory(server: Server) -> int:
     return memory_kb(server.pids["server"])
 
 
-def _idle(server: Sipush, transport: str) -> float:
+def _idle(server: Sipush, transport: str) -> Iterator[tuple[str, float]]:
     with ExitStack() as stack:
         stack.enter_context(_phones(server, transport, 0, WARM))
         time.sleep(QUIET)
-        before = _memory(server)
-        stack.enter_context(_phones(server, transport, WARM, COUNT))
-        time.sleep(QUIET)
-        return (_memory(server) - before) / COUNT
+        there = WARM
+        for count in PHONES[transport]:
+            before = _memory(server)
+            stack.enter_context(_phones(server, transport, there, count))
+            time.sleep(QUIET)
+            what = f"idle phone over {transport}, {count} after {there}"
+            yield what, (_memory(server) - before) / count
+            there += count
 
 
 @contextmanager
