@@ -8,16 +8,16 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 
 from sipush.config import RedisConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
-from sipush.core.location_update import live
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
 from sipush.errors import LocationError
 from sipush.location import redis_rows as rows
+from sipush.location.redis_bind import Binds
 from sipush.location.redis_connection import RedisPipeline
 from sipush.location.redis_script import (
-    BIND,
     CLAIM_HELD_CALLS,
     LOOKUP,
     MAKE_DUE,
@@ -61,6 +61,7 @@ class RedisStore:
         self._refreshes = self._prefix + b":refreshes"
         self._bans = self._prefix + b":bans"
         self._gone_messages = self._prefix + b":gone-messages"
+        self._new_binds = partial(Binds, self._prefix, self.channel, self._node)
         self._listeners: list[WakeListener] = []
         self._missed: list[MissedListener] = []
         self._subscriber_listeners: list[SubscriberListener] = []
@@ -84,56 +85,24 @@ class RedisStore:
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
-        stored, messages = await self._redis.call(*self._keys(aor), script=LOOKUP)
-        bindings, records = [], []
-        for field, row in zip(stored[::2], stored[1::2], strict=True):
-            device = rows.decode(field)
-            binding, record = rows.parts_of(row)
-            if binding:
-                bindings.append(rows.binding_of(aor, device, binding))
-            if record:
-                records.append(rows.push_record_of(aor, device, record))
-        return live(bindings, records, now_epoch, messages > 1)
+        keys = self._key(aor, b"devices"), self._key(aor, b"messages")
+        stored, messages = await self._redis.call(*keys, script=LOOKUP)
+        devices = dict(zip(stored[::2], stored[1::2], strict=True))
+        return rows.location_of(aor, devices, now_epoch, messages > 1)
 
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER, and tell the other nodes."""
-        aor = registration.aor
-        bound = self._redis.call(
-            *self._keys(aor),
-            self.channel,
-            self._node + b" " + rows.encode(aor),
-            *rows.bind_arguments(registration),
-            script=BIND,
-        )
+        binds, bound = self._redis.transaction(Binds, self._new_binds)
+        binds.join(bound, registration)
         if registration.refreshes:
             due = rows.refresh_arguments(registration)
             made_due = self._redis.call(self._refreshes, *due, script=MAKE_DUE)
             await asyncio.gather(bound, made_due)
-        reply = await bound
-        if isinstance(reply, bytes):
-            return Refusal(reply.decode())
-        if isinstance(reply, int):
-            return Location(registration.bind, registration.push, bool(reply))
-        # A number is the place of a row that we sent.
-        sent = rows.rows_of(registration)
-        bindings = [
-            sent[row - 1].binding
-            if isinstance(row, int)
-            else rows.binding_of(aor, rows.decode(row[0]), row[1])
-            for row in reply[0]
-        ]
-        records = [
-            sent[row - 1].record
-            if isinstance(row, int)
-            else rows.push_record_of(aor, rows.decode(row[0]), row[1])
-            for row in reply[1]
-        ]
-        return live(
-            [binding for binding in bindings if binding],
-            [record for record in records if record],
-            registration.now_epoch,
-            bool(reply[2]),
-        )
+        outcome: Location | Refusal = await bound
+        if isinstance(outcome, Location) and outcome.messages:
+            held = await self._redis.call(b"HLEN", self._key(registration.aor, b"messages"))
+            outcome.messages = held > 1
+        return outcome
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
@@ -307,10 +276,6 @@ class RedisStore:
 
     def _key(self, aor: Aor, kind: bytes) -> bytes:
         return b"%b:{%b}:%b" % (self._prefix, rows.encode(aor), kind)
-
-    def _keys(self, aor: Aor) -> tuple[bytes, ...]:
-        tag = self._prefix + b":{" + rows.encode(aor) + b"}:"
-        return tag + b"devices", tag + b"messages"
 
     def _aor(self, key: bytes) -> Aor:
         return rows.decode(key[len(self._prefix) + 2 : key.rindex(b"}:")])

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import hiredis
 from redis.asyncio.connection import (
@@ -25,6 +25,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from sipush.config import RedisConfig
 from sipush.errors import ConfigError, LocationError
+from sipush.location.redis_commands import Command, Transaction, Waiting, pack
 from sipush.location.redis_script import Script
 from sipush.sip.uri import parse_sip_uri
 
@@ -32,7 +33,7 @@ MAX_PIPELINE = 256
 "Commands sent before the replies of those before them are in: what a stalled Redis can hold."
 
 MAX_TOGETHER = 24
-"Who share a script: one may keep Redis from all others for half a millisecond."
+"Who share a script or transaction: one may keep Redis from all others for half a millisecond."
 
 MAX_QUEUED = 10_000
 "Who wait for the turn of their commands; beyond it they are refused at once."
@@ -52,74 +53,19 @@ _TRACK_NEXT = (b"CLIENT", b"CACHING", b"YES")
 _SENTINEL_PORT = 26379
 
 
-_SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(2048))
-"What stands before an argument, by its length."
+_Joined = TypeVar("_Joined", bound=Transaction)
 
 
-def _pack(args: Sequence[bytes]) -> bytes:
-    """A command as RESP has it. hiredis formats each length anew: three times as long for many."""
-    parts = [b"*%d" % len(args)]
-    for arg in args:
-        size = len(arg)
-        parts.append(_SIZES[size] if size < len(_SIZES) else b"\r\n$%d\r\n" % size)
-        parts.append(arg)
-    parts.append(b"\r\n")
-    return b"".join(parts)
-
-
-class _Command:
-    """A command, or a script's keys and arguments, and who waits for the reply.
-
-    Of a script that takes ``many``, the keys and arguments of each who waits.
-    """
-
-    __slots__ = ("args", "futures", "script", "written")
-
-    def __init__(
-        self,
-        args: tuple[bytes, ...],
-        script: Script | None,
-        future: asyncio.Future[Any],
-        written: Callable[[], None] | None = None,
-    ) -> None:
-        self.args = [args]
-        self.script = script
-        self.futures = [future]
-        self.written = written
-
-    @property
-    def many(self) -> bool:
-        """Whether its script takes many."""
-        return self.script is not None and self.script.many
-
-    def packed(self) -> bytes:
-        """As it is sent, a script by its digest."""
-        script = self.script
-        if script is None:
-            return _pack(self.args[0])
-        own = script.keys + script.shared
-        sent = [b"EVALSHA", script.sha, b"%d" % (script.keys * len(self.args))]
-        for args in self.args:
-            sent += args[: script.keys]
-        sent += self.args[0][script.keys : own]
-        for args in self.args:
-            if script.many:
-                sent.append(b"%d" % (len(args) - own))
-            sent += args[own:]
-        return _pack(sent)
-
-    def tell_written(self) -> None:
-        """That it is out of our hands."""
-        if self.written is not None:
-            written, self.written = self.written, None
-            written()
-
-
-def _unawaited(args: tuple[bytes, ...]) -> _Command:
+def _unawaited(args: tuple[bytes, ...]) -> Command:
     """Nobody waits for its reply."""
     nobody = asyncio.get_running_loop().create_future()
     nobody.cancel()
-    return _Command(args, None, nobody)
+    return Command(args, None, nobody)
+
+
+def _tracks_next(command: Waiting) -> bool:
+    """Whether nothing may come between it and the next."""
+    return isinstance(command, Command) and command.args[0] is _TRACK_NEXT
 
 
 class Hearing(Protocol):
@@ -146,7 +92,7 @@ class _Link(asyncio.Protocol):
     def __init__(
         self,
         pool: ConnectionPool,
-        received: Callable[[Any], None],
+        received: Callable[[list[Any]], None],
         lost: Callable[[Exception], None],
         hearing: Hearing | None,
     ) -> None:
@@ -161,6 +107,8 @@ class _Link(asyncio.Protocol):
         self.hears = False
         "Whether Redis has our subscription."
         self._reader = hiredis.Reader()
+        self._replies: list[Any] = []
+        "Those that complete nothing yet."
         self._stream: asyncio.BaseProtocol | None = None
         "What redis-py reads with."
 
@@ -179,7 +127,7 @@ class _Link(asyncio.Protocol):
         self.write: Callable[[bytes], None] = transport.write
         self.unsent: Callable[[], int] = transport.get_write_buffer_size
         if self._hearing is not None:
-            self.write(_pack((b"SUBSCRIBE", self._hearing.channel)))
+            self.write(pack([b"SUBSCRIBE", self._hearing.channel]))
 
     async def _track(self) -> bool:
         """Whether Redis lets us; nothing is tracked yet, so nothing but the reply can come."""
@@ -191,18 +139,22 @@ class _Link(asyncio.Protocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """Hand on each reply; errors are replies too."""
+        """Hand on the replies; errors are replies too."""
         self._reader.feed(data)
+        gets, replies = self._reader.gets, self._replies
         try:
-            while (reply := self._reader.gets()) is not False:
+            while (reply := gets()) is not False:
                 if isinstance(reply, hiredis.PushNotification):
+                    self._received(replies)
                     self._pushed(reply)
                 elif self._asked:
                     self._asked = False  # and refused
                 else:
-                    self._received(reply)
+                    replies.append(reply)
         except hiredis.ProtocolError as error:
             self._lost(error)
+        else:
+            self._received(replies)
 
     def _pushed(self, push: list[Any]) -> None:
         assert self._hearing is not None
@@ -249,12 +201,12 @@ class RedisPipeline:
         self._connecting: asyncio.Task[None] | None = None
         self._may_reconnect = False
         self._may_load = False
-        self._waiting: deque[_Command] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._queued = 0
         "Who waits for those."
-        self._sent: deque[_Command] = deque()
+        self._sent: deque[Waiting] = deque()
         "The pipeline under way, as far as it was not answered."
-        self._forgotten: list[_Command] = []
+        self._forgotten: list[Waiting] = []
         "Commands of it whose scripts Redis did not know."
         self._tells = False
         "Whether somebody waits to hear that a command is out of our hands."
@@ -285,13 +237,7 @@ class RedisPipeline:
         Raises LocationError, as the future does. After one that is not Redis's own word the
         command may still have been carried out.
         """
-        if self._closed:
-            raise LocationError("the store is closed")
-        if self._queued >= MAX_QUEUED:
-            raise LocationError(f"{_name(self._pool)}: too slow, {MAX_QUEUED} requests wait for it")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._queued += 1
+        future = self._future()
         if tracked and self.tracks:
             self._waiting.append(_unawaited(_TRACK_NEXT))
             self._queued += 1
@@ -299,12 +245,38 @@ class RedisPipeline:
             command.args.append(args)
             command.futures.append(future)
             return future
-        self._waiting.append(_Command(args, script, future, written))
         self._tells = self._tells or written is not None
+        self._wait(Command(args, script, future, written))
+        return future
+
+    def transaction(
+        self, kind: type[_Joined], begin: Callable[[], _Joined]
+    ) -> tuple[_Joined, asyncio.Future[Any]]:
+        """One to be joined at once, which waits already or which ``begin`` makes, and its outcome.
+
+        Raises LocationError, as the future does.
+        """
+        future = self._future()
+        joined: _Joined | None = self._that_takes(kind)
+        if joined is None:
+            joined = begin()
+            self._wait(joined)
+        return joined, future
+
+    def _future(self) -> asyncio.Future[Any]:
+        """For one more who waits. Raises LocationError."""
+        if self._closed:
+            raise LocationError("the store is closed")
+        if self._queued >= MAX_QUEUED:
+            raise LocationError(f"{_name(self._pool)}: too slow, {MAX_QUEUED} requests wait for it")
+        self._queued += 1
+        return asyncio.get_running_loop().create_future()
+
+    def _wait(self, command: Waiting) -> None:
+        self._waiting.append(command)
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._begin)
-        return future
+            asyncio.get_running_loop().call_soon(self._begin)
 
     async def close(self) -> None:
         """Let what is queued finish, then disconnect."""
@@ -342,15 +314,15 @@ class RedisPipeline:
                     await self._broken.wait()
             await asyncio.sleep(_RECONNECT_DELAY)
 
-    def _that_takes(self, script: Script) -> _Command | None:
-        """What waits and may run ``script`` for one more, unless something else waits behind it.
+    def _that_takes(self, kind: object) -> Any:
+        """What waits and may take one more of its ``kind``, unless something else waits behind it.
 
         Look-ups and REGISTERs may overtake each other: none has been answered yet.
         """
         for command in reversed(self._waiting):
             if not command.many:
                 return None
-            if command.script is script:
+            if command.kind is kind:
                 return command if len(command.futures) < MAX_TOGETHER else None
         return None
 
@@ -360,15 +332,19 @@ class RedisPipeline:
         self._deadline = loop.time() + self._timeout
         if self._timer is None:
             self._timer = loop.call_at(self._deadline, self._check_deadline)
-        size = 0
+        size, watches = 0, False
         for _ in range(min(len(self._waiting), MAX_PIPELINE)):
             command = self._waiting[0]
+            if isinstance(command, Transaction):
+                if watches:
+                    break  # one at a time
+                watches = True
             if self._tells:
                 size += len(command.packed())
                 if command.written is not None and self._sent and size > READ_AT_ONCE:
                     break  # the next pipeline begins with it
             self._take_next()
-        if self._waiting and self._sent[-1].args[0] is _TRACK_NEXT:
+        if self._waiting and _tracks_next(self._sent[-1]):
             self._take_next()  # nothing may come between the two
         self._may_reconnect = self._link is not None
         self._may_load = True
@@ -415,26 +391,32 @@ class RedisPipeline:
                 self._heard_epoch = began_epoch
             self._send()
 
-    def _receive(self, reply: Any) -> None:
-        command = self._sent[0]
-        if isinstance(reply, hiredis.ReplyError):
-            if str(reply).startswith("READONLY"):  # a primary no more
-                self._lose(reply)
-                return
-            if str(reply).startswith("NOSCRIPT") and self._may_load:
-                self._forgotten.append(command)
-            else:
-                self._refuse(command, self._explain(reply))
-        elif command.script is not None and command.script.many:
-            for future, part in zip(command.futures, reply, strict=True):
-                self._settle(future, part)
-        else:
-            self._settle(command.futures[0], reply)
-            if reply:
-                command.tell_written()
-        self._sent.popleft()
+    def _receive(self, replies: list[Any]) -> None:
+        """Take from the front those that complete an answer."""
         if not self._sent:
-            self._go_on()
+            return  # we have heard something
+        while self._sent:
+            command = self._sent[0]
+            answer = replies[: command.replies]
+            if len(answer) < command.replies:
+                return
+            del replies[: command.replies]
+            if (error := command.error(answer)) is not None:
+                if str(error).startswith("READONLY"):  # a primary no more
+                    self._lose(error)
+                    return
+                if str(error).startswith("NOSCRIPT") and self._may_load:
+                    self._forgotten.append(command)
+                else:
+                    self._refuse(command, self._explain(error))
+            elif (told := command.answered(answer)) is None:
+                self._waiting.appendleft(command)
+                self._queued += len(command.futures)
+            else:
+                for future, part in zip(command.futures, told, strict=True):
+                    self._settle(future, part)
+            self._sent.popleft()
+        self._go_on()
 
     def _settle(self, future: asyncio.Future[Any], reply: Any) -> None:
         if future.done():
@@ -444,7 +426,7 @@ class RedisPipeline:
         else:
             future.set_result(reply)
 
-    def _refuse(self, command: _Command, reason: str) -> None:
+    def _refuse(self, command: Waiting, reason: str) -> None:
         for future in command.futures:
             if not future.done():
                 future.set_exception(LocationError(reason))
@@ -453,7 +435,8 @@ class RedisPipeline:
         """A pipeline has been answered."""
         if self._forgotten:
             self._may_load = False
-            scripts = {command.script for command in self._forgotten if command.script}
+            kinds = {command.kind for command in self._forgotten}
+            scripts = [kind for kind in kinds if isinstance(kind, Script)]
             self._sent.extend(_unawaited((b"SCRIPT", b"LOAD", script.text)) for script in scripts)
             self._sent.extend(self._forgotten)
             self._forgotten.clear()
@@ -497,12 +480,14 @@ class RedisPipeline:
             self._refuse(command, reason)
 
     def _drop_link(self) -> None:
+        for command in self._unanswered():
+            command.restart()
         if self._link is not None:
             self._link.drop()
             self._link = None
         self._broken.set()
 
-    def _unanswered(self) -> list[_Command]:
+    def _unanswered(self) -> list[Waiting]:
         return [*self._sent, *self._forgotten, *self._waiting]
 
     def _explain(self, error: Exception) -> str:

@@ -6,13 +6,21 @@ SIP is bytes: what was not UTF-8 when it came (a User-Agent in Latin-1) is those
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Registration, Subscriber
+from sipush.core.bindings import (
+    Aor,
+    Binding,
+    Location,
+    Platform,
+    PushRecord,
+    Registration,
+    Subscriber,
+)
+from sipush.core.location_update import live
 from sipush.core.stored_message import StoredMessage
 
 
@@ -29,7 +37,7 @@ def decode(data: bytes) -> str:
 def binding_text(b: Binding) -> bytes:
     """A Binding as JSON; its AOR is in the key, its device in the field.
 
-    Left out is what is empty, and a ``contact_key`` that is the contact. The BIND script knows how
+    Left out is what is empty, and a ``contact_key`` that is the contact. ``redis_bind`` knows how
     it begins.
     """
     row: dict[str, Any] = {
@@ -203,67 +211,31 @@ def refresh_of(member: bytes) -> tuple[Aor, str]:
     return aor, device
 
 
-_BETWEEN = b"\n\n"
+BETWEEN = b"\n\n"
 "Between a binding and a push record: JSON has no empty line, though a person may have indented it."
+
+
+def row(binding: Binding, record: PushRecord | None) -> bytes:
+    """What is kept of a device that is bound."""
+    return binding_text(binding) + BETWEEN + (push_record_text(record) if record else b"")
 
 
 def parts_of(row: bytes) -> tuple[bytes, bytes]:
     """The texts of the binding and of the push record, which may be empty."""
-    binding, _, record = row.partition(_BETWEEN)
+    binding, _, record = row.partition(BETWEEN)
     return binding, record
 
 
-class Row(NamedTuple):
-    """What is kept of a device; its binding or its push record may be missing."""
-
-    device: str
-    binding: Binding | None
-    record: PushRecord | None
-
-
-def rows_of(registration: Registration) -> list[Row]:
-    """What is bound and pushed."""
-    rows, records = [], list(registration.push)
-    for binding in registration.bind:
-        has_record = records and records[0].device == binding.device
-        rows.append(Row(binding.device, binding, records.pop(0) if has_record else None))
-    rows += [Row(record.device, None, record) for record in records]
-    return rows
-
-
-def bind_arguments(registration: Registration) -> list[bytes]:
-    """The own ARGV of the BIND script from the terms on."""
-    now, bind, push = registration.now_epoch, registration.bind, registration.push
-    limits = registration.max_contacts, registration.max_push_records
-    arguments = [
-        orjson.dumps((now, *limits)),
-        encode(registration.call_id),
-        b"%d" % registration.cseq,
-    ]
-    unbind, push_off, unpushed = registration.unbind, registration.push_off, registration.unpushed
-    more = unbind or unpushed or push_off or registration.unbind_all or 0 in limits
-    if len(bind) == 1 and len(push) <= 1 and not more:
-        binding, record = bind[0], push[0] if push else None
-        if record is None or record.device == binding.device:
-            return arguments + _row_arguments(binding.device, binding, record, now)
-    rows = rows_of(registration)
-    arguments.append(b"%d" % len(rows))
-    for row in rows:
-        arguments += _row_arguments(*row, now)
-    all_there_are = [("*",)] if registration.unbind_all else []
-    for gone in (unbind, [(device,) for device in unpushed], push_off, all_there_are):
-        arguments.append(b"%d" % len(gone))
-        arguments += [encode(text) for texts in gone for text in texts]
-    return arguments
-
-
-def _row_arguments(
-    device: str, binding: Binding | None, record: PushRecord | None, now: float
-) -> list[bytes]:
-    """Device, milliseconds left, row."""
-    until, bound, pushed = 0.0, b"", b""
-    if binding is not None:
-        until, bound = binding.expires_epoch, binding_text(binding)
-    if record is not None:
-        until, pushed = max(until, record.expires_epoch), push_record_text(record)
-    return [encode(device), b"%d" % math.ceil((until - now) * 1000), bound + _BETWEEN + pushed]
+def location_of(
+    aor: Aor, stored: Mapping[bytes, bytes], now_epoch: float, messages: bool = False
+) -> Location:
+    """The live rows among those of an AOR, by device."""
+    bindings, records = [], []
+    for field, row in stored.items():
+        device = decode(field)
+        binding, record = parts_of(row)
+        if binding:
+            bindings.append(binding_of(aor, device, binding))
+        if record:
+            records.append(push_record_of(aor, device, record))
+    return live(bindings, records, now_epoch, messages)
