@@ -27,6 +27,8 @@ MODULES = [
         for name in (
             "ids",
             "log_lines",
+            *("location/redis_bind", "location/redis_commands"),
+            *("location/redis_connection", "location/redis_rows"),
             "push/dispatcher",
             "transport/listeners",
             "transport/udp",
