@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -239,17 +240,27 @@ async def test_whose_messages_wait_is_told_to_each_of_those_who_register_togethe
     assert outcomes == [Location((mine,), messages=True), Location((other,))]
 
 
+@asynccontextmanager
+async def before_exec(
+    server: RedisServer, *rows: Binding
+) -> AsyncIterator[tuple[RedisStore, RedisRelay, asyncio.Future[list[Location | Refusal]]]]:
+    """A node whose REGISTERs have been read and decided on, and are not written yet."""
+    async with RedisRelay(server.port) as relay:
+        store = RedisStore(RedisConfig(url=relay.url))
+        await store.open()
+        relay.stall_at(b"EXEC")
+        under_way = asyncio.gather(*(store.bind(registration(row)) for row in rows))
+        await relay.stalled.wait()
+        yield store, relay, under_way
+        await store.close()
+
+
 async def test_what_another_node_stores_between_reading_and_writing_is_not_lost(
     own_redis_server: RedisServer, other_node: RedisStore
 ):
     """Both are seen when the user is; a later REGISTER makes the one under way out of order."""
-    async with RedisRelay(own_redis_server.port) as relay:
-        store = RedisStore(RedisConfig(url=relay.url))
-        await store.open()
-        relay.stall_at(b"EXEC")
-        rows = [binding(), binding(aor="102@example.com"), binding(aor="103@example.com")]
-        under_way = asyncio.gather(*(store.bind(registration(row)) for row in rows))
-        await relay.stalled.wait()
+    rows = [binding(), binding(aor="102@example.com"), binding(aor="103@example.com")]
+    async with before_exec(own_redis_server, *rows) as (_, relay, under_way):
         tablet = binding(TABLET, "sip:101@192.0.2.3", call_id="another")
         await other_node.bind(registration(tablet))
         await other_node.bind(registration(replace(rows[1], cseq=2)))
@@ -259,41 +270,28 @@ async def test_what_another_node_stores_between_reading_and_writing_is_not_lost(
         assert sorted(both.bindings, key=lambda row: row.device) == [rows[0], tablet]
         assert refused is Refusal.OUT_OF_ORDER
         assert stored == Location((rows[2],))
-        await store.close()
 
 
 async def test_a_register_that_others_keep_from_being_written_is_an_error(
     own_redis_server: RedisServer, redis_cli: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(redis_commands, "MAX_TRIES", 1)
-    async with RedisRelay(own_redis_server.port) as relay:
-        store = RedisStore(RedisConfig(url=relay.url))
-        await store.open()
-        relay.stall_at(b"EXEC")
-        under_way = asyncio.create_task(store.bind(registration(binding())))
-        await relay.stalled.wait()
+    async with before_exec(own_redis_server, binding()) as (store, relay, under_way):
         await redis_cli.hset(f"sipush:{{{AOR}}}:devices", "contact:other", "")
         relay.go_on()
         with pytest.raises(LocationError, match="others keep changing"):
             await under_way
         assert await store.bind(registration(binding())) == Location((binding(),))
-        await store.close()
 
 
 async def test_what_was_read_over_a_lost_connection_is_read_again(
     own_redis_server: RedisServer, other_node: RedisStore, redis_cli: Redis
 ):
-    async with RedisRelay(own_redis_server.port) as relay:
-        store = RedisStore(RedisConfig(url=relay.url))
-        await store.open()
-        relay.stall_at(b"EXEC")
-        under_way = asyncio.create_task(store.bind(registration(binding())))
-        await relay.stalled.wait()
+    async with before_exec(own_redis_server, binding()) as (_, relay, under_way):
         await other_node.bind(registration(binding(cseq=2)))
         await redis_cli.client_kill_filter(_type="normal", skipme=True)
         relay.go_on()
-        assert await under_way is Refusal.OUT_OF_ORDER
-        await store.close()
+        assert await under_way == [Refusal.OUT_OF_ORDER]
 
 
 async def test_a_user_who_may_not_watch_is_told_so(store: RedisStore, redis_cli: Redis):
