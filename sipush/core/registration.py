@@ -24,7 +24,7 @@ from sipush.core.outbound import purr
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
-from sipush.sip.grammar import number, quote_string, unescape, unquote_string
+from sipush.sip.grammar import number, quote_string, unquote_string
 from sipush.sip.headers import Headers, canonical_name
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.push_params import (
@@ -260,7 +260,7 @@ class _Register:
         self.fault = ""
 
     def decide(self) -> Decision:
-        contacts = self._contacts()
+        contacts = self.request.headers.values("contact")
         if self.path and self._supports("path"):
             self._answer("Path", ", ".join(self.path))
         if not contacts:
@@ -276,13 +276,6 @@ class _Register:
         registration = self._registration(unbind_all)
         devices = tuple([binding.device for binding in self.bind])
         return Update(registration, self.headers, devices, self.fault)
-
-    def _contacts(self) -> list[str]:
-        headers = self.request.headers
-        contact = headers.get("contact")
-        if not contact or "," in contact or "contact" in headers.repeated:
-            return headers.values("contact")
-        return [contact]
 
     def _registration(self, unbind_all: bool) -> Registration:
         return Registration(
@@ -324,7 +317,7 @@ class _Register:
     def _apply_one(
         self, contact: NameAddr, expires: int, header_push: PushParams | PushFault | None
     ) -> None:
-        key = _key(contact)
+        key = contact_key(contact.uri)
         push = header_push or parse_push_uri_params(contact.sip_uri.params)
         device = self._device(contact, push, key)
         if isinstance(push, PushParams):
@@ -550,15 +543,6 @@ class _Register:
     def _answer(self, name: str, value: str) -> None:
         if (name, value) not in self.headers:
             self.headers += ((name, value),)
-
-
-def _key(contact: NameAddr) -> str:
-    """``contact_key`` of its URI, which is not read again where it has been, as a usual one has."""
-    if not contact.is_read or contact.sip_uri.params:
-        return contact_key(contact.uri)
-    uri = contact.sip_uri
-    port = "" if uri.port is None else f":{uri.port}"
-    return f"{uri.scheme}:{unescape(uri.user or '')}@{uri.host}{port}"
 
 
 _BY_URI: Final = frozenset({RFC8599, LINPHONE})

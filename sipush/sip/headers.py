@@ -138,6 +138,10 @@ class Headers:
 
         Not for headers whose grammar has bare commas (Authorization, Date, …).
         """
+        if name not in self.repeated:  # as nearly always, and most of these have one element
+            value = (self.get(name) or "").strip()
+            if "," not in value:
+                return [value] if value else []
         return [part for value in self.get_all(name) for part in split_outside(value, ",") if part]
 
     def lines(self, name: str) -> list[tuple[str, str]]:
