@@ -190,8 +190,6 @@ _PROTOCOLS: Final = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "
 def _usual_via(text: str) -> Via | None:
     """A Via element with a name or an IPv4 address, written as usual; None for others."""
     sent, _, params = text.partition(";")
-    if len(sent) > _LONGEST_HOP:
-        return None
     hop = _usual_hops.get(sent)
     if hop is None:
         return None
@@ -215,8 +213,6 @@ def _usual_hop(text: str) -> Via | None:
 
 _usual_hops: Final = Memo(_usual_hop, 4096)
 "That of our own Via comes back with each response, that of a phone with each of its requests."
-_LONGEST_HOP: Final = 100
-"Characters: strangers write headers that fill a store of them."
 
 
 @dataclass(slots=True, init=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Result = TypeVar("Result")
+
+LONGEST: Final = 500
+"Characters of what is kept: strangers write headers that fill a store of them."
 
 
 class Memo(Generic[Result]):
@@ -27,6 +30,8 @@ class Memo(Generic[Result]):
         known = self._known
         if text not in known:
             made = self._make(text)
+            if len(text) > LONGEST:
+                return made
             if len(known) >= self._size:
                 known.clear()
             known[text] = made

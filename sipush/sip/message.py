@@ -21,7 +21,8 @@ from sipush.sip.fields import (
     parse_via,
 )
 from sipush.sip.grammar import is_token, number, split_outside
-from sipush.sip.headers import CANONICAL, Headers, canonical_name
+from sipush.sip.headers import CANONICAL, Headers, canonical_name, field_value
+from sipush.sip.memo import Memo
 from sipush.sip.status import PHRASES, Status
 from sipush.sip.uri import SipUri, parse_sip_uri
 
@@ -78,13 +79,12 @@ class Message:
         return value
 
     def _address(self, name: str, written: str) -> NameAddr:
-        value = self.headers.get(name)
-        if not value:
-            raise MessageError(f"Missing {written}", message=self)
+        line = self.headers.first.get(name, "")
         try:
-            return parse_name_addr(value)
+            return _addresses.get(line)
         except MessageError as error:
-            raise MessageError(f"{error.reason} in {written}", message=self) from None
+            reason = f"{error.reason} in {written}" if field_value(line) else f"Missing {written}"
+            raise MessageError(reason, message=self) from None
 
     @property
     def top_via(self) -> Via:
@@ -117,8 +117,20 @@ class Message:
     def cseq(self) -> CSeq:
         """CSeq (§20.16). Raises MessageError when missing or malformed."""
         if self._cseq is None:
-            self._cseq = parse_cseq(self._need("cseq", "CSeq"))
+            line = self.headers.first.get("cseq", "")
+            try:
+                self._cseq = _cseqs.get(line)
+            except MessageError as error:
+                reason = error.reason if field_value(line) else "Missing CSeq"
+                raise MessageError(reason, message=self) from None
         return self._cseq
+
+
+# Nearly every message of a call has the same From and To, and the others are much the same for all
+# calls. To know a line again takes a fifth of reading it.
+_addresses: Final = Memo(lambda line: parse_name_addr(field_value(line)), 4096)
+_cseqs: Final = Memo(lambda line: parse_cseq(field_value(line)), 4096)
+_hops: Final = Memo(lambda line: number(field_value(line)), 256)
 
 
 class Request(Message):
@@ -138,8 +150,8 @@ class Request(Message):
     def max_forwards(self) -> int:
         """Max-Forwards (§20.22), 70 when it is missing. Raises MessageError when malformed."""
         if self._max_forwards < 0:
-            value = self.headers.get("max-forwards")
-            hops = DEFAULT_MAX_FORWARDS if value is None else number(value)
+            line = self.headers.first.get("max-forwards")
+            hops = DEFAULT_MAX_FORWARDS if line is None else _hops.get(line)
             if hops is None or hops > 255:
                 raise MessageError("Malformed Max-Forwards", message=self)
             self._max_forwards = hops
@@ -264,16 +276,23 @@ _SPACE: Final = re.compile(r"\s").search
 def content_length(message: Message) -> int | None:
     """The value of Content-Length (§20.14), or None when there is none. Raises MessageError."""
     headers = message.headers
-    value = headers.get("content-length")
-    if value is None:
+    line = headers.first.get("content-length")
+    if line is None:
         return None
-    if "content-length" in headers.repeated:
-        for other in headers.get_all("content-length"):
-            if other != value:
-                raise MessageError("Conflicting Content-Length", message=message)
-    if not (value.isascii() and value.isdigit()) or len(value) > 9:
+    if "content-length" in headers.repeated and len(set(headers.get_all("content-length"))) > 1:
+        raise MessageError("Conflicting Content-Length", message=message)
+    length = _lengths.get(line)
+    if length is None:
         raise MessageError("Malformed Content-Length", message=message)
-    return int(value)
+    return length
+
+
+def _read_length(line: str) -> int | None:
+    value = field_value(line)
+    return number(value) if len(value) <= 9 else None
+
+
+_lengths: Final = Memo(_read_length, 4096)
 
 
 def parse_datagram(data: bytes) -> Request | Response:

@@ -6,7 +6,7 @@ import pytest
 
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, parse_name_addr
-from sipush.sip.memo import Memo
+from sipush.sip.memo import LONGEST, Memo
 
 
 def addresses(memo: Memo[NameAddr], *users: str) -> list[NameAddr]:
@@ -31,3 +31,10 @@ def test_an_error_is_raised_each_time() -> None:
     for _ in range(2):
         with pytest.raises(MessageError, match="Malformed Address"):
             memo.get("<sip:alice")
+
+
+def test_a_long_text_is_read_each_time() -> None:
+    memo = Memo(parse_name_addr, 2)
+    first, again = addresses(memo, "a" * LONGEST, "a" * LONGEST)
+    assert again is not first
+    assert again == first
