@@ -125,38 +125,68 @@ def _usual_name_addr(text: str) -> NameAddr | None:
     return NameAddr(uri, display, {"tag": tag}, sip_uri)
 
 
-@dataclass(slots=True, init=False)
-class Via:
-    """One Via element (§20.42)."""
+class _Hop:
+    """A Via element without its parameters."""
 
-    transport: str
-    "Upper-case: UDP, TCP, TLS, WS, WSS, …"
-    host: str
-    "sent-by host as written; an IPv6 reference keeps its brackets."
-    port: int | None
-    params: Params
+    __slots__ = ("host", "port", "sent_by", "transport")
 
-    def __init__(
-        self,
-        transport: str,
-        host: str,
-        port: int | None,
-        params: Params,
-    ) -> None:
+    def __init__(self, transport: str, host: str, port: int | None) -> None:
         self.transport = transport
         self.host = host
         self.port = port
-        self.params = params
+        self.sent_by = host if port is None else f"{host}:{port}"
+
+
+class Via:
+    """One Via element (§20.42)."""
+
+    __slots__ = ("_hop", "_params", "_rest")
+
+    def __init__(self, hop: _Hop, rest: str) -> None:
+        """``rest``: the parameters as written; most of them nobody asks for."""
+        self._hop = hop
+        self._rest = rest
+        self._params: Params | None = None
 
     @property
-    def branch(self) -> str:
-        """The ``branch`` parameter, or an empty string (an RFC 2543 element left it out)."""
-        return self.params.get("branch") or ""
+    def transport(self) -> str:
+        """Upper-case: UDP, TCP, TLS, WS, WSS, …"""
+        return self._hop.transport
+
+    @property
+    def host(self) -> str:
+        """sent-by host as written; an IPv6 reference keeps its brackets."""
+        return self._hop.host
+
+    @property
+    def port(self) -> int | None:
+        """sent-by port."""
+        return self._hop.port
 
     @property
     def sent_by(self) -> str:
         """``host[:port]`` as written."""
-        return self.host if self.port is None else f"{self.host}:{self.port}"
+        return self._hop.sent_by
+
+    @property
+    def params(self) -> Params:
+        """The parameters: names lower-case, values as written; a flag has None."""
+        if self._params is None:
+            self._params = parse_params(self._rest)
+        return self._params
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each semicolon begins a parameter."""
+        return '"' not in self._rest and "<" not in self._rest
+
+    @property
+    def branch(self) -> str:
+        """The ``branch`` parameter, or an empty string (an RFC 2543 element left it out)."""
+        rest = self._rest
+        if rest.startswith("branch=") and self.is_plain:  # as most write it
+            return rest.partition(";")[0][len("branch=") :].strip()
+        return self.params.get("branch") or ""
 
     def __str__(self) -> str:
         return f"SIP/2.0/{self.transport} {self.sent_by}{format_params(self.params)}"
@@ -181,7 +211,7 @@ def parse_via(text: str) -> Via:
     port = None if digits is None else int(digits)
     if port is not None and not 0 < port < 65536:
         raise MessageError("Malformed Via")
-    return Via(transport.upper(), host, port, parse_params(params) if params else {})
+    return Via(_Hop(transport.upper(), host, port), params or "")
 
 
 _PROTOCOLS: Final = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "WS", "WSS")}
@@ -193,10 +223,10 @@ def _usual_via(text: str) -> Via | None:
     hop = _usual_hops.get(sent)
     if hop is None:
         return None
-    return Via(hop.transport, hop.host, hop.port, parse_params(params) if params else {})
+    return Via(hop, params)
 
 
-def _usual_hop(text: str) -> Via | None:
+def _usual_hop(text: str) -> _Hop | None:
     """The same without parameters."""
     protocol, _, sent_by = text.partition(" ")
     host, colon, digits = sent_by.partition(":")
@@ -208,7 +238,7 @@ def _usual_hop(text: str) -> Via | None:
         port = number(digits)
         if port is None or len(digits) > 5 or not 0 < port < 65536:
             return None
-    return Via(transport, host, port, {})
+    return _Hop(transport, host, port)
 
 
 _usual_hops: Final = Memo(_usual_hop, 4096)

@@ -173,7 +173,7 @@ def server_key(request: Request, via: Via, method: str) -> TransactionKey:
     ``method`` is INVITE for an ACK and for what a CANCEL cancels. Without an RFC 3261 branch the
     RFC 2543 rules hold, less the To tag: an INVITE has none where its ACK has the response's.
     """
-    branch = via.params.get("branch") or ""
+    branch = via.branch
     cseq = request.cseq.number
     if branch.startswith(BRANCH_COOKIE):
         # Some phones answer a challenge in the branch of the challenged request. Without the CSeq

@@ -43,6 +43,28 @@ def test_a_via_is_read_whatever_its_spaces() -> None:
     assert (via.branch, via.sent_by) == ("z9hG4bK1", "[2001:db8::1]:5060")
 
 
+@pytest.mark.parametrize(
+    ("params", "branch"),
+    [
+        ("", ""),
+        (";rport", ""),
+        (";branch", ""),
+        (";branch=;branch=b", ""),
+        (";branch=z9hG4bK-1;rport", "z9hG4bK-1"),
+        (";branch= z9hG4bK-1 ;branch=b", "z9hG4bK-1"),
+        (";branch=a=b", "a=b"),
+        (';branch="a;b";rport', '"a;b"'),
+        (";branch=<a;b>;rport", "<a;b>"),
+        (";;BRANCH=a;branch=b", "a"),
+        (";rport;branch=a", "a"),
+    ],
+)
+def test_a_branch_is_what_the_parameters_say(params: str, branch: str) -> None:
+    via = parse_via(f"SIP/2.0/UDP a{params}")
+    assert via.branch == branch
+    assert (via.params.get("branch") or "") == branch
+
+
 @pytest.mark.parametrize("text", ["", "SIP/2.0/UDP", "SIP/3.0/UDP a", "SIP/2.0/UDP a:0"])
 def test_what_is_no_via_is_refused(text: str) -> None:
     with pytest.raises(MessageError):

@@ -66,6 +66,11 @@ def test_what_is_repeated_often_is_looked_at_once() -> None:
         ("SIP/2.0/UDP 10.0.0.1;branch=b", ";branch=b;received=203.0.113.9"),
         ("SIP/2.0/UDP 10.0.0.1;received=6.6.6.6;branch=b", ";branch=b;received=203.0.113.9"),
         ("SIP/2.0/UDP 10.0.0.1;branch=b;", ";branch=b;received=203.0.113.9"),
+        ("SIP/2.0/UDP a;Received=b;rport", ";rport=40000;received=203.0.113.9"),
+        (
+            "SIP/2.0/UDP a;branch=received;rport",
+            ";branch=received;rport=40000;received=203.0.113.9",
+        ),
         ("SIP/2.0/UDP 203.0.113.9;branch=b", ";branch=b"),
     ],
 )
