@@ -201,7 +201,7 @@ _VIA: Final = re.compile(
 
 def parse_via(text: str) -> Via:
     """Parse one Via element. Raises MessageError 400."""
-    usual = _usual_via(text)
+    usual = usual_via(f"Via: {text}")
     if usual is not None:
         return usual
     match = _VIA(text.strip())
@@ -217,18 +217,18 @@ def parse_via(text: str) -> Via:
 _PROTOCOLS: Final = {f"SIP/2.0/{name}": name for name in ("UDP", "TCP", "TLS", "WS", "WSS")}
 
 
-def _usual_via(text: str) -> Via | None:
-    """A Via element with a name or an IPv4 address, written as usual; None for others."""
-    sent, _, params = text.partition(";")
-    hop = _usual_hops.get(sent)
-    if hop is None:
+def usual_via(line: str) -> Via | None:
+    """That of a header line with one, a name or an IPv4 address, written as usual; else None."""
+    if "," in line or "\n" in line:
         return None
-    return Via(hop, params)
+    sent, _, params = line.partition(";")
+    hop = _usual_hops.get(sent)
+    return None if hop is None else Via(hop, params)
 
 
-def _usual_hop(text: str) -> _Hop | None:
+def _usual_hop(line: str) -> _Hop | None:
     """The same without parameters."""
-    protocol, _, sent_by = text.partition(" ")
+    protocol, _, sent_by = line[line.find(":") + 1 :].strip(" \t").partition(" ")
     host, colon, digits = sent_by.partition(":")
     transport = _PROTOCOLS.get(protocol)
     if transport is None or not is_plain_host(host):

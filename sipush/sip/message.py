@@ -19,6 +19,7 @@ from sipush.sip.fields import (
     parse_cseq,
     parse_name_addr,
     parse_via,
+    usual_via,
 )
 from sipush.sip.grammar import is_token, number, split_outside
 from sipush.sip.headers import CANONICAL, Headers, canonical_name, field_value
@@ -89,6 +90,9 @@ class Message:
     @property
     def top_via(self) -> Via:
         """The first Via (§20.42). Raises MessageError when missing or malformed."""
+        via = usual_via(self.headers.first.get("via", ""))
+        if via is not None:
+            return via
         value = self._need("via", "Via")
         return parse_via(split_outside(value, ",")[0] if "," in value else value)
 
@@ -247,15 +251,13 @@ def _parse_start_line(
     line: str, headers: Headers
 ) -> tuple[Request | Response, MessageError | None]:
     """The message it starts, and what is wrong with it if its request can still be answered."""
+    usual = _usual_start_lines.get(line)
+    if usual is not None and usual.status:
+        return Response(usual.status, usual.text, headers), None
+    if usual is not None:
+        return Request(usual.method, usual.text, headers), None
     if line.startswith("SIP/2.0 "):
-        code, _, reason = line[8:].partition(" ")
-        status = _STATUS_CODES.get(code)
-        if status is None or "\r" in reason or "\n" in reason:
-            raise MessageError("Malformed Status Line")
-        return Response(status, reason, headers), None
-    words = line.split()
-    if len(words) == 3 and words[0] in METHODS and line == f"{words[0]} {words[1]} {VERSION}":
-        return Request(words[0], words[1], headers), None
+        raise MessageError("Malformed Status Line")
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):
@@ -268,6 +270,34 @@ def _parse_start_line(
     return message, None
 
 
+class _StartLine:
+    """A Request-Line (status 0), or a Status-Line (no method)."""
+
+    __slots__ = ("method", "status", "text")
+
+    def __init__(self, method: str, status: int, text: str) -> None:
+        self.method = method
+        self.status = status
+        self.text = text
+        "Request-URI or reason phrase."
+
+
+def _usual_start_line(line: str) -> _StartLine | None:
+    """As nearly all are; None for others."""
+    if line.startswith("SIP/2.0 "):
+        code, _, reason = line[8:].partition(" ")
+        status = _STATUS_CODES.get(code)
+        if status is None or "\r" in reason or "\n" in reason:
+            return None
+        return _StartLine("", status, reason)
+    words = line.split()
+    if len(words) == 3 and words[0] in METHODS and line == f"{words[0]} {words[1]} {VERSION}":
+        return _StartLine(words[0], 0, words[1])
+    return None
+
+
+_usual_start_lines: Final = Memo(_usual_start_line, 4096)
+"Responses and REGISTERs have much the same, and who is called once is called again."
 _STATUS_CODES: Final = {str(code): code for code in range(100, 700)}
 _VERSION: Final = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
 _SPACE: Final = re.compile(r"\s").search
