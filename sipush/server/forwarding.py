@@ -37,7 +37,7 @@ from sipush.core.branch import (
 from sipush.core.edge import says_wrong_password
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
-from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.push_request import PushKind, PushResult
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
@@ -48,6 +48,7 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     is_side,
+    make_route_token,
     max_breadth,
     server_uri,
     strip_push_params,
@@ -680,7 +681,7 @@ class Forwarding:
         ]
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
-        user = encode_route_token(token, self.request.call_id, self.proxy.route_key)
+        user = make_route_token(token, self.request.call_id, self.proxy.route_key)
         sips = wants_tls(self.request)
         return f"{server_uri(user, flow.transport, flow.sent_by, sips=sips)};lr"
 

@@ -23,6 +23,8 @@ from sipush.core.routing import (
     is_anonymous,
     is_side,
     loop_digest,
+    make_route_token,
+    read_route_token,
     strip_push_params,
     validate,
 )
@@ -146,6 +148,23 @@ def test_the_route_of_another_call_leads_nowhere() -> None:
     token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), "call-2", KEY)
     request = invite("sip:bob@10.0.0.1", f"Route: <sip:{token}@192.0.2.1;lr>", to_tag=";tag=2")
     assert isinstance(destination(request, REALM, KEY), Rejection)
+
+
+def test_a_token_that_was_just_made_is_good_for_its_call_and_key_only() -> None:
+    token = RouteToken("tcp/c/d/1", "bob@example.com", "x")
+    user = make_route_token(token, CALL, KEY)
+    assert read_route_token(user, CALL, KEY) == token
+    assert read_route_token(user, "another call", KEY) is None
+    assert read_route_token(user, CALL, b"x" * 32) is None
+    assert read_route_token(user[:-1], CALL, KEY) is None
+
+
+def test_a_token_made_by_another_process_is_read_and_then_known() -> None:
+    token = RouteToken("tcp/c/d/2", "bob@example.com", "x")
+    user = encode_route_token(token, CALL, KEY)
+    first = read_route_token(user, CALL, KEY)
+    assert first == token
+    assert read_route_token(user, CALL, KEY) is first
 
 
 def test_a_forged_route_is_no_way_to_elsewhere() -> None:
