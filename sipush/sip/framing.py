@@ -29,9 +29,11 @@ class StreamFramer:
         connection must be closed once that error is answered."""
         self._max_message_size = max_message_size
         self._max_header_size = max_header_size
-        self._buffer = bytearray()
+        self._buffer = b""
+        self._start = 0
+        "Where in ``_buffer`` what has not been taken begins."
         self._searched = 0
-        "How far ``_buffer`` holds no end of headers."
+        "Up to where in ``_buffer`` no end of headers was found; 0: nobody has looked."
         self._message: Request | Response | None = None
         "Waits for its body."
         self._fault: MessageError | None = None
@@ -48,14 +50,18 @@ class StreamFramer:
         frames: list[Frame] = []
         if self.lost:
             return frames
-        self._buffer += data
+        # A segment mostly holds whole messages, and then it is not copied.
+        self._buffer = self._buffer + data if self._buffer else data
         try:
             while (frame := self._next()) is not None:
                 frames.append(frame)
         except MessageError as error:
             self.lost = True
-            self._buffer.clear()
+            self._start = len(self._buffer)
             frames.append(error)
+        self._buffer = self._buffer[self._start :]
+        self._searched = max(0, self._searched - self._start)
+        self._start = 0
         return frames
 
     def _next(self) -> Frame | None:
@@ -71,30 +77,33 @@ class StreamFramer:
 
     def _skip_line_ends(self) -> bool:
         """Drop line ends before a message; True when they were a ping."""
-        while self._searched == 0 and self._buffer.startswith(b"\r\n"):
-            if self._buffer.startswith(b"\r\n\r\n"):
-                del self._buffer[:4]
+        buffer = self._buffer
+        while not self._searched and buffer.startswith(b"\r\n", self._start):
+            if buffer.startswith(b"\r\n\r\n", self._start):
+                self._start += 4
                 return True
-            if b"\r\n\r\n".startswith(self._buffer):
-                break  # a pong, or half a ping: the next bytes tell
-            del self._buffer[:2]
+            if self._is_half_a_ping():
+                break  # or a pong: the next bytes tell
+            self._start += 2
         return False
 
+    def _is_half_a_ping(self) -> bool:
+        return b"\r\n\r\n".startswith(self._buffer[self._start : self._start + 4])
+
     def _take_head(self) -> bytes | None:
-        buffer = self._buffer
-        if b"\r\n\r\n".startswith(buffer):
+        buffer, start = self._buffer, self._start
+        if self._is_half_a_ping():
             return None
-        end = buffer.find(b"\r\n\r\n", max(0, self._searched - 3))
+        end = buffer.find(b"\r\n\r\n", max(start, self._searched - 3))
         self._searched = len(buffer)
-        if (end if end >= 0 else len(buffer)) > self._max_header_size:
-            start = bytes(buffer[: self._max_header_size])
-            raise MessageError("Header Too Large", Status.MESSAGE_TOO_LARGE, _readable(start))
+        if (end if end >= 0 else len(buffer)) - start > self._max_header_size:
+            head = buffer[start : start + self._max_header_size]
+            raise MessageError("Header Too Large", Status.MESSAGE_TOO_LARGE, _readable(head))
         if end < 0:
             return None
-        head = bytes(buffer[:end])
-        del buffer[: end + 4]
+        self._start = end + 4
         self._searched = 0
-        return head
+        return buffer[start:end]
 
     def _begin(self, head: bytes) -> None:
         try:
@@ -111,11 +120,11 @@ class StreamFramer:
         self._message, self._body_size = message, length
 
     def _finish(self) -> Frame | None:
-        message = self._message
-        if message is None or len(self._buffer) < self._body_size:
+        message, end = self._message, self._start + self._body_size
+        if message is None or len(self._buffer) < end:
             return None
-        message.body = bytes(self._buffer[: self._body_size])
-        del self._buffer[: self._body_size]
+        message.body = self._buffer[self._start : end]
+        self._start = end
         fault, self._message, self._fault = self._fault, None, None
         return fault or message
 
