@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sipush.errors import MessageError, TransportError
+from sipush.sip.framing import Frame, KeepAlive
 from sipush.sip.message import Message
 from sipush.transport.address import ListenAddress, format_address
-from sipush.transport.flow import Address, Receiver
+from sipush.transport.flow import Address, Flow, Receiver
 from sipush.transport.mirror import Mirror
+from sipush.transport.udp import AT_ONCE
 
 _KEEP_ALIVE = {
     socket.TCP_KEEPIDLE: 120,
@@ -27,6 +29,9 @@ _KEEP_ALIVE = {
 READ_SIZE = 16 * 1024
 """Bytes taken from one connection before the others get their turn. asyncio's 256 KiB would be
 hundreds of messages of one peer in a row."""
+
+WRITE_SIZE = 16 * 1024
+"Bytes that wait for the end of the turn; what does not fit into a TLS record gains nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,11 @@ class Limits:
 
 
 class ConnectionTable:
-    """The open connections of one server. Tells the receiver once when one of them ends."""
+    """The open connections of one server. Tells the receiver once when one of them ends.
+
+    What comes over all of them in a turn of the event loop is heard together, as over UDP, and what
+    leaves over one of them is written together: one call of the system, one TLS record.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -63,6 +72,10 @@ class ConnectionTable:
         "TLS handshakes under way; they count as incoming."
         self._process = secrets.token_hex(8)
         self._numbers = itertools.count(1)
+        self._frames: list[tuple[Connection, Frame]] = []
+        self._will_hear = False
+        self._unsent: list[Connection] = []
+        self._will_write = False
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -119,6 +132,31 @@ class ConnectionTable:
         connection.remote = remote
         return self.add(connection)
 
+    def received(self, connection: Connection, frame: Frame) -> None:
+        """To be passed on with what others say: once AT_ONCE have come, or in the next turn."""
+        self._frames.append((connection, frame))
+        if len(self._frames) >= AT_ONCE:
+            self.pass_on()
+        elif not self._will_hear:
+            self._will_hear = True
+            asyncio.get_running_loop().call_soon(self._pass_on_all)
+
+    def pass_on(self) -> None:
+        """Tell the receiver what has come, in order, and write its answers."""
+        frames, self._frames = self._frames, []
+        self._will_write = True
+        try:
+            self._tell(frames)
+        finally:
+            self._write_all()
+
+    def write_later(self, connection: Connection) -> None:
+        """Have it ``flush`` at the end of this turn."""
+        self._unsent.append(connection)
+        if not self._will_write:
+            self._will_write = True
+            asyncio.get_running_loop().call_soon(self._write_all)
+
     def _forget(self, connection: Connection) -> bool:
         if self._open.pop(connection.name, None) is None:
             return False
@@ -139,6 +177,32 @@ class ConnectionTable:
         self._incoming[ip] -= 1
         if not self._incoming[ip]:
             del self._incoming[ip]
+
+    def _pass_on_all(self) -> None:
+        self._will_hear = False
+        self.pass_on()
+
+    def _tell(self, frames: list[tuple[Connection, Frame]]) -> None:
+        messages: list[tuple[Flow, Message]] = []
+        for connection, frame in frames:
+            if isinstance(frame, Message):
+                messages.append((connection, frame))
+                continue
+            if messages:  # came before it
+                self.receiver.messages_received(messages)
+                messages = []
+            if isinstance(frame, KeepAlive):
+                connection.pong()
+            else:
+                self.receiver.malformed_received(connection, frame)
+        if messages:
+            self.receiver.messages_received(messages)
+
+    def _write_all(self) -> None:
+        self._will_write = False
+        unsent, self._unsent = self._unsent, []
+        for connection in unsent:
+            connection.flush()
 
     async def close(self) -> None:
         """Close every connection and wait until all have ended."""
@@ -170,6 +234,8 @@ class Connection(asyncio.Protocol):
         self._limits = table.limits
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._unsent: list[bytes] = []
+        self._unsent_size = 0
         self._wire: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -193,6 +259,10 @@ class Connection(asyncio.Protocol):
         elif self.is_incoming:
             self._start_timer(self._limits.message_timeout)
 
+    def eof_received(self) -> None:
+        """Called by the loop, which closes the connection then: not before the last answers."""
+        self._table.pass_on()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop, once."""
         self._stop_timer()
@@ -204,7 +274,7 @@ class Connection(asyncio.Protocol):
         return self._wire.is_closing()
 
     def send(self, data: bytes) -> None:
-        """Queue one message. Raises TransportError."""
+        """Queue one message, to be written at the end of this turn. Raises TransportError."""
         if self.closed:
             raise TransportError(f"{self.name}: closed")
         self._send(data)
@@ -216,6 +286,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close after what is queued, or after ``close_timeout``."""
         if not self._wire.is_closing():
+            self.flush()
             self._wire.close()
             self._start_timer(self._limits.close_timeout)
 
@@ -227,18 +298,28 @@ class Connection(asyncio.Protocol):
         self._write(data)
 
     def _write(self, data: bytes) -> None:
-        if self._wire.get_write_buffer_size() + len(data) > self._limits.write_buffer:
+        if not self._unsent:
+            self._table.write_later(self)
+        self._unsent.append(data)
+        self._unsent_size += len(data)
+        if self._unsent_size > WRITE_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is to be written at the end of the turn; on failure it is closing."""
+        unsent, size = self._unsent, self._unsent_size
+        if not unsent or self._wire.is_closing():
+            return
+        self._unsent, self._unsent_size = [], 0
+        if self._wire.get_write_buffer_size() + size > self._limits.write_buffer:
             self._wire.abort()
         else:
-            self._wire.write(data)
+            self._wire.write(b"".join(unsent))
 
-    def _handle(self, message: Message | MessageError) -> None:
-        if self._table.mirror is not None:
-            self._mirror(self._table.mirror, message)
-        if isinstance(message, MessageError):
-            self._receiver.malformed_received(self, message)
-        else:
-            self._receiver.messages_received([(self, message)])
+    def _received(self, frame: Frame) -> None:
+        if self._table.mirror is not None and not isinstance(frame, KeepAlive):
+            self._mirror(self._table.mirror, frame)
+        self._table.received(self, frame)
 
     def _mirror(self, mirror: Mirror, message: Message | MessageError) -> None:
         """What was framed is as it came, byte for byte."""
@@ -246,7 +327,7 @@ class Connection(asyncio.Protocol):
         if whole is not None:
             mirror.received(self, whole.to_bytes())
 
-    def _pong(self) -> None:
+    def pong(self) -> None:
         """Answer the double CRLF of RFC 5626 §4.4.1."""
         with suppress(TransportError):
             self.send(b"\r\n")

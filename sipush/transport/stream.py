@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sipush.sip.framing import KeepAlive, StreamFramer
+from sipush.sip.framing import StreamFramer
 from sipush.transport.address import ListenAddress
 from sipush.transport.connection import Connection, ConnectionTable
 
@@ -24,13 +24,9 @@ class StreamConnection(Connection):
         elif data == b"\r\n":  # all that some phones send
             self._receiver.flow_active(self)
         for frame in frames:
-            if frame is KeepAlive.PING:
-                self._pong()
-            else:
-                self._handle(frame)
-            if self.closed:
-                return
+            self._received(frame)
         if self._framer.lost:
+            self._table.pass_on()  # with what to answer
             self.close()
         elif self._framer.is_waiting and self._timer is None:
             self._start_timer(self._limits.message_timeout)

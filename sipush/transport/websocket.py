@@ -12,6 +12,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from sipush.errors import MessageError
+from sipush.sip.framing import KeepAlive
 from sipush.sip.message import parse_datagram
 from sipush.transport.address import ListenAddress, is_ip
 from sipush.transport.connection import Connection, ConnectionTable
@@ -103,12 +104,12 @@ class WebSocketConnection(Connection):
     def _message_received(self, data: bytes) -> None:
         if not data.strip(b"\r\n"):
             if data.startswith(b"\r\n\r\n"):
-                self._pong()
+                self._received(KeepAlive.PING)
             return
         try:
-            self._handle(parse_datagram(data))
+            self._received(parse_datagram(data))
         except MessageError as error:
-            self._handle(error)
+            self._received(error)
 
     def _ping_later(self) -> None:
         self._stop_timer()

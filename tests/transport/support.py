@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from sipush.errors import MessageError
@@ -18,6 +20,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.messages: asyncio.Queue[tuple[Flow, Message]] = asyncio.Queue()
+        self.together: list[int] = []
+        "How many messages came at a time."
         self.malformed: asyncio.Queue[tuple[Flow, MessageError]] = asyncio.Queue()
         self.closed: asyncio.Queue[Flow] = asyncio.Queue()
         self.unreachable: asyncio.Queue[Flow] = asyncio.Queue()
@@ -25,6 +29,8 @@ class Recorder:
         self.on_message: Callable[[Flow, Message], None] = lambda flow, message: None
 
     def messages_received(self, received: list[tuple[Flow, Message]]) -> None:
+        if received:
+            self.together.append(len(received))
         for flow, message in received:
             self.on_message(flow, message)
             self.messages.put_nowait((flow, message))
@@ -110,6 +116,50 @@ class TcpPhone:
     def address(self) -> tuple[str, int]:
         host, port = self.writer.get_extra_info("sockname")[:2]
         return host, port
+
+
+class TlsPipe:
+    """A TLS peer that says what goes into one segment, and reads record by record."""
+
+    def __init__(self, phone: TcpPhone, client: ssl.SSLContext) -> None:
+        self._phone = phone
+        self._coming, self._going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = client.wrap_bio(self._coming, self._going, server_hostname="127.0.0.1")
+
+    @classmethod
+    async def open(cls, address: tuple[str, int], client: ssl.SSLContext) -> TlsPipe:
+        pipe = cls(await TcpPhone.open(address), client)
+        await pipe._whatever_it_takes(pipe._tls.do_handshake)
+        return pipe
+
+    async def _whatever_it_takes(self, step: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._coming.write(await soon(self._phone.reader.read(65536)))
+            else:
+                return result
+
+    def write(self, *records: bytes, close: bool = False) -> None:
+        """One segment; ``close``: with the close_notify that ends what we say."""
+        for record in records:
+            self._tls.write(record)
+        if close:
+            with suppress(ssl.SSLWantReadError):
+                self._tls.unwrap()
+        self._flush()
+
+    def _flush(self) -> None:
+        self._phone.writer.write(self._going.read())
+
+    async def read(self) -> bytes:
+        """What the next record holds."""
+        return cast(bytes, await self._whatever_it_takes(lambda: self._tls.read(16384)))
+
+    def close(self) -> None:
+        self._phone.writer.close()
 
 
 def send_for_ever(flow: Flow) -> None:

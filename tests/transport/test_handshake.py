@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 import pytest
 
@@ -11,7 +10,7 @@ from sipush.transport import handshake
 from sipush.transport.connection import Limits
 from tests.transport.authority import Authority
 from tests.transport.conftest import Open
-from tests.transport.support import Recorder, TcpPhone, register, soon
+from tests.transport.support import Recorder, TcpPhone, TlsPipe, register, soon
 
 
 @pytest.mark.parametrize("limits", [Limits(connections_per_address=2), Limits(connections=2)])
@@ -55,19 +54,8 @@ async def test_a_request_in_the_packet_that_ends_the_handshake_is_heard(
     listen: Open, recorder: Recorder, authority: Authority
 ) -> None:
     listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
-    phone = await TcpPhone.open(listeners.addresses[0].bound)
-    coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = authority.client()
-    tls = client.wrap_bio(coming, going, server_hostname="127.0.0.1")
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            phone.writer.write(going.read())
-            coming.write(await soon(phone.reader.read(65536)))
-    tls.write(register(7))
-    phone.writer.write(going.read())
+    phone = await TlsPipe.open(listeners.addresses[0].bound, authority.client())
+    phone.write(register(7))
     _, request = await recorder.request()
     assert request.cseq.number == 7
-    phone.writer.close()
+    phone.close()

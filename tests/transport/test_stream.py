@@ -10,6 +10,7 @@ from sipush.errors import TransportError
 from sipush.sip.message import Message
 from sipush.transport.connection import Limits
 from sipush.transport.flow import Flow
+from sipush.transport.udp import AT_ONCE
 from tests.servers.ports import free_port
 from tests.transport.conftest import Open
 from tests.transport.support import Recorder, TcpPhone, register, send_for_ever, soon
@@ -65,6 +66,71 @@ async def test_two_messages_and_a_ping_in_one_segment_are_all_served_in_order(
     phone = await TcpPhone.open(listeners.addresses[0].bound)
     phone.writer.write(register(1) + b"\r\n\r\n" + register(2))
     assert await soon(phone.reader.readexactly(6)) == b"1;\r\n2;"
+
+
+async def test_what_several_connections_say_at_once_is_heard_together(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    address = listeners.addresses[0].bound
+    with socket.create_connection(address) as one, socket.create_connection(address) as other:
+        for phone in (one, other):
+            phone.sendall(register())
+            await recorder.request()
+        recorder.together.clear()
+        one.sendall(register(1) + register(2))
+        other.sendall(register(3))
+        numbers = [(await recorder.request())[1].cseq.number for _ in range(3)]
+    assert sorted(numbers) == [1, 2, 3]
+    assert numbers.index(1) < numbers.index(2)
+    assert recorder.together == [3]
+
+
+async def test_of_many_messages_a_few_are_heard_at_a_time(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("tcp")
+    with socket.create_connection(listeners.addresses[0].bound) as phone:
+        phone.sendall(b"".join(register(n) for n in range(1, 31)))
+        numbers = [(await recorder.request())[1].cseq.number for _ in range(30)]
+    assert numbers == list(range(1, 31))
+    assert max(recorder.together) == AT_ONCE
+
+
+async def test_a_peer_that_sends_no_more_still_gets_what_was_answered(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    recorder.on_message = lambda flow, message: flow.send(f"{message.cseq.number};".encode())
+    with socket.create_connection(listeners.addresses[0].bound) as phone:
+        phone.sendall(register(1) + register(2))
+        phone.shutdown(socket.SHUT_WR)
+        await soon(recorder.closed.get())
+        assert phone.recv(100) == b"1;2;"
+        assert phone.recv(100) == b""
+
+
+async def test_what_is_sent_in_a_turn_is_written_though_the_peer_ends_in_it(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp")
+    with socket.create_connection(listeners.addresses[0].bound) as phone:
+        phone.sendall(register())
+        flow, _ = await recorder.request()
+        phone.shutdown(socket.SHUT_WR)
+        asyncio.get_running_loop().call_soon(flow.send, b"before its end is read")
+        await soon(recorder.closed.get())
+        assert phone.recv(100) == b"before its end is read"
+
+
+async def test_more_than_a_peer_may_leave_unread_is_sent_in_one_turn_to_one_that_reads(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp", limits=Limits(write_buffer=20_000))
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register())
+    flow, _ = await recorder.request()
+    for _ in range(50):
+        flow.send(bytes(1_000))
+    assert len(await soon(phone.reader.readexactly(50_000))) == 50_000
 
 
 @pytest.mark.parametrize("keep_alive", [b"\r\n\r\n", b"\r\n"])

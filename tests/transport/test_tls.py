@@ -17,7 +17,7 @@ from sipush.transport.listeners import Listeners
 from sipush.transport.tls import ServerTls, client_context
 from tests.transport.authority import Authority
 from tests.transport.conftest import Open
-from tests.transport.support import Recorder, TcpPhone, register, send_for_ever, soon
+from tests.transport.support import Recorder, TcpPhone, TlsPipe, register, send_for_ever, soon
 
 
 def shown(server: ServerTls, client: ssl.SSLContext, name: str) -> set[str]:
@@ -71,6 +71,31 @@ async def test_a_tls_peer_that_does_not_read_is_dropped(
     assert flow.closed
     assert await soon(recorder.closed.get()) is flow
     phone.writer.transport.abort()
+
+
+async def test_the_answers_of_a_turn_share_a_record(
+    listen: Open, recorder: Recorder, authority: Authority
+) -> None:
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
+    recorder.on_message = lambda flow, message: flow.send(f"{message.cseq.number};".encode())
+    phone = await TlsPipe.open(listeners.addresses[0].bound, authority.client())
+    phone.write(register(1) + register(2), register(3))
+    assert await phone.read() == b"1;2;3;"
+    phone.close()
+
+
+async def test_what_came_with_the_end_of_tls_is_answered(
+    listen: Open, recorder: Recorder, authority: Authority
+) -> None:
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
+    recorder.on_message = lambda flow, message: flow.send(f"{message.cseq.number};".encode())
+    phone = await TlsPipe.open(listeners.addresses[0].bound, authority.client())
+    phone.write(register(4))
+    assert await phone.read() == b"4;"
+    phone.write(register(5), close=True)
+    assert await phone.read() == b"5;"
+    await soon(recorder.closed.get())
+    phone.close()
 
 
 async def test_a_peer_that_does_not_speak_tls_is_turned_away_without_a_word_in_the_log(
