@@ -30,8 +30,8 @@ MODULES = [
             *("location/redis_bind", "location/redis_commands"),
             *("location/redis_connection", "location/redis_rows"),
             "push/dispatcher",
-            "transport/listeners",
-            "transport/udp",
+            *("transport/connection", "transport/listeners", "transport/stream"),
+            *("transport/udp", "transport/websocket"),
             "turns",
         )
     ),
