@@ -178,7 +178,6 @@ class Daemon:
             policies.registration_policy(config, self._vapid_keys),
             authenticator,
             self._store,
-            locations,
             self._subscribers,
             self._bucket,
             new_id,

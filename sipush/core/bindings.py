@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -181,16 +181,21 @@ class Location:
     push_records: tuple[PushRecord, ...]
     messages: bool
     "Whether messages are stored for it; those that have just expired may count."
+    has_come: bool = field(compare=False)
+    """Of what became of a REGISTER: whether a device came with it that had no binding. One that has
+    expired may count."""
 
     def __init__(
         self,
         bindings: tuple[Binding, ...] = (),
         push_records: tuple[PushRecord, ...] = (),
         messages: bool = False,
+        has_come: bool = False,
     ) -> None:
         self.bindings = bindings
         self.push_records = push_records
         self.messages = messages
+        self.has_come = has_come
 
     def push_record(self, device: str) -> PushRecord | None:
         """The push record of one device, whichever of its flows brought it, or None."""

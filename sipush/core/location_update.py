@@ -82,7 +82,9 @@ def _only_device_refreshed(
     records = push or records
     if records and (records[0].device != device or records[0].expires_epoch <= now):
         return None
-    return Location(bind, records, messages) if bind[0].expires_epoch > now else None
+    if bind[0].expires_epoch <= now:
+        return None
+    return Location(bind, records, messages, not bindings)
 
 
 def _apply(location: Location, registration: Registration, messages: bool) -> Location | Refusal:
@@ -112,10 +114,10 @@ def _apply(location: Location, registration: Registration, messages: bool) -> Lo
     if len(bindings) > max(registration.max_contacts, len(old.bindings)):
         return Refusal.TOO_MANY_CONTACTS
     after = live(bindings.values(), records.values(), registration.now_epoch, messages)
-    if len(after.push_records) <= registration.max_push_records:
-        return after
-    newest = after.push_records[: registration.max_push_records]
-    return Location(after.bindings, newest, messages)
+    after.push_records = after.push_records[: registration.max_push_records]
+    known = {b.device for b in location.bindings}
+    after.has_come = any(new.device not in known for new in registration.bind)
+    return after
 
 
 def without_push_record(location: Location, record: PushRecord) -> Location:

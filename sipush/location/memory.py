@@ -50,6 +50,10 @@ class MemoryStore:
         waiting = aor in self._messages and bool(self._live_messages(aor, now_epoch))
         return live(location.bindings, location.push_records, now_epoch, waiting)
 
+    def last_known(self, aor: Aor) -> Location | None:
+        """All there is."""
+        return self._locations.get(aor, _NOTHING)
+
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER."""
         aor = registration.aor

@@ -11,6 +11,7 @@ from hiredis import ReplyError
 
 from sipush.core.bindings import Binding, Location, PushRecord, Refusal, Registration
 from sipush.core.location_update import apply
+from sipush.core.packed import Packed
 from sipush.location import redis_rows as rows
 from sipush.location.redis_commands import Transaction, pack
 
@@ -28,11 +29,20 @@ class Binds(Transaction):
     Each is told its Location or Refusal. Its ``messages`` are whether anybody here may have some.
     """
 
-    __slots__ = ("_channel", "_message_keys", "_node", "_outcomes", "_prefix", "_registrations")
+    __slots__ = (
+        *("_channel", "_message_keys", "_node", "_outcomes", "_prefix", "_registrations"),
+        *("_seen", "_stored"),
+    )
 
-    def __init__(self, prefix: bytes, channel: bytes, node: bytes) -> None:
-        """``channel``: where the other nodes hear of them, and that they are of this ``node``."""
+    def __init__(self, prefix: bytes, channel: bytes, node: bytes, seen: Packed) -> None:
+        """``channel``: where the other nodes hear of them, and that they are of this ``node``.
+
+        ``seen``: gets the rows of each AOR.
+        """
         super().__init__()
+        self._seen = seen
+        self._stored: list[Any] = []
+        "The rows of each, after it."
         self._prefix, self._channel, self._node = prefix, channel, node
         self._registrations: list[Registration] = []
         self._message_keys: list[bytes] = []
@@ -54,6 +64,7 @@ class Binds(Transaction):
         commands: list[bytes] = []
         events: list[bytes] = []
         self._outcomes = []
+        self._stored = []
         seen: dict[bytes, Any] = {}
         for n, registration in enumerate(self._registrations):
             key, found = self.keys[n], stored[n]
@@ -67,6 +78,7 @@ class Binds(Transaction):
                 if isinstance(outcome, Location):
                     events.append(self._node + b" " + rows.encode(registration.aor))
             self._outcomes.append(outcome)
+            self._stored.append(before)
         commands.append(pack([b"EXISTS", *self._message_keys]))
         told = [pack([b"PUBLISH", self._channel, b"\n".join(events)])] if events else []
         return commands, told
@@ -77,6 +89,11 @@ class Binds(Transaction):
             for outcome in self._outcomes:
                 if isinstance(outcome, Location):
                     outcome.messages = True
+        for registration, outcome, stored in zip(
+            self._registrations, self._outcomes, self._stored, strict=True
+        ):
+            if isinstance(outcome, Location):
+                self._seen.put(registration.aor, rows.kept(stored))
         return self._outcomes
 
 
@@ -89,8 +106,8 @@ def _apply(
         # Most REGISTERs by far: a user's only device refreshes itself. ``_apply_any`` would come to
         # the same, with everything read and compared.
         binding, record = bind[0], push[0] if push else None
-        device = rows.encode(binding.device)
-        if not stored or _is_next(registration, stored.get(device)):
+        device, has_come = rows.encode(binding.device), not stored
+        if has_come or _is_next(registration, stored.get(device)):
             row = rows.row(binding, record)
             stored[device] = row
             commands.append(pack([b"HSET", key, device, row]))
@@ -98,7 +115,7 @@ def _apply(
             if record is not None and record.expires_epoch > until:
                 until = record.expires_epoch
             _keep(key, until - registration.now_epoch, left, commands)
-            return Location(bind, push)
+            return Location(bind, push, False, has_come)
     return _apply_any(registration, key, stored, left, commands)
 
 

@@ -6,6 +6,7 @@ SIP is bytes: what was not UTF-8 when it came (a User-Agent in Latin-1) is those
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -224,6 +225,16 @@ def parts_of(row: bytes) -> tuple[bytes, bytes]:
     """The texts of the binding and of the push record, which may be empty."""
     binding, _, record = row.partition(BETWEEN)
     return binding, record
+
+
+def kept(stored: dict[bytes, bytes]) -> bytes:
+    """The rows of an AOR by device in one piece, for this process alone."""
+    return marshal.dumps(stored)
+
+
+def kept_location_of(aor: Aor, kept: bytes) -> Location:
+    """The inverse of ``kept``, with those that have expired."""
+    return location_of(aor, marshal.loads(kept), 0.0)
 
 
 def location_of(

@@ -165,6 +165,13 @@ class SqliteStore:
 
         return self._read(job)
 
+    def last_known(self, aor: Aor) -> Location | None:
+        """What the file says: nothing is kept beside it, as no file is silent for a while."""
+        try:
+            return self._read(lambda connection: _load(connection, aor, 0.0))
+        except LocationError:
+            return None
+
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER; a Location returned outlives the process."""
 

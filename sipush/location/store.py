@@ -44,6 +44,12 @@ class LocationStore(Protocol):
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """The live bindings and push records of ``aor``."""
 
+    def last_known(self, aor: Aor) -> Location | None:
+        """What is known of ``aor`` without asking anybody who may be silent; None: nothing is.
+
+        There may be expired rows in it, and a store over the network may hold others by now.
+        """
+
     async def bind(self, registration: Registration) -> Location | Refusal:
         """Apply one REGISTER atomically; when this returns a Location, it is stored durably."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 
 import structlog
 
@@ -12,13 +11,11 @@ from sipush.core.location_update import live
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 
-_SIZE = 20_000
-
 log = structlog.get_logger()
 
 
 class Locations:
-    """Looks users up for calls; keeps what was seen of the last 20,000 for when the store fails.
+    """Looks users up for calls, also while the store says nothing: then what it said last counts.
 
     A call to a phone that has moved meanwhile finds a dead contact, as after any crash of a phone:
     better than no call at all. What is stored is never decided by it.
@@ -26,18 +23,13 @@ class Locations:
 
     def __init__(self, store: LocationStore) -> None:
         self._store = store
-        self._seen: OrderedDict[Aor, Location] = OrderedDict()
-        """The longest unseen first. Finding the first of a dict takes the longer the more have been
-        deleted before it: 25 us where several times as many users are active."""
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         """What the store says; while it says nothing, what it said last. Raises LocationError."""
         try:
-            location = await self._store.lookup(aor, now_epoch)
+            return await self._store.lookup(aor, now_epoch)
         except LocationError as error:
-            return self._last_seen(aor, now_epoch, error)
-        self.saw(aor, location)
-        return location
+            return self._last_known(aor, now_epoch, error)
 
     async def lookup_soon(self, aor: Aor, now_epoch: float, seconds: float) -> Location:
         """The same, from a store that has so long to answer."""
@@ -46,25 +38,17 @@ class Locations:
         if answered:
             return asked.result()
         asked.cancel()
-        return self._last_seen(aor, now_epoch, LocationError(f"no answer within {seconds:g} s"))
+        return self._last_known(aor, now_epoch, LocationError(f"no answer within {seconds:g} s"))
 
-    def _last_seen(self, aor: Aor, now_epoch: float, error: LocationError) -> Location:
-        seen = self._seen.get(aor)
-        if seen is None:
+    def _last_known(self, aor: Aor, now_epoch: float, error: LocationError) -> Location:
+        known = self._store.last_known(aor)
+        if known is None:
             raise error
         log.warning("store_unavailable", reason=str(error), aor=aor, used="what was seen last")
-        return live(seen.bindings, seen.push_records, now_epoch)
+        return live(known.bindings, known.push_records, now_epoch)
 
     def device_on(self, aor: Aor, flow: str) -> str:
-        """The device that registered over a flow, if it was seen; else empty."""
-        bindings = self._seen[aor].bindings if aor in self._seen else ()
+        """The device that registered over a flow, if it is known; else empty."""
+        known = self._store.last_known(aor) if aor else None
+        bindings = known.bindings if known is not None else ()
         return next((binding.device for binding in bindings if binding.flow == flow), "")
-
-    def saw(self, aor: Aor, location: Location) -> Location | None:
-        """The store has told what it holds; what it told last, if among the last 20,000."""
-        seen = self._seen
-        before = seen.pop(aor, None)
-        if len(seen) >= _SIZE:
-            seen.popitem(last=False)
-        seen[aor] = location
-        return before

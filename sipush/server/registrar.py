@@ -29,7 +29,6 @@ from sipush.log_lines import shown
 from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
 from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
-from sipush.server.locations import Locations
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.subscribers import Subscribers
@@ -44,53 +43,6 @@ log = structlog.get_logger()
 _NOT_SERVED: Final = Rejection(Status.FORBIDDEN, "Domain Not Served Here")
 
 
-MAX_REGISTERED = 1_000_000
-"Devices. Each takes about 90 bytes; up to as many again are remembered of those before them."
-
-
-class _Registered:
-    """Tells the refresh of a device from news: a device that came or went.
-
-    Refreshes are nearly all that a registrar hears, often from another port or network: a line for
-    each would take a sixth of their time. Devices are known by their hash, as there are more of
-    them than places in ``Locations``.
-    """
-
-    def __init__(self) -> None:
-        self._hashes: set[int] = set()
-        self._before: set[int] = set()
-
-    def has_news(self, update: Update, seen: Location | None) -> bool:
-        """Whether what was stored is more than a refresh; ``seen``: what was before, if known."""
-        registration, devices = update.registration, update.devices
-        aor, bindings = registration.aor, seen.bindings if seen is not None else ()
-        new = [device for device in devices if self._is_new(aor, device)]
-        if registration.unbind or registration.unbind_all or registration.push_off:
-            gone = [device for device, _ in registration.unbind]
-            gone += [binding.device for binding in bindings if registration.unbind_all]
-            self._forget(aor, gone)
-            return True
-        if seen is None:
-            return bool(new)
-        return any(all(binding.device != device for binding in bindings) for device in devices)
-
-    def _is_new(self, aor: Aor, device: str) -> bool:
-        key = hash((aor, device))
-        if key in self._hashes:
-            return False
-        is_new = key not in self._before
-        if len(self._hashes) >= MAX_REGISTERED:
-            self._before, self._hashes = self._hashes, set()
-        self._hashes.add(key)
-        return is_new
-
-    def _forget(self, aor: Aor, devices: list[str]) -> None:
-        for device in devices:
-            key = hash((aor, device))
-            self._hashes.discard(key)
-            self._before.discard(key)
-
-
 @dataclass(slots=True, eq=False)
 class Registrar:
     """Answers REGISTER. A 200 means that the binding is stored."""
@@ -99,7 +51,6 @@ class Registrar:
     policy: RegistrationPolicy
     authenticator: Authenticator
     store: LocationStore
-    locations: Locations
     subscribers: Subscribers
     bucket: PushBucket
     new_id: Callable[[], str]
@@ -111,7 +62,6 @@ class Registrar:
     "Set once, when the proxy has been built."
     _tag: str = field(init=False)
     _refreshes: Refreshes = field(init=False, default_factory=Refreshes)
-    _registered: _Registered = field(init=False, default_factory=_Registered)
 
     def __post_init__(self) -> None:
         self._tag = self.new_id()
@@ -208,20 +158,25 @@ class Registrar:
 
     def registered(self, aor: Aor, decision: Update, location: Location, flow: str) -> None:
         """After the 200: the phone must know that it is registered before it is called."""
-        seen = self.locations.saw(aor, location)
         devices = decision.devices
         self.bucket.refreshed(aor, location, devices)
         self.messages.registered(aor, location, devices)
-        _tell(decision, self._registered.has_news(decision, seen), flow)
+        _tell(decision, location.has_come, flow)
 
 
-def _tell(update: Update, is_news: bool, flow: str) -> None:
-    """Count and log what was stored."""
+def _tell(update: Update, has_come: bool, flow: str) -> None:
+    """Count what was stored, and log it if that is news: a device that came or went.
+
+    Refreshes are nearly all that a registrar hears, often from another port or network: a line for
+    each would take a sixth of their time.
+    """
     registration = update.registration
     if registration.bind:
         REGISTERS.counts[("registered",)] += 1
     else:
         REGISTERS.counts[("unregistered",)] += 1
+    has_gone = registration.unbind or registration.unbind_all or registration.push_off
+    is_news = bool(has_come or has_gone)
     if is_news or shown.debug:
         say = log.info if is_news else log.debug
         say(

@@ -65,6 +65,31 @@ async def test_every_field_comes_back_as_it_went_in(store: LocationStore):
     assert [aor async for aor in store.aors()] == [odd]
 
 
+async def test_of_a_register_is_told_whether_a_device_came_with_it(store: LocationStore):
+    async def has_come(cseq: int, device: str = PHONE, **changes: object) -> bool:
+        row = binding(device, f"sip:{device}", cseq=cseq)
+        bound = await store.bind(registration(row, **changes))
+        assert isinstance(bound, Location)
+        return bound.has_come
+
+    assert await has_come(1) is True
+    assert await has_come(2, push=(record(),)) is False
+    assert await has_come(3, TABLET) is True
+    assert await has_come(4) is False
+    assert await has_come(5, TABLET, unbind=((PHONE, ""),)) is False
+    assert await has_come(6) is True
+
+
+async def test_what_was_told_last_is_known_without_asking(store: LocationStore):
+    assert store.last_known(AOR) in (None, Location())
+    for cseq in (1, 2):
+        bound = await store.bind(registration(binding(cseq=cseq), push=(record(),)))
+        assert store.last_known(AOR) == bound
+    after = await store.bind(registration(unbind=((PHONE, ""),), cseq=3))
+    assert store.last_known(AOR) == after == Location((), (record(),))
+    assert await store.lookup(AOR, NOW) == after
+
+
 async def test_a_refresh_from_a_new_port_replaces_the_dead_contact(store: LocationStore):
     await store.bind(registration(binding()))
     fresh = binding(contact="sip:101@192.0.2.1:49152", cseq=2)

@@ -18,10 +18,18 @@ class FallibleStore(LastingStore):
 
     down = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[Aor, Location] = {}
+
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
         if self.down:
             raise LocationError("switched off")
-        return await super().lookup(aor, now_epoch)
+        self._told[aor] = await super().lookup(aor, now_epoch)
+        return self._told[aor]
+
+    def last_known(self, aor: Aor) -> Location | None:
+        return self._told.get(aor)
 
     async def subscriber(self, aor: Aor) -> Subscriber | None:
         if self.down:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sipush.core.bindings import Location
 from sipush.errors import LocationError
-from sipush.server import locations
 from sipush.server.locations import Locations
 from tests.location.rows import AOR, NOW, binding, registration
 from tests.server.stores import FallibleStore
@@ -47,17 +45,17 @@ async def test_what_was_never_seen_is_an_error(rig: Rig) -> None:
 
 
 async def test_the_store_is_believed_as_soon_as_it_speaks(rig: Rig) -> None:
-    rig.locations.saw(AOR, Location())
-    assert (await rig.locations.lookup(AOR, NOW)).bindings != ()
-
-
-async def test_of_too_many_those_unseen_for_the_longest_time_are_forgotten(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locations, "_SIZE", 2)
-    for aor in ("a@example.com", "b@example.com", "a@example.com", "c@example.com"):
-        rig.locations.saw(aor, Location())
+    await rig.locations.lookup(AOR, NOW)
     rig.store.down = True
-    assert await rig.locations.lookup("a@example.com", NOW) == Location()
-    with pytest.raises(LocationError):
-        await rig.locations.lookup("b@example.com", NOW)
+    await rig.store.bind(registration(binding(contact="sip:101@192.0.2.2", cseq=2)))
+    rig.store.down = False
+    location = await rig.locations.lookup(AOR, NOW)
+    assert [each.contact for each in location.bindings] == ["sip:101@192.0.2.2"]
+
+
+async def test_the_device_on_a_flow_is_one_that_is_known(rig: Rig) -> None:
+    row = binding()
+    assert rig.locations.device_on(AOR, row.flow) == ""
+    await rig.locations.lookup(AOR, NOW)
+    assert rig.locations.device_on(AOR, row.flow) == row.device
+    assert rig.locations.device_on(AOR, "another") == rig.locations.device_on("", row.flow) == ""
