@@ -12,8 +12,10 @@ from sipush.core.bindings import Aor, Binding, PushRecord, Registration
 from sipush.core.registration import Decision, HeaderList, RegistrationPolicy, Update
 from sipush.sip.message import Request
 
-MAX_KNOWN = 20_000
-"Devices. Each takes some 200 bytes besides what is kept of where its user is."
+MAX_KNOWN: Final = 20_000
+"Devices where the store keeps binding and push record in this process too: 200 bytes each."
+MAX_KNOWN_ALONE: Final = 1_000
+"Devices where nobody else does: a kilobyte each."
 FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""
@@ -40,7 +42,7 @@ class _Said:
     def __init__(self, update: Update) -> None:
         registration = update.registration
         self.bind = registration.bind
-        "Its binding of last time, and below its push record: those that ``Locations`` keeps too."
+        "Its binding of last time, and below its push record."
         self.push = registration.push
         self.unpushed = registration.unpushed
         self.headers = update.headers
@@ -50,7 +52,9 @@ class _Said:
 class Refreshes:
     """Decides as ``register`` does on what was said before, in a tenth of its time."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_known: int = MAX_KNOWN) -> None:
+        """``max_known``: devices."""
+        self._max_known = max_known
         self._known: dict[int, _Said] = {}
         """By the hash of what was said, which is long. That two texts of one user have the same is
         as unlikely as guessing 64 bits, and whose it is will be looked at."""
@@ -114,7 +118,7 @@ class Refreshes:
         now_epoch = decision.registration.now_epoch
         key = hash(said)
         is_old = now_epoch >= self._since_epoch + FORGOTTEN_AFTER
-        is_full = len(self._known) >= MAX_KNOWN and key not in self._known
+        is_full = len(self._known) >= self._max_known and key not in self._known
         if policy is not self._policy or (is_full and is_old):
             self._policy, self._since_epoch = policy, now_epoch
             self._known, self._texts, self._headers = {}, {}, {}

@@ -39,9 +39,9 @@ from sipush.location.store import (
 _SCAN_COUNT = b"500"
 "Keys looked at in one SCAN: well under a millisecond of Redis's time."
 
-_SEEN_BYTES = 4 << 20
-"""Rows kept for when Redis is silent (docs/faults.md): of some 8,000 users with one device. It is
-most of what an idle phone over UDP costs, 500 bytes."""
+_SEEN = (512, 8192)
+"""Buckets and bytes in each for rows that are kept for when Redis is silent (docs/faults.md): 4 MiB
+for some 7,000 users with one device, or for any with a dozen."""
 
 _TRACKED = 600.0
 "Seconds a subscriber may be kept while Redis tells of changes."
@@ -66,7 +66,7 @@ class RedisStore:
         self._refreshes = self._prefix + b":refreshes"
         self._bans = self._prefix + b":bans"
         self._gone_messages = self._prefix + b":gone-messages"
-        self._seen = Packed(_SEEN_BYTES)
+        self._seen = Packed(*_SEEN)
         "Rows by AOR."
         self._new_binds = partial(Binds, self._prefix, self.channel, self._node, self._seen)
         self._listeners: list[WakeListener] = []

@@ -11,7 +11,7 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal
-from sipush.core.refresh import Refreshes, what_is_said
+from sipush.core.refresh import MAX_KNOWN, MAX_KNOWN_ALONE, Refreshes, what_is_said
 from sipush.core.registration import (
     Decision,
     RegistrationPolicy,
@@ -61,10 +61,11 @@ class Registrar:
     messages: Messages = field(init=False)
     "Set once, when the proxy has been built."
     _tag: str = field(init=False)
-    _refreshes: Refreshes = field(init=False, default_factory=Refreshes)
+    _refreshes: Refreshes = field(init=False)
 
     def __post_init__(self) -> None:
         self._tag = self.new_id()
+        self._refreshes = Refreshes(MAX_KNOWN_ALONE if self.store.outlives_us else MAX_KNOWN)
 
     def challenge(self, flow: Flow, request: Request) -> Response | None:
         """The answer to a REGISTER without credentials; None for any other. Raises MessageError.

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from sipush.core import refresh
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import Update, register
 from tests.core.test_registration import (
@@ -136,11 +135,8 @@ def test_among_several_nodes_a_refresh_is_known_over_the_flow_that_they_know() -
         assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) == decision
 
 
-def test_no_more_are_known_than_there_is_room_for_and_others_an_hour_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(refresh, "MAX_KNOWN", 2)
-    refreshes = Refreshes()
+def test_no_more_are_known_than_there_is_room_for_and_others_an_hour_later() -> None:
+    refreshes = Refreshes(2)
     contacts = [f"Contact: <sip:101@192.0.2.{n}>;{INSTANCE}" for n in range(3)]
 
     def known() -> list[bool]:
