@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from array import array
 from dataclasses import dataclass
 from hashlib import blake2s
 from hmac import compare_digest
@@ -16,12 +16,16 @@ from sipush.sip.digest import (
     response_matches,
     uri_matches,
 )
+from sipush.sip.grammar import number
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 
-#: Nonces remembered as used before the oldest are declared stale: about 15 MB, and as much again
-#: of those before them.
-MAX_USED = 50_000
+#: Nonces that are known, 18 bytes each: the newest. With a thousand challenges a second one is
+#: forgotten after four minutes, and stale from then on.
+MAX_KNOWN = 1 << 18
+
+#: Nonces of an earlier life that may be used before no others are.
+MAX_RECALLED = 10_000
 
 CREDENTIALS: Final = ("authorization", "proxy-authorization")
 "Headers that no store holds."
@@ -32,8 +36,12 @@ RECALL: Final = 32.0
 #: What must not be challenged anew when it is repeated: a phone may ring for it, a user have it.
 _RECALLED: Final = frozenset({"INVITE", "MESSAGE"})
 
-#: The nonce count of a client without qop, which cannot count: its nonce serves once.
-_ALL: Final = 1 << 32
+#: The nonce count with which a nonce is used up: of a client that counts so far, or that has no qop
+#: and cannot count. Its nonce serves once.
+_ALL: Final = 0xFFFF
+
+#: Instead of the serial number of a nonce of an earlier life.
+_EARLIER: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +67,13 @@ _WRONG: Final = Challenge(wrong=True)
 _UNAUTHORIZED: Final = Status.UNAUTHORIZED
 
 
-class _Use:
-    """What is remembered of a nonce that somebody has signed in with."""
-
-    __slots__ = ("client", "count", "until")
-
-    def __init__(self, client: str, until: float) -> None:
-        self.client = client
-        self.until = until
-        "When it is too old; before that its hash need not be looked at again."
-        self.count = -1
-        "The highest nonce count."
-
-
 class Authenticator:
     """Mints nonces and verifies credentials. ``now`` is monotonic, in seconds.
 
-    ``key`` belongs to this node alone: a nonce of another one is stale. A nonce is stateless until
-    it is used; then its highest nonce count is remembered until it expires, and a count that is not
-    higher is a replay (RFC 7616 §3.4.5). That too is answered as stale, so a phone that forgets to
-    count, or whose requests overtook each other, only needs one more round trip.
+    ``key`` belongs to this node alone: a nonce of another one is stale. A nonce is stateless, but
+    for its highest nonce count, and a count that is not higher is a replay (RFC 7616 §3.4.5). That
+    too is answered as stale, so a phone that forgets to count, or whose requests overtook each
+    other, only needs one more round trip.
 
     What an earlier life of this node remembered is lost, so its nonces are stale too, but for one
     case: for 32 s after the start an INVITE or MESSAGE gets in once with one that has not expired.
@@ -112,13 +107,15 @@ class Authenticator:
         self._algorithms = algorithms
         self._dummy_ha1 = self._mac("nobody")
         self._serial = 0
-        self._floor = 0
-        "Nonces with a lower serial are stale: what was used of them is forgotten."
-        self._used: dict[str, _Use] = {}
-        "By nonce."
-        self._used_before: dict[str, _Use] = {}
-        self._rotated_at = started_at
-        self._rotated_serial = 0
+        self._counts = array("H")
+        """The lowest nonce count that each nonce is good for, by its serial number; _ALL: none is.
+        Of more than MAX_KNOWN the newest take the places of the oldest, here and below."""
+        self._marks = array("q")
+        "A hash of each and its client, that nobody else can compute: in a tenth of a MAC's time."
+        self._minted = array("d")
+        "When."
+        self._recalled: dict[str, int] = {}
+        "The same by nonce, of those of an earlier life."
         self._recall_until = started_at + RECALL
 
     def challenge(
@@ -145,11 +142,21 @@ class Authenticator:
         return make_response(request, status, None, to_tag, challenges)
 
     def mint(self, now: float, client: str = "") -> str:
-        """A new nonce: life, time in it, serial number and a keyed hash of them and the client."""
+        """A new nonce: serial number, life, time in it and a keyed hash of them and the client."""
+        serial = self._serial
         self._serial += 1
         age = int((now - self._started_at) * 1000)
-        stamp = f"{self._born}.{age}.{self._serial}"
-        return f"{stamp}.{self._mac(f'{stamp} {client}')}"
+        stamp = f"{serial}.{self._born}.{age}"
+        nonce = f"{stamp}.{self._mac(f'{stamp} {client}')}"
+        mark = hash((nonce, client))
+        if serial < MAX_KNOWN:
+            self._counts.append(0)
+            self._marks.append(mark)
+            self._minted.append(now)
+        else:
+            place = serial % MAX_KNOWN
+            self._counts[place], self._marks[place], self._minted[place] = 0, mark, now
+        return nonce
 
     def verify(
         self,
@@ -166,54 +173,59 @@ class Authenticator:
         """
         if credentials is None or credentials.algorithm not in self._algorithms:
             return _NO_CREDENTIALS
-        use = self._use_of(credentials.nonce, client, request.method, now)
-        if use is None:
+        serial = self._serial_of(credentials.nonce, client, request.method, now)
+        if serial is None:
             return _STALE
         ha1 = _ha1(subscriber, credentials.algorithm)
         matches = response_matches(credentials, ha1 or self._dummy_ha1, request.method)
         if not (matches and ha1 and uri_matches(credentials.uri, request.uri)):
             return _WRONG
-        return _ACCEPTED if self._count(use, credentials, now) else _STALE
+        return _ACCEPTED if self._count(serial, credentials) else _STALE
 
-    def _count(self, use: _Use, credentials: Credentials, now: float) -> bool:
+    def _count(self, serial: int, credentials: Credentials) -> bool:
         """Count one use of the nonce; False when it is replayed."""
         count = credentials.nonce_count
-        if count is None:
-            count = _ALL
-        if count <= use.count:
+        if count is None or count >= _ALL:
+            count = _ALL - 1
+        if serial == _EARLIER:
+            return self._recall(credentials.nonce, count)
+        place = serial % MAX_KNOWN
+        if count < self._counts[place]:
             return False
-        if now - self._rotated_at >= self._lifetime or len(self._used) >= MAX_USED:
-            self._rotate(now)
-        use.count = count
-        self._used[credentials.nonce] = use
+        self._counts[place] = count + 1
         return True
 
-    def _use_of(self, nonce: str, client: str, method: str, now: float) -> _Use | None:
-        """The use of a nonce so far; None when it is not ours, not his, too old or used up."""
-        use = self._used.get(nonce) or self._used_before.get(nonce)
-        if use is not None and use.client == client and now <= use.until:
-            return use
+    def _recall(self, nonce: str, count: int) -> bool:
+        """The same of a nonce of an earlier life."""
+        if count < self._recalled.get(nonce, 0):
+            return False
+        if len(self._recalled) >= MAX_RECALLED:
+            self._recall_until = 0.0
+        self._recalled[nonce] = count + 1
+        return True
+
+    def _serial_of(self, nonce: str, client: str, method: str, now: float) -> int | None:
+        """The serial number of a nonce, or _EARLIER; None: not ours, not his, or too old."""
+        serial = number(nonce.partition(".")[0])
+        if serial is not None and self._serial - MAX_KNOWN <= serial < self._serial:
+            place = serial % MAX_KNOWN
+            if self._marks[place] == hash((nonce, client)):
+                return serial if now <= self._minted[place] + self._lifetime else None
+        if now > self._recall_until:
+            self._recalled.clear()
+        elif method in _RECALLED and self._is_of_earlier_life(nonce, client, now):
+            return _EARLIER
+        return None
+
+    def _is_of_earlier_life(self, nonce: str, client: str, now: float) -> bool:
+        """Whether it is his, and not too old."""
         stamp, _, mac = nonce.rpartition(".")
         if not mac.isascii() or not compare_digest(mac, self._mac(f"{stamp} {client}")):
-            return None
-        born, minted, serial = stamp.split(".")
-        until = self._started_at + int(minted) / 1000 + self._lifetime
-        if born == self._born:
-            if now > until or int(serial) < self._floor:
-                return None
-            return use or _Use(client, until)
+            return False
+        _, born, minted = stamp.split(".")
         earlier = (self._life - int(born)) / 1000
-        recalled = earlier > 0 and method in _RECALLED and now <= self._recall_until
-        if not recalled or now + earlier > until:
-            return None
-        return use or _Use(client, -math.inf)  # to be asked again: another method may not use it
-
-    def _rotate(self, now: float) -> None:
-        """Forget the older half. Every nonce in it was minted before the last rotation."""
-        self._recall_until = 0.0
-        self._floor = self._rotated_serial + 1
-        self._used_before, self._used = self._used, {}
-        self._rotated_at, self._rotated_serial = now, self._serial
+        until = self._started_at + int(minted) / 1000 + self._lifetime
+        return earlier > 0 and now + earlier <= until
 
     def _mac(self, text: str) -> str:
         keyed = self._keyed.copy()

@@ -158,10 +158,12 @@ def test_all_else_from_before_a_crash_is_stale(
     assert verdict == Challenge(stale=True)
 
 
+@pytest.mark.parametrize("most", [0, 1, 10])
 def test_what_is_forgotten_since_the_crash_does_not_let_a_replay_in(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(authentication, "MAX_USED", 4)
+    monkeypatch.setattr(authentication, "MAX_KNOWN", 4)
+    monkeypatch.setattr(authentication, "MAX_RECALLED", most)
     before, after = lives(1010, 1050)
     request = Request("INVITE", "sip:105@h", Headers())
     replay = answer(before.mint(1040), method="INVITE", uri="sip:105@h")
@@ -169,6 +171,9 @@ def test_what_is_forgotten_since_the_crash_does_not_let_a_replay_in(
     for _ in range(20):
         assert after.verify(answer(after.mint(1051)), REGISTER, ALICE, 1051) == Accepted()
         assert after.verify(replay, request, ALICE, 1051) == Challenge(stale=True)
+    too_late = 1050 + authentication.RECALL + 1
+    assert after.verify(replay, request, ALICE, too_late) == Challenge(stale=True)
+    assert after._recalled == {}
 
 
 def test_one_nonce_serves_again_with_a_higher_count(authenticator: Authenticator) -> None:
@@ -206,7 +211,7 @@ def test_a_replay_is_caught_as_long_as_its_nonce_lives(authenticator: Authentica
 def test_memory_is_bounded_and_forgetting_never_lets_a_replay_in(
     authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(authentication, "MAX_USED", 4)
+    monkeypatch.setattr(authentication, "MAX_KNOWN", 4)
     nonces = []
     for _ in range(40):
         nonces.append(authenticator.mint(50))
@@ -214,7 +219,27 @@ def test_memory_is_bounded_and_forgetting_never_lets_a_replay_in(
         for used in nonces:
             replay = authenticator.verify(answer(used), REGISTER, ALICE, 50)
             assert replay == Challenge(stale=True)
-    assert len(authenticator._used) + len(authenticator._used_before) <= 8
+    kept = (authenticator._counts, authenticator._marks, authenticator._minted)
+    assert [len(each) for each in kept] == [4] * 3
+
+
+def test_the_newest_nonces_are_good_however_many_there_are(
+    authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authentication, "MAX_KNOWN", 4)
+    nonces = [authenticator.mint(50) for _ in range(10)]
+    verdicts = [authenticator.verify(answer(n), REGISTER, ALICE, 50) for n in nonces]
+    assert verdicts == [Challenge(stale=True)] * 6 + [Accepted()] * 4
+
+
+@pytest.mark.parametrize("last", ["0000fffe", "0000ffff", "ffffffff"])
+def test_who_counts_too_far_needs_another_nonce(authenticator: Authenticator, last: str) -> None:
+    nonce = authenticator.mint(10)
+    for nc in ("0000fffd", last):
+        assert authenticator.verify(answer(nonce, nc), REGISTER, ALICE, 11) == Accepted()
+    for nc in (last, "0000fffe", "ffffffff", "00000001"):
+        verdict = authenticator.verify(answer(nonce, nc), REGISTER, ALICE, 11)
+        assert verdict == Challenge(stale=True)
 
 
 def test_every_nonce_is_new(authenticator: Authenticator) -> None:
