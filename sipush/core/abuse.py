@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
 
 from sipush.core.emergency import METHODS, EmergencyPolicy, is_emergency
 from sipush.core.outbound import decode_route_token
+from sipush.core.recent import Recent
 from sipush.errors import MessageError
 from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import Request
@@ -25,7 +27,17 @@ KNOWN_FACTOR = 5
 "Failed sign-ins that an address gets for each of a stranger's: behind it may be a whole office."
 
 MAX_SOURCES = 100_000
-"Addresses remembered: about 30 MB. Beyond it those are forgotten that matter least."
+"Strangers and peers remembered: about 30 MB. Beyond it those are forgotten that matter least."
+
+_KNOWN: Final = 1 << 17
+"""Places of addresses where somebody has signed in: a megabyte. One that is forgotten is one of a
+stranger, until the next sign-in; one that seems known by chance may send as much as a phone."""
+
+_TOLD_AGAIN: Final = 60.0
+"Seconds after which a further sign-in is worth writing down."
+
+MAX_NAMES = 10_000
+"Addresses whose source is kept at hand."
 
 FREE_FAILURES = 2
 "Failed sign-ins in a row that cost no time: people mistype."
@@ -91,13 +103,13 @@ class Failure:
 
 
 class _Source:
-    """An address or network. Known while ``known_until`` is to come; a peer for ever."""
+    """A peer, or an address or network of a stranger; or of a user of ours, where sign-ins fail."""
 
-    __slots__ = ("failures", "filled_at", "known_until", "name", "tokens", "window_ends")
+    __slots__ = ("failures", "filled_at", "is_peer", "name", "tokens", "window_ends")
 
-    def __init__(self, name: str, now: float, burst: float, known_until: float) -> None:
+    def __init__(self, name: str, now: float, burst: float, is_peer: bool) -> None:
         self.name = name
-        self.known_until = known_until
+        self.is_peer = is_peer
         self.tokens = burst
         self.filled_at = now
         self.failures = 0
@@ -110,8 +122,11 @@ class Guard:
     def __init__(self, policy: AbusePolicy) -> None:
         self._policy = policy
         self._sources: dict[str, _Source] = {}
+        "By name. Of one that is known there is nothing to remember, unless sign-ins fail there."
+        self._known = Recent(_KNOWN)
+        "Until when, by the hash of the name. A peer is not known, but heard for ever."
         self._names: dict[str, str] = {}
-        "Names of sources by address: working one out takes long."
+        "Names of sources by IPv6 address: working one out takes long."
         self._bans: dict[str, float] = {}
         "Until when, by name of the source. A banned source is not known."
 
@@ -128,17 +143,19 @@ class Guard:
         if policy != self._policy:
             self._policy = policy
             self._sources.clear()
+            self._known = Recent(_KNOWN)
             self._names.clear()
 
     def judge(self, address: str, now: float) -> Verdict:
         """Whether a request from there is heard."""
-        source = self._sources.get(address)
-        if source is not None and source.known_until > now:
+        name = self._name(address)
+        source = self._sources.get(name)
+        if (source is not None and source.is_peer) or self._is_known(name, now):
             return Verdict.ADMIT
-        return self._weigh(source or self._find(address, now), now)
+        return self._weigh(source or self._new(name, address, now), now)
 
     def _weigh(self, source: _Source, now: float) -> Verdict:
-        if source.known_until > now:
+        if source.is_peer:
             return Verdict.ADMIT
         if self._bans.get(source.name, -math.inf) > now:
             return Verdict.BANNED
@@ -155,55 +172,62 @@ class Guard:
         """Whether a source has been banned since its request was heard."""
         if not self._bans:
             return False
-        source = self._find(address, now)
-        return source.known_until <= now and self._bans.get(source.name, -math.inf) > now
+        name = self._name(address)
+        if self._bans.get(name, -math.inf) <= now or self._is_known(name, now):
+            return False
+        return not self._source(name, address, now).is_peer
 
     def client(self, address: str) -> str:
         """Whom a nonce is for: the source; empty for a peer, who may have several addresses."""
-        name = self._names.get(address) or self._name(address)
+        name = self._name(address)
         source = self._sources.get(name)
-        return "" if source is not None and source.known_until == math.inf else name
+        return "" if source is not None and source.is_peer else name
 
     def is_known(self, address: str, now: float) -> bool:
         """Whether somebody there has signed in lately, or it is a peer that has been heard."""
-        source = self._sources.get(self._names.get(address) or self._name(address))
-        return source is not None and source.known_until > now
+        name = self._name(address)
+        source = self._sources.get(name)
+        return (source is not None and source.is_peer) or self._is_known(name, now)
 
     def signed_in(self, address: str, now: float) -> str:
         """Somebody there proved to be a user of ours. Whom a nonce for him is for: ``client``.
 
         Failures are not forgotten: whoever guesses may have an account of his own.
         """
-        source = self._sources.get(address) or self._find(address, now)
-        if source.known_until == math.inf:
+        name = self._name(address)
+        source, until = self._sources.get(name), self._known.until(hash(name))
+        if source is None and until <= now:
+            source = self._new(name, address, now)
+        if source is not None and source.is_peer:
             return ""
-        if source.name not in self._bans:
-            source.known_until = max(source.known_until, now + KNOWN_FOR)
-        return source.name
+        if name not in self._bans:
+            if until < now + KNOWN_FOR - _TOLD_AGAIN:
+                self._known.put(hash(name), now + KNOWN_FOR)
+            if source is not None and source.window_ends <= now:
+                del self._sources[name]
+        return name
 
     def failed(self, address: str, now: float) -> Failure:
         """Somebody there gave a wrong password, or one for a user who does not exist."""
-        source = self._sources.get(address) or self._find(address, now)
-        policy = self._policy
-        if source.known_until == math.inf or not policy.failures:
+        name = self._name(address)
+        source, policy = self._source(name, address, now), self._policy
+        if source.is_peer or not policy.failures:
             return Failure(0.0)
         if source.window_ends <= now:
             source.failures, source.window_ends = 0, now + policy.failure_window
         source.failures += 1
-        allowed = policy.failures * (KNOWN_FACTOR if source.known_until > now else 1)
+        allowed = policy.failures * (KNOWN_FACTOR if self._is_known(name, now) else 1)
         delay = _delay(source.failures)
         if source.failures < allowed:
             return Failure(delay)
         source.failures = 0
-        self.ban(source.name, now + policy.ban_time)
-        return Failure(delay, banned=source.name)
+        self.ban(name, now + policy.ban_time)
+        return Failure(delay, banned=name)
 
     def ban(self, name: str, until: float) -> None:
         """Hear nothing more from a source before ``until``. Peers are heard nevertheless."""
         self._bans[name] = until
-        source = self._sources.get(name)
-        if source is not None and source.known_until != math.inf:
-            source.known_until = -math.inf
+        self._known.forget(hash(name))
 
     def lift(self, name: str) -> None:
         """Hear it again, as a stranger."""
@@ -214,24 +238,30 @@ class Guard:
         self._bans = {name: until for name, until in self._bans.items() if until > now}
         return self._bans
 
-    def _find(self, address: str, now: float) -> _Source:
+    def _is_known(self, name: str, now: float) -> bool:
+        return self._known.until(hash(name)) > now
+
+    def _source(self, name: str, address: str, now: float) -> _Source:
         """The source of an address, which may be new."""
-        name = self._names.get(address) or self._name(address)
-        source = self._sources.get(name)
-        if source is None:
-            if len(self._sources) >= MAX_SOURCES:
-                self._forget(now)
-            known_until = math.inf if self._is_peer(address) else -math.inf
-            source = _Source(name, now, self._policy.stranger_burst, known_until)
-            self._sources[name] = source
+        return self._sources.get(name) or self._new(name, address, now)
+
+    def _new(self, name: str, address: str, now: float) -> _Source:
+        if len(self._sources) >= MAX_SOURCES:
+            self._forget(now)
+        source = _Source(name, now, self._policy.stranger_burst, self._is_peer(address))
+        self._sources[name] = source
         return source
 
     def _name(self, address: str) -> str:
         """The name of its source; a peer is one by itself, not with its whole network."""
-        if len(self._names) >= MAX_SOURCES:
-            self._names.clear()
-        is_source = ":" not in address or self._is_peer(address)
-        name = self._names[address] = address if is_source else source_name(address)
+        if ":" not in address:
+            return address
+        name = self._names.get(address)
+        if name is None:
+            if len(self._names) >= MAX_NAMES:
+                self._names.clear()
+            name = address if self._is_peer(address) else source_name(address)
+            self._names[address] = name
         return name
 
     def _is_peer(self, address: str) -> bool:
@@ -250,7 +280,7 @@ class Guard:
         self._sources = {
             name: source
             for name, source in self._sources.items()
-            if source.known_until > now or source.window_ends > now
+            if source.is_peer or source.window_ends > now
         }
         if len(self._sources) > MAX_SOURCES // 2:
             self._sources.clear()

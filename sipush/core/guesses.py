@@ -8,20 +8,22 @@ monotonic, in seconds. Users who do not exist are treated alike: nobody learns w
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from sipush.core.bindings import Aor, Location
 from sipush.core.outbound import came_from
+from sipush.core.recent import Recent
 from sipush.sip.message import Request
 from sipush.sip.push_params import HEADERS
 
 FAMILIAR_FOR = 30 * 86400.0
 "Seconds after a sign-in that its source is familiar to the user."
 
-MAX_FAMILIAR = 200_000
-"Pairs of user and source remembered; the longest unused are forgotten."
+_FAMILIAR: Final = 1 << 17
+"""Pairs of user and source remembered, in a megabyte. If one seems familiar by chance, nobody who
+guesses can know which, and ``abuse.Guard`` counts his failures still. Where one is forgotten, the
+user is slowed during guesses, unless the request shows that it is a device of his."""
 
 MAX_GUESSED = 50_000
 "Users remembered whose password somebody got wrong."
@@ -44,21 +46,16 @@ class Guesses:
         self.allowed = allowed
         self.window = window
         self._guessed: dict[Aor, _Guessed] = {}
-        self._familiar: OrderedDict[tuple[Aor, str], float] = OrderedDict()
-        "Until when; the longest unused first."
+        self._familiar = Recent(_FAMILIAR)
 
     def __len__(self) -> int:
-        return len(self._guessed) + len(self._familiar)
+        return len(self._guessed)
 
     def signed_in(self, aor: Aor, source: str, now: float) -> None:
         """The source is familiar from now on."""
-        key = (aor, source)
-        if self._familiar.get(key, now) - now > FAMILIAR_FOR / 2:
-            return
-        self._familiar.pop(key, None)
-        if len(self._familiar) >= MAX_FAMILIAR:
-            self._familiar.popitem(last=False)
-        self._familiar[key] = now + FAMILIAR_FOR
+        number = hash((aor, source))
+        if self._familiar.until(number) - now <= FAMILIAR_FOR / 2:
+            self._familiar.put(number, now + FAMILIAR_FOR)
 
     def failed(self, aor: Aor, source: str, now: float) -> bool:
         """A wrong password; True when the user is slowed by it, told once in a window."""
@@ -87,7 +84,7 @@ class Guesses:
         return max(1 - self._left(guessed, now), 0.0) * self.window / self.allowed
 
     def _is_familiar(self, aor: Aor, source: str, now: float) -> bool:
-        return self._familiar.get((aor, source), -math.inf) > now
+        return self._familiar.until(hash((aor, source))) > now
 
     def _left(self, guessed: _Guessed, now: float) -> float:
         earned = max(now - guessed.filled_at, 0.0) * self.allowed / self.window

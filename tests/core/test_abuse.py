@@ -245,12 +245,15 @@ def test_memory_is_bounded_and_forged_addresses_push_out_neither_phones_nor_gues
     assert guard.failed("192.0.2.2", NOW).banned
 
 
-def test_memory_is_bounded_even_when_everybody_signs_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abuse, "MAX_SOURCES", 40)
+def test_of_those_who_signed_in_nothing_is_kept_but_that_they_are_known() -> None:
     guard = Guard(POLICY)
-    for n in range(1000):
-        guard.signed_in(f"203.0.{n // 250}.{n % 250}", NOW)
-        assert len(guard) <= 40
+    addresses = [f"203.0.{n // 250}.{n % 250}" for n in range(1000)]
+    for address in addresses:
+        guard.judge(address, NOW)
+        guard.signed_in(address, NOW)
+    assert len(guard) == 0
+    assert all(guard.is_known(address, NOW + 7100) for address in addresses)
+    assert not any(guard.is_known(address, NOW + KNOWN_FOR) for address in addresses)
 
 
 def request(method: str, uri: str, *routes: str, to_tag: str = ";tag=1") -> Request:

@@ -91,12 +91,11 @@ def test_memory_is_bounded_and_what_goes_first_is_what_matters_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "MAX_GUESSED", 20)
-    monkeypatch.setattr(module, "MAX_FAMILIAR", 20)
     guesses = Guesses(2, 100)
     for n in range(500):
         guesses.failed(f"nobody{n}@example.com", ELSEWHERE, NOW + n)
         guesses.signed_in(f"user{n}@example.com", HOME, NOW + n)
-        assert len(guesses) <= 40
+        assert len(guesses) <= 20
     assert guesses.wait("nobody499@example.com", ELSEWHERE, NOW + 499) == 0
     guesses.failed("nobody499@example.com", ELSEWHERE, NOW + 499)
     assert guesses.wait("nobody499@example.com", ELSEWHERE, NOW + 499) > 0
