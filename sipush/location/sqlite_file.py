@@ -14,9 +14,9 @@ BUSY_TIMEOUT = 2.0
 "Seconds to wait for another process that holds the write lock."
 BUSY_PAUSE = 0.005
 "Seconds between two tries."
-_CACHE = 2_048
-"""KiB of pages a connection keeps. With 16 MiB a bind among a million costs a tenth less; but a
-thousand held calls then fill 4 MiB of them."""
+_CACHE = 512
+"""KiB of pages that each of two connections keeps. With four times as many neither a bind nor a
+look-up is faster, and phones that do nothing fill them; the kernel keeps the pages too."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
