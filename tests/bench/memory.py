@@ -18,7 +18,8 @@ COUNT = 1000
 QUIET = 40
 "Seconds after which nothing is left of what has happened (64*T1, and some)."
 PHONES = {"udp": (COUNT, 3000, 5000), "tcp": (COUNT,), "tls": (COUNT,)}
-"Of what is kept of a phone over UDP, some is kept of the last 4,096 and some of the last 10,000."
+"""Over UDP more, as of the first thousands more is kept than of others. What many that come at once
+leave for half a minute is room that Python keeps, and counts here too."""
 
 
 def run(kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
