@@ -119,7 +119,7 @@ class SqliteStore:
 
     All that is asked during one turn of the event loop shares one transaction, which the loop runs
     itself; a thread syncs it (``SqliteWorker``), and docs/storing.md says who waits for that.
-    Lookups have a connection of their own and never do.
+    Lookups go in between and never do.
     """
 
     outlives_us = True
@@ -141,10 +141,10 @@ class SqliteStore:
         opener = partial(connect, path)
         wal = path.with_name(f"{path.name}-wal")
         self._writer = SqliteWorker(opener, partial(explain, path), wal)
-        self._reader = SqliteReader(opener, partial(explain, path))
+        self._reader = SqliteReader(opener, partial(explain, path), self._writer)
         try:
             await self._write(lambda _: None)
-            self._read(lambda _: None)
+            self._reader.open()
         except LocationError:
             await self.close()
             raise

@@ -1,4 +1,4 @@
-"""Who uses SQLite connections: one that writes, many jobs to a transaction, and one that reads."""
+"""Who uses SQLite connections: what writes, many jobs to a transaction, and what reads."""
 
 from __future__ import annotations
 
@@ -85,6 +85,11 @@ class SqliteWorker:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = _Thread(self._loop)
+
+    @property
+    def connection(self) -> sqlite3.Connection | None:
+        """What jobs are run on, between two transactions, or None where the last ones failed."""
+        return self._connection
 
     def run(
         self,
@@ -317,14 +322,24 @@ def _hand_out(batch: list[_Queued]) -> None:
 class SqliteReader:
     """Runs jobs that only read, on the event loop: a look-up by key takes microseconds.
 
-    In WAL mode it never waits for the writer. After an error it connects anew.
+    They use the connection that writes while there is one, for SQLite empties the page cache of
+    any other with each commit. The own one keeps the file readable where nothing can be written:
+    its log of writes could not be opened anew on a disk that is full. After an error it connects
+    anew. In WAL mode neither waits for another writer.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], explain: Explain) -> None:
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], explain: Explain, writer: SqliteWorker
+    ) -> None:
         self._connect = connect
         self._explain = explain
+        self._writer = writer
         self._connection: sqlite3.Connection | None = None
         self._closed = False
+
+    def open(self) -> None:
+        """Connect. Raises LocationError."""
+        self._run(lambda connection: connection.execute("PRAGMA user_version").fetchone())
 
     def run(self, job: Job[T]) -> T:
         """What ``job`` returns, which is one query: what it finds is of one moment.
@@ -333,6 +348,15 @@ class SqliteReader:
         """
         if self._closed:
             raise LocationError("the store is closed")
+        connection = self._writer.connection
+        if connection is None:
+            return self._run(job)
+        try:
+            return job(connection)
+        except sqlite3.Error:
+            return self._run(job)
+
+    def _run(self, job: Job[T]) -> T:
         try:
             if self._connection is None:
                 self._connection = self._connect()

@@ -291,6 +291,23 @@ async def test_a_disk_that_takes_nothing_is_an_error_that_passes(store: SqliteSt
     assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
 
 
+async def test_a_lookup_after_a_bind_reads_nothing_from_the_file(store: SqliteStore):
+    await store.bind(registration(binding()))
+    await store.lookup(AOR, NOW)
+    await store.bind(registration(binding(cseq=2)))
+    counts = [_reads()]
+    for _ in range(2):
+        await store.lookup(AOR, NOW)
+        counts.append(_reads())
+    assert counts[1] - counts[0] == counts[2] - counts[1]
+
+
+def _reads() -> int:
+    """System calls of this process that have read anything."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("syscr"))
+
+
 def test_a_full_disk_is_named():
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE t (x)")
