@@ -4,7 +4,7 @@ python -m tests.bench server --servers memory,sqlite,kamailio-fm --operations re
 python -m tests.bench micro
 python -m tests.bench memory --servers sqlite
 python -m tests.bench growth --servers sqlite --sizes 1000,100000,1000000
-python -m tests.bench crowd --servers memory,sqlite --sizes 10000,100000
+python -m tests.bench crowd --servers sqlite,redis --sizes 1000,100000,1000000
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
             _print_values(results)
         case "crowd":
             results = []
-            for store in options.servers or ["memory", "sqlite"]:
-                results += crowd.run(store, options.sizes or crowd.SIZES)
+            for store in options.servers or ["memory", "sqlite", "redis"]:
+                results += crowd.run(store, options.sizes)
             _print_values(results)
         case "memory":
             results = []

@@ -44,13 +44,23 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
+async def fill(server: Sipush, size: int) -> None:
+    """Bind as many users, the daemon of ``server`` not being there."""
+    async with _opened(server) as store:
+        await _fill(store, size)
+
+
+async def _fill(store: LocationStore, size: int) -> None:
+    for start in range(0, size, TOGETHER):
+        await _bind(store, range(start, min(start + TOGETHER, size)), 1)
+
+
 async def _measure(servers: dict[int, Sipush]) -> list[dict[str, Any]]:
     costs: dict[tuple[int, str], list[float]] = defaultdict(list)
     async with AsyncExitStack() as stack:
         stores = {n: await stack.enter_async_context(_opened(s)) for n, s in servers.items()}
         for size, store in stores.items():
-            for start in range(0, size, TOGETHER):
-                await _bind(store, range(start, min(start + TOGETHER, size)), 1)
+            await _fill(store, size)
         for number in range(ROUNDS):
             for size, store in stores.items():
                 sample = random.sample(range(size), SAMPLE)
@@ -106,25 +116,33 @@ async def _bind(store: LocationStore, numbers: list[int] | range, cseq: int) -> 
 
 
 def _registration(number: int, cseq: int) -> Registration:
+    """What the phone of that user in ``rig/sipblast.c`` says."""
     now = time.time()
-    name, token = aor(number), f"{number:064x}"
-    contact = f"sip:u{number:06d}@192.0.2.1:5060"
-    flow = f"udp/198.51.100.1:5060/192.0.2.1:{1024 + number % 60000}"
+    name, token = aor(number), _token(number)
+    contact = f"sip:u{number:06d}@127.0.0.1:{1024 + number % 60000}"
+    flow = f"udp/127.0.0.1:5060/127.0.0.1:{1024 + number % 60000}"
     device = f"token:{token}"
     binding = Binding(
-        *(name, device, contact, contact, now + 36_000, f"call-{number}", cseq, flow),
+        *(name, device, contact, contact, now + 36_000, f"r{number:06d}-0@sipblast", cseq, flow),
+        user_agent="sipblast softphone 1.0",
         registered_epoch=now,
     )
     record = PushRecord(
         name,
         device,
-        Platform.APNS,
+        Platform.WEBHOOK,
         APP_ID,
         token,
         updated_epoch=now,
         expires_epoch=now + 600_000,
     )
-    return Registration(name, f"call-{number}", cseq, now, 10, bind=(binding,), push=(record,))
+    call_id = binding.call_id
+    return Registration(name, call_id, cseq, now, 10, bind=(binding,), push=(record,))
+
+
+def _token(n: int) -> str:
+    words = (n * 2654435761, n ^ 0x9E3779B9, n * 40503, n + 77, n * 69069, ~n, n * 7919, n)
+    return "".join(f"{word & 0xFFFFFFFF:08x}" for word in words)
 
 
 def _used(redis: int | None) -> float:

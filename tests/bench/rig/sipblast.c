@@ -54,7 +54,7 @@ static enum mode mode;
 static struct sockaddr_in target;
 static char host[64];
 static int target_port;
-static uint32_t users = 10000, user_base = 0;
+static uint32_t users = 10000, user_base = 0, among = 0;
 static double rate = 0, seconds = 10, giveup = 8, talk = 0;
 static int window = 64;
 static uint64_t count_limit = 0;
@@ -347,6 +347,12 @@ struct cred { char nonce[160], realm[64], opaque[64]; int qop; uint32_t nc; };
 struct user { struct cred cred; uint32_t cseq; };
 static struct user *user_tab;
 
+/* the number of a user; --among scatters them by a large prime */
+static uint32_t number_of(uint32_t user) {
+	uint64_t n = (uint64_t)user_base + user;
+	return among ? n * 2654435761u % among : n;
+}
+
 enum step { IDLE, FIRST, AUTHED, INVITE, TALK, BYE };
 struct op {
 	uint32_t seq, user;
@@ -442,7 +448,7 @@ static int with_push(char *b, int at, uint32_t u) {
 
 static void send_register(struct op *o, int authed) {
 	struct user *x = &user_tab[o->user];
-	uint32_t u = user_base + o->user;
+	uint32_t u = number_of(o->user);
 	char uri[96];
 	sprintf(uri, "sip:%s", domain);
 	/* in call and message mode the binding points at the called side */
@@ -462,7 +468,7 @@ static void send_register(struct op *o, int authed) {
 }
 
 static void send_invite(struct op *o, int authed) {
-	uint32_t callee = user_base + o->user, caller = user_base + users + o->user;
+	uint32_t callee = number_of(o->user), caller = number_of(users + o->user);
 	struct end *e = &ends[o->end];
 	const char *method = op_mode == CALL ? "INVITE" : "MESSAGE";
 	char uri[96], body[400];
@@ -488,7 +494,7 @@ static void send_invite(struct op *o, int authed) {
 }
 
 static void send_options(struct op *o) {
-	uint32_t u = user_base + o->user;
+	uint32_t u = number_of(o->user);
 	struct end *e = &ends[o->end];
 	char uri[96];
 	sprintf(uri, "sip:%s", domain);
@@ -818,6 +824,7 @@ static void usage(void) {
 	die("usage: sipblast register|refresh|unregister|call|message|options HOST:PORT [options]\n"
 		"  --users N (10000)    how many users; call and message need the next N as callers\n"
 		"  --base N (0)         number of the first user, u%%06d\n"
+		"  --among N            users scattered evenly among N, not N that follow each other\n"
 		"  --password P (secret)  --domain D (HOST)  --app-id A\n"
 		"  --window N (64)      closed loop: N operations outstanding\n"
 		"  --rate R             open loop: R operations a second\n"
@@ -843,7 +850,7 @@ int main(int argc, char **argv) {
 	if (inet_pton(AF_INET, host, &target.sin_addr) != 1) die("HOST must be an IPv4 address");
 
 	static const struct option long_opts[] = {
-		{"users", 1, 0, 'u'}, {"base", 1, 0, 'b'}, {"password", 1, 0, 'P'}, {"domain", 1, 0, 'd'}, {"app-id", 1, 0, 'a'},
+		{"users", 1, 0, 'u'}, {"base", 1, 0, 'b'}, {"among", 1, 0, 'A'}, {"password", 1, 0, 'P'}, {"domain", 1, 0, 'd'}, {"app-id", 1, 0, 'a'},
 		{"window", 1, 0, 'w'}, {"rate", 1, 0, 'r'}, {"seconds", 1, 0, 's'}, {"count", 1, 0, 'c'}, {"talk", 1, 0, 't'},
 		{"giveup", 1, 0, 'g'}, {"sockets", 1, 0, 'n'}, {"port-base", 1, 0, 'p'}, {"tcp", 0, 0, 'T'}, {"tls", 0, 0, 'L'}, {"expires", 1, 0, 'e'},
 		{"no-prime", 0, 0, 'N'}, {"sync", 0, 0, 'S'}, {0}};
@@ -851,6 +858,7 @@ int main(int argc, char **argv) {
 	for (int c; (c = getopt_long(argc, argv, "", long_opts, NULL)) != -1;) switch (c) {
 	case 'u': users = atoi(optarg); break;
 	case 'b': user_base = atoi(optarg); break;
+	case 'A': among = atoi(optarg); break;
 	case 'P': password = optarg; break;
 	case 'd': domain = optarg; break;
 	case 'a': app_id = optarg; break;
