@@ -42,14 +42,14 @@ _PAGE = 500
 _PURGED_AT_ONCE = 50
 "Expired messages of any AOR removed in one go: too few to be felt."
 
-_LOOKED_AT_AT_ONCE = 200
+_LOOKED_AT_AT_ONCE = 100
 """Bindings of any AOR looked at in one go, to remove those that have expired.
 
 An index by expiry would cost each REGISTER more: it changes with each, in two places.
 """
-_START = ("", "")
-_END = (b"\xff" * 16, b"")
-"Before and after all pairs of AOR and device: a BLOB sorts after every text."
+_START = ""
+_END = b"\xff" * 16
+"Before and after all AORs: a BLOB sorts after every text."
 
 _PURGE_EVERY = 25
 "REGISTERs; or a second, when they are few."
@@ -85,12 +85,11 @@ _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,
 _PUT_BAN = "INSERT OR REPLACE INTO bans (source, until_epoch) VALUES (?,?)"
 _DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
 _STRETCH_END = (
-    "SELECT aor, device FROM devices WHERE (aor, device) > (?,?)"
-    f" ORDER BY aor, device LIMIT 1 OFFSET {_LOOKED_AT_AT_ONCE - 1}"
+    f"SELECT aor FROM devices WHERE aor > ? ORDER BY aor LIMIT 1 OFFSET {_LOOKED_AT_AT_ONCE - 1}"
 )
 _PURGE = (
-    "DELETE FROM devices WHERE (aor, device) > (?,?) AND (aor, device) <= (?,?)"
-    " AND max(ifnull(expires_epoch, 0), ifnull(push_expires_epoch, 0)) <= ?"
+    "DELETE FROM devices WHERE aor > ?1 AND aor <= ?2"
+    " AND ifnull(expires_epoch, 0) <= ?3 AND ifnull(push_expires_epoch, 0) <= ?3"
 )
 _SELECT_MESSAGES = (
     f"SELECT {rows.MESSAGE} FROM messages WHERE aor = ? AND expires_epoch > ? ORDER BY id"
@@ -132,8 +131,8 @@ class SqliteStore:
         self._unpurged = 0
         "REGISTERs since expired rows were last removed."
         self._purged_epoch = 0.0
-        self._purged_to: rows.Row = _START
-        "The last AOR and device that were looked at."
+        self._purged_to: str | bytes = _START
+        "The last AOR that was looked at."
 
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
@@ -200,9 +199,9 @@ class SqliteStore:
 
     def _purge(self, connection: sqlite3.Connection, now_epoch: float) -> None:
         """Go on through the devices where the last one stopped, and begin again at their end."""
-        end = connection.execute(_STRETCH_END, self._purged_to).fetchone()
-        connection.execute(_PURGE, (*self._purged_to, *(end or _END), now_epoch))
-        self._purged_to = end or _START
+        row = connection.execute(_STRETCH_END, (self._purged_to,)).fetchone()
+        connection.execute(_PURGE, (self._purged_to, row[0] if row else _END, now_epoch))
+        self._purged_to = row[0] if row else _START
 
     async def remove_push_record(self, record: PushRecord) -> bool:
         """Compare-and-delete."""
