@@ -91,7 +91,7 @@ class UdpFlow:
         self.name = f"{end.prefix}[{ip}]:{port}" if ":" in ip else f"{end.prefix}{ip}:{port}"
 
     def send(self, data: bytes) -> None:
-        """Send one datagram, at the end of this turn of the event loop.
+        """Send one datagram, at the end of this turn of the event loop or, while all is quiet, now.
 
         It is lost without a word when the socket's buffer is full; any other error makes the flow
         unreachable. Raises TransportError when it is too large, or the socket closed.
@@ -147,6 +147,9 @@ class UdpListener:
         "Flows that were asked for by name, as those of phones that are called."
         self._outgoing: list[tuple[UdpFlow, bytes]] = []
         self._will_send = False
+        self._quiet = False
+        """Whether what came last came alone. Then nothing is gained by sending together, and what
+        follows an answer (timers, lines of the log, another turn of the loop) would delay it."""
         self._calls: deque[tuple[bytes, UdpFlow]] = deque()
         self._will_hear = False
         self._is_ipv6 = sock.family == socket.AF_INET6
@@ -222,6 +225,11 @@ class UdpListener:
             raise TransportError(f"udp {format_address(flow.remote)}: message too long")
         if self._sock.fileno() == -1:
             raise TransportError(f"udp {format_address(flow.remote)}: closed")
+        if self._quiet and not self._outgoing:
+            failure = self._send(data, flow.target, flow.ancillary)
+            if failure is not None:  # later: whoever sends is not to hear of it before that is done
+                self._loop.call_soon(self._not_sent, flow, failure)
+            return
         self._outgoing.append((flow, data))
         if not self._will_send:
             self._will_send = True
@@ -233,8 +241,11 @@ class UdpListener:
         for flow, data in outgoing:
             failure = self._send(data, flow.target, flow.ancillary)
             if failure is not None:
-                log.debug("datagram_not_sent", flow=flow.name, error=failure.strerror)
-                self._receiver.flow_unreachable(flow)
+                self._not_sent(flow, failure)
+
+    def _not_sent(self, flow: UdpFlow, failure: OSError) -> None:
+        log.debug("datagram_not_sent", flow=flow.name, error=failure.strerror)
+        self._receiver.flow_unreachable(flow)
 
     def _send(self, data: bytes, target: _SocketAddress, ancillary: _Ancillary) -> OSError | None:
         """Why the kernel refuses it; None also when it only has no room for it."""
@@ -273,6 +284,7 @@ class UdpListener:
             if len(self._calls) >= MAX_CALLS:
                 break
             datagrams, is_last, met_error = self._receive_some()
+            self._quiet = is_last and not any_came and len(datagrams) == 1
             any_came = any_came or bool(datagrams)
             failed = failed or met_error
             at_once: list[tuple[bytes, UdpFlow]] = []

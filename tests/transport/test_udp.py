@@ -84,6 +84,34 @@ async def test_answers_leave_in_order_when_all_that_was_there_has_been_heard(
         assert [int(phone.recv(100)) for _ in range(20)] == list(range(20))
 
 
+async def test_what_came_alone_is_answered_before_it_has_been_heard_to_its_end(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("udp")
+    bound = listeners.addresses[0].bound
+    nowhere = listeners.flow(f"udp/{format_address(bound)}/192.0.2.1:5060")  # from the loopback
+    answers: list[bytes] = []
+    told_early: list[bool] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+        phone.connect(bound)
+        phone.settimeout(TIMEOUT)
+
+        def answer(flow: Flow, message: Message) -> None:
+            assert nowhere is not None
+            nowhere.send(b"refused by the kernel")
+            told_early.append(not recorder.unreachable.empty())
+            for number in b"12":
+                flow.send(bytes([number]))
+                answers.append(phone.recv(100))
+
+        recorder.on_message = answer
+        phone.send(register())
+        await recorder.request()
+    assert answers == [b"1", b"2"]
+    assert await soon(recorder.unreachable.get()) is nowhere
+    assert told_early == [False]
+
+
 async def test_a_datagram_the_kernel_refuses_makes_its_flow_unreachable_and_no_other(
     listen: Open, recorder: Recorder
 ) -> None:
