@@ -196,8 +196,9 @@ class Sink:
         self.level = level
         self._render = render
         self._stream = stream
-        self._lines: list[str] = []
-        "What is written at the end of this turn of the event loop, at once."
+        self._lines: list[tuple[dict[str, Any], str, float]] = []
+        """What is made, and written at once, when this turn of the event loop is over: by then the
+        datagrams that a line tells of have left."""
 
     def write(self, level: str, event: str, context: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write soon, or now where no loop runs (at start, at the end, in other threads)."""
@@ -205,7 +206,7 @@ class Sink:
         line["event"] = event
         if "exc_info" in line:
             line = dict(structlog.processors.format_exc_info(self, level, line))
-        self._lines.append(self._render(complete(line, level, time.time())) + "\n")
+        self._lines.append((line, level, time.time()))
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -216,7 +217,9 @@ class Sink:
 
     def _flush(self) -> None:
         lines, self._lines = self._lines, []
-        self._stream.write("".join(lines))
+        render = self._render
+        texts = [render(complete(line, level, now)) for line, level, now in lines]
+        self._stream.write("\n".join([*texts, ""]))
         self._stream.flush()
 
 

@@ -1,10 +1,12 @@
 """What reaches the log, and what never does."""
 
+import asyncio
 import io
 import json
 import logging
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pytest
@@ -57,6 +59,26 @@ def test_without_a_terminal_every_line_is_json_with_utc_time() -> None:
     assert line["level"] == "info"
     assert line["call_id"] == "a84b4c76e66710"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line["timestamp"])
+
+
+async def test_lines_are_made_when_the_turn_is_over_with_the_time_of_what_they_tell() -> None:
+    made = 0
+
+    class Fact:
+        def __str__(self) -> str:
+            nonlocal made
+            made += 1
+            return "a fact"
+
+    stream = start()
+    structlog.get_logger().info("told", fact=Fact())
+    after = datetime.now(UTC)
+    assert made == 0
+    await asyncio.sleep(0)
+    assert made == 1
+    line = json.loads(stream.getvalue())
+    assert line["fact"] == "a fact"
+    assert datetime.fromisoformat(line["timestamp"]) <= after
 
 
 def test_on_a_terminal_people_read_it() -> None:
