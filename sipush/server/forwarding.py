@@ -159,6 +159,7 @@ class Forwarding:
         "_timer_at",
         "_unheard_at",
         "_unstored",
+        "_upstream",
         "attempts",
         "call_id",
         "caller_aor",
@@ -266,6 +267,8 @@ class Forwarding:
         self.call_id = request.call_id
         "On every line of the log."
         self._early: tuple[tuple[Aor, Location, Collection[str]], ...] = ()
+        self._upstream: tuple[Flow, str] | None = None
+        "What ``_upstream_route`` made, and for which flow."
         self.ladder: Ladder | None = None
         if proxy.history is not None:
             self.ladder = proxy.history.arrived(request, transaction.flow.name)
@@ -665,20 +668,23 @@ class Forwarding:
         """Two Record-Routes, one for each side (RFC 5626 §5.2): transports may differ."""
         if self.request.method not in DIALOG_FORMING or self.request.to.tag:
             return []
-        came_over = self.transaction.flow
         aor, _, device = target.device.partition(" ")
         registered = bool(target.flow) and bool(device)
-        caller_device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
-        upstream = RouteToken(came_over.name, self.caller_aor, device_digest(caller_device))
         downstream = RouteToken(
             flow.name, aor if registered else "", device_digest(device if registered else "")
         )
         if (called := self.side_called) is not None:
             downstream = RouteToken(flow.name, called.aor, called.device)
-        return [
-            self._route_uri(upstream, came_over),
-            self._route_uri(downstream, flow),
-        ]
+        return [self._upstream_route(), self._route_uri(downstream, flow)]
+
+    def _upstream_route(self) -> str:
+        """The Record-Route for the caller's side, the same whichever device is called."""
+        came_over = self.transaction.flow
+        if self._upstream is None or self._upstream[0] is not came_over:
+            device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
+            token = RouteToken(came_over.name, self.caller_aor, device_digest(device))
+            self._upstream = (came_over, self._route_uri(token, came_over))
+        return self._upstream[1]
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
         user = make_route_token(token, self.request.call_id, self.proxy.route_key)
@@ -732,6 +738,7 @@ class Forwarding:
         else:
             self._tell_caller()
         result = await waking.push(self, branch, deadline)
+        self._upstream_route()  # made while nobody waits for the INVITE, not when it is to leave
         actions = self.context.push_finished(branch, result, self._now)
         if actions or result is not PushResult.ACCEPTED:
             self._perform(actions)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
+from sipush.core.outbound import decode_route_token
 from sipush.location.memory import MemoryStore
 from sipush.server.forwarding import Forwarding
+from sipush.sip.message import parse_datagram
 from tests.bench.in_process import Server, Wire, configuration, invite, response
 from tests.bench.servers import DOMAIN, aor, ha1
 from tests.location.rows import binding, registration
@@ -129,3 +131,23 @@ def in_memory(server: Server) -> list[Forwarding]:
     gc.collect()
     forwardings = [each for each in gc.get_objects() if isinstance(each, Forwarding)]
     return [each for each in forwardings if each.proxy is server.proxy]
+
+
+async def test_a_woken_phone_is_told_the_way_back_to_where_the_caller_is_by_then(
+    tmp_path: Path,
+) -> None:
+    server = Server(configuration(tmp_path))
+    await server.register()
+    server.phone_leaves()
+    call = invite(1)
+    await server.send(server.caller, call)
+    server.caller.closed = True  # and the INVITE is repeated over another connection
+    elsewhere = server.wire(5)
+    await server.send(elsewhere, call)
+    await server.phone_returns()
+    request = parse_datagram(server.phone.sent[-1])
+    upstream = request.headers.lines("record-route")[-1][1]
+    user = upstream.partition("<sip:")[2].partition("@")[0]
+    token = decode_route_token(user, request.call_id, server.proxy.route_key)
+    assert token is not None
+    assert token.flow == elsewhere.name
