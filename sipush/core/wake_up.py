@@ -90,4 +90,4 @@ def outcome(wake_up: WakeUp, branches: Sequence[Branch]) -> WakeUpOutcome:
 
 def seconds(start: float, end: float | None) -> float | None:
     """How long something took, to the millisecond; None when it has not ended."""
-    return None if end is None else round(end - start, 3)
+    return None if end is None else round(1000 * (end - start)) / 1000

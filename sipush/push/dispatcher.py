@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
 
@@ -44,6 +45,8 @@ class Dispatcher:
         self._lanes = _lanes(apps, self._turns)
         self._clock = clock
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
+        self._log: Any = structlog.get_logger().bind()
+        "Bound once: each push has a line."
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push, repeated where its service allows it, never past its deadline.
@@ -57,7 +60,7 @@ class Dispatcher:
             outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
         else:
             outcome = await self._send(lane, request, begin)
-        _log(request, outcome, self._clock() - started)
+        self._tell(request, outcome, self._clock() - started)
         return outcome
 
     def replace(self, apps: Mapping[str, App]) -> None:
@@ -101,6 +104,29 @@ class Dispatcher:
                     await asyncio.sleep(pause)
         except TimeoutError:
             return PushOutcome(PushResult.TIMED_OUT, "no answer in time")
+
+    def _tell(self, request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
+        platform, result = request.record.platform.value, outcome.result.value
+        PUSHES.counts[platform, result] += 1
+        match outcome.result:
+            case PushResult.ACCEPTED | PushResult.WITHDRAWN:
+                say = self._log.info
+            case PushResult.CONFIG:
+                say = self._log.error
+            case _:
+                say = self._log.warning
+        say(
+            "push_finished",
+            push_id=request.push_id,
+            kind=request.kind.value,
+            app_id=request.record.app_id,
+            platform=platform,
+            device=fingerprint(request.record.device),
+            result=result,
+            reason=outcome.reason,
+            status=outcome.status,
+            duration=round(1000 * seconds) / 1000,
+        )
 
 
 class _Lane:
@@ -176,26 +202,3 @@ def _lanes(apps: Mapping[str, App], turns: Turns) -> dict[str, dict[Platform, _L
 
 def _each(lanes: Mapping[str, Mapping[Platform, _Lane]]) -> list[_Lane]:
     return [lane for app in lanes.values() for lane in app.values()]
-
-
-def _log(request: PushRequest, outcome: PushOutcome, seconds: float) -> None:
-    platform, result = request.record.platform.value, outcome.result.value
-    PUSHES.counts[platform, result] += 1
-    facts = {
-        "push_id": request.push_id,
-        "kind": request.kind.value,
-        "app_id": request.record.app_id,
-        "platform": platform,
-        "device": fingerprint(request.record.device),
-        "result": result,
-        "reason": outcome.reason,
-        "status": outcome.status,
-        "duration": round(seconds, 3),
-    }
-    match outcome.result:
-        case PushResult.ACCEPTED | PushResult.WITHDRAWN:
-            log.info("push_finished", **facts)
-        case PushResult.CONFIG:
-            log.error("push_finished", **facts)
-        case _:
-            log.warning("push_finished", **facts)
