@@ -241,7 +241,7 @@ def _usual_hop(line: str) -> _Hop | None:
     return _Hop(transport, host, port)
 
 
-_usual_hops: Final = Memo(_usual_hop, 4096)
+_usual_hops: Final = Memo(_usual_hop)
 "That of our own Via comes back with each response, that of a phone with each of its requests."
 
 

@@ -9,6 +9,9 @@ Result = TypeVar("Result")
 
 LONGEST: Final = 500
 "Characters of what is kept: strangers write headers that fill a store of them."
+USUAL: Final = 1024
+"""Results kept: what comes again mostly does so while a call is set up, or with the answer to a
+challenge. More would be memory for each phone that has registered."""
 
 
 class Memo(Generic[Result]):
@@ -19,7 +22,7 @@ class Memo(Generic[Result]):
 
     __slots__ = ("_known", "_make", "_size")
 
-    def __init__(self, make: Callable[[str], Result], size: int) -> None:
+    def __init__(self, make: Callable[[str], Result], size: int = USUAL) -> None:
         """``make`` may raise, which is not kept; ``size``: the most results that are."""
         self._make = make
         self._size = size

@@ -132,8 +132,8 @@ class Message:
 
 # Nearly every message of a call has the same From and To, and the others are much the same for all
 # calls. To know a line again takes a fifth of reading it.
-_addresses: Final = Memo(lambda line: parse_name_addr(field_value(line)), 4096)
-_cseqs: Final = Memo(lambda line: parse_cseq(field_value(line)), 4096)
+_addresses: Final = Memo(lambda line: parse_name_addr(field_value(line)))
+_cseqs: Final = Memo(lambda line: parse_cseq(field_value(line)))
 _hops: Final = Memo(lambda line: number(field_value(line)), 256)
 
 
@@ -296,7 +296,7 @@ def _usual_start_line(line: str) -> _StartLine | None:
     return None
 
 
-_usual_start_lines: Final = Memo(_usual_start_line, 4096)
+_usual_start_lines: Final = Memo(_usual_start_line)
 "Responses and REGISTERs have much the same, and who is called once is called again."
 _STATUS_CODES: Final = {str(code): code for code in range(100, 700)}
 _VERSION: Final = re.compile(r"SIP/[0-9]+\.[0-9]+", re.IGNORECASE).fullmatch
@@ -322,7 +322,7 @@ def _read_length(line: str) -> int | None:
     return number(value) if len(value) <= 9 else None
 
 
-_lengths: Final = Memo(_read_length, 4096)
+_lengths: Final = Memo(_read_length)
 
 
 def parse_datagram(data: bytes) -> Request | Response:

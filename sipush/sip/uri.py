@@ -124,7 +124,7 @@ def _parse_sip_uri(text: str) -> SipUri:
     )
 
 
-_uris: Final = Memo(_parse_sip_uri, 4096)
+_uris: Final = Memo(_parse_sip_uri)
 
 
 def usual_sip_uri(text: str) -> SipUri | None:
