@@ -6,10 +6,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from tests.servers.redis_sentinel import RedisWithSentinel
 from tests.servers.redis_server import RedisServer
+
+# A busy machine is no fault of what is tested, nor of the examples.
+settings.register_profile(
+    "whatever the load", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("whatever the load")
 
 
 def pytest_configure() -> None:

@@ -64,7 +64,7 @@ def registrations(draw: st.DrawFn) -> Registration:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(locations(), registrations(), st.booleans())
 def test_the_short_way_ends_where_the_long_one_does(
     location: Location, asked: Registration, messages: bool

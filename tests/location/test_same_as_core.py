@@ -104,9 +104,7 @@ def at(registration: Registration, aor: str, now: float) -> Registration:
     )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(STEPS), refreshes() | registrations()), min_size=2, max_size=8
