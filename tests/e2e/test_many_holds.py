@@ -55,7 +55,7 @@ class Crowd:
 async def test_calls_held_at_once_outlive_the_server(world: World, holds: int) -> None:
     daemon = await world.start(
         users=users(world.domain, range(holds)),
-        wake={"hold": max(15.0, holds / 15), "probe": 0.4},
+        wake={"hold": max(25.0, holds / 15), "probe": 0.4},
         limits={"stranger_rate": 1_000_000, "stranger_burst": 1_000_000, "failed_sign_ins": 0},
     )
     perfect, server = Network(random.Random(0)), daemon.at("UDP")
