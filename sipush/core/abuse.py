@@ -149,10 +149,9 @@ class Guard:
     def judge(self, address: str, now: float) -> Verdict:
         """Whether a request from there is heard."""
         name = self._name(address)
-        source = self._sources.get(name)
-        if (source is not None and source.is_peer) or self._is_known(name, now):
+        if self._is_known(name, now):
             return Verdict.ADMIT
-        return self._weigh(source or self._new(name, address, now), now)
+        return self._weigh(self._source(name, address, now), now)
 
     def _weigh(self, source: _Source, now: float) -> Verdict:
         if source.is_peer:

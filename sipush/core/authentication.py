@@ -70,10 +70,11 @@ _UNAUTHORIZED: Final = Status.UNAUTHORIZED
 class Authenticator:
     """Mints nonces and verifies credentials. ``now`` is monotonic, in seconds.
 
-    ``key`` belongs to this node alone: a nonce of another one is stale. A nonce is stateless, but
-    for its highest nonce count, and a count that is not higher is a replay (RFC 7616 §3.4.5). That
-    too is answered as stale, so a phone that forgets to count, or whose requests overtook each
-    other, only needs one more round trip.
+    ``key`` belongs to this node alone: a nonce of another one is stale, and so is one that
+    MAX_KNOWN newer ones have driven out. Of the others the highest nonce count is known, and a
+    count that is not higher is a replay (RFC 7616 §3.4.5). That too is answered as stale, so a
+    phone that forgets to count, or whose requests overtook each other, only needs one more round
+    trip.
 
     What an earlier life of this node remembered is lost, so its nonces are stale too, but for one
     case: for 32 s after the start an INVITE or MESSAGE gets in once with one that has not expired.

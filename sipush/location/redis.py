@@ -40,8 +40,8 @@ _SCAN_COUNT = b"500"
 "Keys looked at in one SCAN: well under a millisecond of Redis's time."
 
 _SEEN = (1536, 8192)
-"""Buckets and bytes in each for rows that are kept for when Redis is silent (docs/faults.md): 12 MiB
-for some 20,000 users with one device, or for any with a dozen."""
+"""Buckets and bytes in each for rows that are kept for when Redis is silent (docs/faults.md):
+12 MiB for some 20,000 users with one device, or for any with a dozen."""
 
 _TRACKED = 600.0
 "Seconds a subscriber may be kept while Redis tells of changes."

@@ -144,7 +144,7 @@ class ConnectionTable:
     def pass_on(self) -> None:
         """Tell the receiver what has come, in order, and write its answers."""
         frames, self._frames = self._frames, []
-        self._will_write = True
+        self._will_write = True  # below, and not in a turn of its own
         try:
             self._tell(frames)
         finally:

@@ -87,7 +87,7 @@ class UdpFlow:
         self.local = end.local
         self.remote: Address = (target[0], target[1])
         self.sent_by = end.sent_by
-        ip, port = self.remote
+        ip, port = self.remote  # written as by format_address, without its two interpreted calls
         self.name = f"{end.prefix}[{ip}]:{port}" if ":" in ip else f"{end.prefix}{ip}:{port}"
 
     def send(self, data: bytes) -> None:
