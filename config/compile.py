@@ -17,9 +17,9 @@ MODULES = [
         # Not tasks: the StopIteration that ends a coroutine costs mypyc three times as much.
         Path("sipush/server", f"{name}.py")
         for name in (
-            *("acknowledgements", "answers", "endpoint", "forwarding", "gate", "held_calls"),
-            *("locations", "message_arrival", "messages", "proxy", "push_bucket", "registrar"),
-            *("subscribers", "timer_wheel", "transactions", "waking"),
+            *("acknowledgements", "answers", "completed", "endpoint", "forwarding", "gate"),
+            *("held_calls", "locations", "message_arrival", "messages", "proxy", "push_bucket"),
+            *("registrar", "subscribers", "timer_wheel", "transactions", "waking"),
         )
     ),
     *(

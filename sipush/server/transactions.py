@@ -13,6 +13,7 @@ from typing import Final, Protocol, assert_never
 import structlog
 
 from sipush.errors import MessageError, TransportError
+from sipush.server.completed import Completed
 from sipush.server.timer_wheel import CallLater, TimerWheel
 from sipush.sip.client_transaction import ClientTransaction, make_ack, make_cancel
 from sipush.sip.fields import Via
@@ -145,7 +146,7 @@ class ServerTransactionHandle:
 
 
 class _Server(ServerTransaction):
-    """A server transaction. Small: non-INVITE ones live on for Timer J in great numbers."""
+    """A server transaction. Of a non-INVITE one that is completed, ``Completed`` keeps the rest."""
 
     __slots__ = (
         "_bytes",
@@ -250,7 +251,10 @@ class _Server(ServerTransaction):
                 assert_never(action)
 
     def _set_timer(self, timer: Timer) -> None:
-        if timer is not Timer.G:
+        if timer is Timer.J:
+            if self.state is State.COMPLETED:  # else it could not be sent
+                self._layer.server_completed(self._key, self._bytes)
+        elif timer is not Timer.G:
             self._layer.set_timer(timer, 0, self)
         elif self._repeats < self._max_repeats:
             self._layer.set_timer(timer, self._repeats, self)
@@ -389,7 +393,9 @@ class ClientTransactionHandle(ClientTransaction):
 
     def _set_timer(self, what: SetTimer) -> None:
         timer, layer = what.timer, self._layer
-        if timer is Timer.A or timer is Timer.E:
+        if timer is Timer.K:
+            layer.client_completed(self._key, self)
+        elif timer is Timer.A or timer is Timer.E:
             layer.set_timer(timer, self._repeats, self, at_t2=what.at_t2)
             self._repeats += 1
         elif not what.after_t1:
@@ -476,23 +482,28 @@ class TransactionLayer:
         self._servers: dict[TransactionKey, _Server] = {}
         self._clients: dict[TransactionKey, ClientTransactionHandle] = {}
         self._clients_by_flow: defaultdict[str, set[TransactionKey]] = defaultdict(set)
+        self._completed_servers = Completed(self._delays[Timer.J], clock, call_later)
+        self._completed_clients = Completed(self._delays[Timer.K], clock, call_later)
         self._idle: asyncio.Event | None = None
         "Somebody waits until none is pending."
 
     @property
     def server_transactions(self) -> int:
         """How many server transactions live, answered ones included."""
-        return len(self._servers)
+        return len(self._servers) + len(self._completed_servers)
 
     @property
     def server_states(self) -> dict[str, int]:
         """How many server transactions of each method are in each state."""
-        return Counter(f"{each.method} {each.state.value}" for each in self._servers.values())
+        states = Counter(f"{each.method} {each.state.value}" for each in self._servers.values())
+        if completed := len(self._completed_servers):
+            states["non-INVITE completed"] = completed
+        return states
 
     @property
     def client_transactions(self) -> int:
         """How many client transactions live, answered ones included."""
-        return len(self._clients)
+        return len(self._clients) + len(self._completed_clients)
 
     @property
     def timers(self) -> int:
@@ -541,8 +552,11 @@ class TransactionLayer:
 
     def send_stateless(self, message: Message, flow: Flow) -> None:
         """Send a message as it is, outside any transaction; lost when the flow cannot take it."""
+        self._send(message.to_bytes(), flow)
+
+    def _send(self, data: bytes, flow: Flow) -> None:
         try:
-            flow.send(message.to_bytes())
+            flow.send(data)
         except TransportError as error:
             log.debug("message_not_sent", flow=flow.name, error=str(error))
 
@@ -637,6 +651,16 @@ class TransactionLayer:
         """A server transaction terminated."""
         self._servers.pop(key, None)
 
+    def server_completed(self, key: TransactionKey, response: bytes) -> None:
+        """A non-INVITE server transaction over UDP has only to repeat its response (Timer J)."""
+        del self._servers[key]
+        self._completed_servers.add(key, response)
+
+    def client_completed(self, key: TransactionKey, client: ClientTransactionHandle) -> None:
+        """A non-INVITE client transaction over UDP has only to hear nothing more (Timer K)."""
+        self.forget_client(key, client)
+        self._completed_clients.add(key)
+
     def forget_client(self, key: TransactionKey, client: ClientTransactionHandle) -> None:
         """A client transaction terminated.
 
@@ -682,11 +706,12 @@ class TransactionLayer:
                 client.flow_failed(event)
 
     def _response_received(self, flow: Flow, response: Response, via: Via) -> None:
-        client = self._clients.get(client_key(response, via))
-        if client is None:
-            self.user.stray_response_received(flow, response)
-        else:
+        key = client_key(response, via)
+        client = self._clients.get(key)
+        if client is not None:
             client.response_received(response)
+        elif self._completed_clients.get(key) is None:
+            self.user.stray_response_received(flow, response)
 
     def _request_received(self, flow: Flow, request: Request, via: Via) -> None:
         stamp_received(request, flow.remote, via)
@@ -703,6 +728,9 @@ class TransactionLayer:
         if known is not None:
             known.came_over(flow)
             known.request_repeated()
+            return
+        if (answer := self._completed_servers.get(key)) is not None:
+            self._send(answer, flow)
             return
         if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
             return

@@ -162,8 +162,7 @@ def is_reliable(transport: str) -> bool:
 TransactionKey = str
 """Equal for two messages of one transaction (§17.1.3, §17.2.3): lines, the method first.
 
-No part can hold the end of a line. A tuple of them would take three times the memory, and they are
-kept for 32 seconds each.
+No part can hold the end of a line. A tuple of them would take three times the memory.
 """
 
 

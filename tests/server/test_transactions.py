@@ -243,9 +243,46 @@ def test_a_repeated_register_on_udp_gets_the_same_answer_for_timer_j() -> None:
     wire.receive(request_bytes("REGISTER"))
     first, second = wire.flow.take()
     assert first.to_bytes() == second.to_bytes()
+    wire.clock.advance(31.9)
+    wire.receive(request_bytes("REGISTER"))
+    assert [again.to_bytes() for again in wire.flow.take()] == [first.to_bytes()]
     assert wire.events == ["request REGISTER"]
-    wire.clock.advance(33)
+    assert wire.layer.server_states == {"non-INVITE completed": 1}
+    wire.clock.advance(8.2)
     assert wire.layer.server_transactions == 0
+    wire.receive(request_bytes("REGISTER"))
+    assert wire.events == ["request REGISTER"] * 2
+
+
+def test_a_repeated_request_gets_the_answer_where_it_came_from_this_time() -> None:
+    wire, moved = Wire(), WireFlow(remote=("192.0.2.1", 7))
+    wire.receive(request_bytes("REGISTER"))
+    answer(wire, 200)
+    wire.layer.messages_received([(moved, parse_datagram(request_bytes("REGISTER")))])
+    assert moved.take_lines() == ["SIP/2.0 200 OK"]
+
+
+def test_an_answer_that_could_not_be_sent_is_not_kept() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("REGISTER"))
+    wire.flow.closed = True
+    answer(wire, 200)
+    assert wire.layer.server_transactions == 0
+
+
+def test_a_repeated_answer_to_a_request_is_heard_by_nobody_for_timer_k() -> None:
+    wire = Wire()
+    handle = send(wire, "MESSAGE")
+    data = make_response(handle.request, 200, to_tag="b1").to_bytes()
+    wire.receive(data)
+    wire.clock.advance(4.9)
+    wire.receive(data)
+    assert (statuses(wire), wire.events) == ([200], [])
+    assert wire.layer.client_transactions == 1
+    wire.clock.advance(1.4)
+    assert wire.layer.client_transactions == 0
+    wire.receive(data)
+    assert wire.events == ["stray 200"]
 
 
 @pytest.mark.parametrize("status", [180, 183, 408])
