@@ -144,7 +144,7 @@ class UdpListener:
         self._at_hand = 0
         "Flows of all of them."
         self._named: dict[str, UdpFlow] = {}
-        "Flows that were asked for by name, as those of phones that are called."
+        "All of them by name: phones that have just registered are called over their flow."
         self._outgoing: list[tuple[UdpFlow, bytes]] = []
         self._will_send = False
         self._quiet = False
@@ -185,12 +185,7 @@ class UdpListener:
 
     def flow_named(self, name: str) -> UdpFlow | None:
         """The flow with this ``Flow.name``, or None when its local end is not this socket."""
-        flow = self._named.get(name)
-        if flow is None:
-            flow = self._from_own_end(name) or self._made_by(name)
-            if flow is not None:
-                self._named[flow.name] = flow
-        return flow
+        return self._named.get(name) or self._from_own_end(name) or self._made_by(name)
 
     def _from_own_end(self, name: str) -> UdpFlow | None:
         """The same where our end has been heard at, in a tenth of the time."""
@@ -386,6 +381,7 @@ class UdpListener:
                 self._forget_flows()
             self._at_hand += 1
             flow = end.flows[target] = UdpFlow(self, end, target)
+            self._named[flow.name] = flow
         return flow
 
     def _forget_flows(self) -> None:
