@@ -526,10 +526,11 @@ class Rig:
         out = {"mode": "hold", "calls": a.calls, "transport": a.transport, "death": a.death,
                "wake_rate": a.wake_rate or "burst"}
         self.open_push()
+        # Before the callees die, one of whose ports would now and then be a caller's.
+        links = [Link(self, buf=8 << 20) for _ in range(4)]
         if not a.skip_register:
             out["registered"] = self.prepare()
         time.sleep(a.settle)
-        links = [Link(self, buf=8 << 20) for _ in range(4)]
         for link in links:
             link.owner = self
         self.meet("PRIMED")
