@@ -23,7 +23,7 @@ OPERATIONS = 5_000
 OTHERS = 20_000
 """REGISTERs of others between two of one user: a server remembers the last 20,000 users for some
 ends, and others for seconds."""
-ROUNDS = 3
+ROUNDS = 5
 
 
 def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
