@@ -494,7 +494,10 @@ class TransactionLayer:
 
     @property
     def server_states(self) -> dict[str, int]:
-        """How many server transactions of each method are in each state."""
+        """How many server transactions of each method are in each state.
+
+        Of non-INVITE ones that are completed over UDP the method is not known any more.
+        """
         states = Counter(f"{each.method} {each.state.value}" for each in self._servers.values())
         if completed := len(self._completed_servers):
             states["non-INVITE completed"] = completed

@@ -44,7 +44,7 @@ SOCKET_BUFFER = 4 << 20
 "Bytes asked of the kernel for each direction; it may grant less (net.core.rmem_max)."
 
 MAX_FLOWS = 1_000
-"""Flows kept at hand, 350 bytes each; beyond, all are forgotten: they hold no state that the next
+"""Flows kept at hand, 400 bytes each; beyond, all are forgotten: they hold no state that the next
 datagram lacks, and making one takes a fiftieth of what a refresh does."""
 
 MIN_MESSAGE: Final = 12
