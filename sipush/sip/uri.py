@@ -108,11 +108,7 @@ def _parse_sip_uri(text: str) -> SipUri:
     scheme, user, password, host, port, rest, headers = match.groups()
     if port is not None and int(port) > 65535:
         raise MessageError("Port Out of Range in URI")
-    params: dict[str, str | None] = {}
-    if rest:
-        for part in rest.split(";")[1:]:
-            name, equals, value = part.partition("=")
-            params.setdefault(name.lower(), value if equals else None)
+    params = _params(rest[1:]) if rest else {}
     return SipUri(
         scheme.lower(),
         user,
@@ -139,21 +135,30 @@ def usual_sip_uri(text: str) -> SipUri | None:
 
 def _plain_sip_uri(text: str) -> SipUri | None:
     """That of plain characters, in a third of the time; None for others."""
-    if ";" in text:
+    before, semicolon, after = text.partition(";")
+    if semicolon and (_NOT_IN_PARAMS(after) or after[-1:] in {"", ";"} or ";;" in text):
         return None
-    scheme, _, rest = text.partition(":")
+    scheme, _, rest = before.partition(":")
     user, _, sent_by = rest.partition("@")
     host, colon, digits = sent_by.partition(":")
     if scheme != "sip" or not is_plain_host(host):
         return None
     if not user.isalnum() and not _PLAIN_USER(user):
         return None
-    if not colon:
-        return SipUri("sip", user, None, host.lower(), None, {}, None)
-    port = number(digits)
-    if port is None or port > 65535 or len(digits) > 5:
+    port = number(digits) if colon else None
+    if colon and (port is None or port > 65535 or len(digits) > 5):
         return None
-    return SipUri("sip", user, None, host.lower(), port, {}, None)
+    params = _params(after) if semicolon else {}
+    return SipUri("sip", user, None, host.lower(), port, params, None)
+
+
+def _params(text: str) -> dict[str, str | None]:
+    """``name=value;flag``: the first of two equal names counts."""
+    params: dict[str, str | None] = {}
+    for part in text.split(";"):
+        name, equals, value = part.partition("=")
+        params.setdefault(name.lower(), value if equals else None)
+    return params
 
 
 def with_user(server: str, user: str) -> str:
@@ -166,6 +171,7 @@ _UNESCAPED: Final = "-_.!~*'()&=+$,;?/"
 "What may stand in the user part as it is (§25.1)."
 
 
+_NOT_IN_PARAMS: Final = re.compile(r'[?<>"\s]').search
 _PLAIN_USER: Final = re.compile(r"[\w.+\-]+").fullmatch
 
 

@@ -98,7 +98,9 @@ def read(text: str) -> SipUri | tuple[str, int]:
 
 @given(
     st.lists(
-        st.sampled_from(("a", "1", "é", "@", ":", ".", "H", "5060", "0", "99999", " ", "[")),
+        st.sampled_from(
+            ("a", "1", "é", "@", ":", ".", "H", "5060", "0", "99999", " ", "[", ";", "=", "?", "A@")
+        ),
         max_size=8,
     )
 )
