@@ -44,10 +44,6 @@ class WakeUp:
     push: PushOutcome | None = None
     push_ended_at: float | None = None
     registered_at: float | None = None
-    via_branch: str = ""
-    "The one that the INVITE to it will most likely have, made ahead: nobody waits yet."
-    via_number: int = 0
-    "The ``Branch.number`` that it was made for."
 
 
 def freeze(wake_up: WakeUp, shift: float) -> dict[str, Any]:

@@ -636,6 +636,9 @@ class Forwarding:
         )
         attempt = self.attempts[branch]
         attempt.flow = flow
+        if target.wakeable and target.flow and target.flow not in self.watched_flows:
+            self.watched_flows += (target.flow,)
+            self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         attempt.handle = self.proxy.layer.send_request(
             forwarded,
             flow,
@@ -643,9 +646,6 @@ class Forwarding:
             partial(self._response_received, branch),
             partial(self._failed, branch),
         )
-        if target.wakeable and target.flow and target.flow not in self.watched_flows:
-            self.watched_flows += (target.flow,)
-            self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         if self._is_followed:
             self._note("forwarded", branch=branch, flow=flow.name, uri=target.uri)
 
@@ -661,13 +661,7 @@ class Forwarding:
     def _via_branch(self, branch: int) -> str:
         """Equal in every process that sends this call to this device for the Nth time."""
         which = self.context.branches[branch]
-        wake_up = self.wake_ups.get(which.target.device)
-        if wake_up is not None and wake_up.via_number == which.number:
-            return wake_up.via_branch
-        return self._make_via_branch(which, which.number)
-
-    def _make_via_branch(self, branch: Branch, number: int) -> str:
-        unique = f"{self.transaction.branch} {branch.target.device} {number}"
+        unique = f"{self.transaction.branch} {which.target.device} {which.number}"
         return self.proxy.new_branch(self.request, unique)
 
     def _record_routes(self, target: Target, flow: Flow) -> list[str]:
@@ -744,19 +738,10 @@ class Forwarding:
         else:
             self._tell_caller()
         result = await waking.push(self, branch, deadline)
-        self._prepare(branch)
+        self._upstream_route()  # made while nobody waits for the INVITE, not when it is to leave
         actions = self.context.push_finished(branch, result, self._now)
         if actions or result is not PushResult.ACCEPTED:
             self._perform(actions)
-
-    def _prepare(self, branch: int) -> None:
-        """Make of the INVITE what can be made while nobody waits for it to leave."""
-        self._upstream_route()
-        which = self.context.branches[branch]
-        wake_up = self.wake_ups.get(which.target.device)
-        if wake_up is not None:
-            number = which.number if which.broken else which.number + 1
-            wake_up.via_branch, wake_up.via_number = self._make_via_branch(which, number), number
 
     def _tell_caller(self) -> None:
         """The call is stored: now the caller may rely on us (a 100 ends retransmission)."""

@@ -130,11 +130,11 @@ class Registrar:
         now, store, flow = time.time(), self.store, transaction.flow.name
         said, policy = what_is_said(request, aor), self.policy
         decision: Decision | None = self._refreshes.decide(said, request, flow, policy, now)
-        is_news = False
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
             decision = register(request, aor, flow, policy, now, key=self.key, location=stored)
-            is_news = stored is None
+            if stored is None:
+                self._refreshes.learn(said, policy, decision)
         if isinstance(decision, Rejection):
             transaction.respond(rejection_response(request, decision, tag))
             return
@@ -149,8 +149,6 @@ class Registrar:
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
             self.registered(aor, decision, location, flow)
-            if is_news:
-                self._refreshes.learn(said, policy, decision)
 
     @staticmethod
     def refused(transaction: ServerTransactionHandle, aor: Aor, refusal: Refusal, tag: str) -> None:

@@ -144,7 +144,7 @@ def registered(forwarding: Forwarding, device: str) -> None:
     """A device has registered: if it was pushed, it is awake."""
     wake_up = forwarding.wake_ups.get(device)
     if wake_up is not None and wake_up.registered_at is None:
-        wake_up.registered_at = forwarding.proxy.clock()
+        wake_up.registered_at = _now()
 
 
 def ended(forwarding: Forwarding) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import gc
 from pathlib import Path
 
-import pytest
-
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
 from sipush.core.outbound import decode_route_token
@@ -153,22 +151,3 @@ async def test_a_woken_phone_is_told_the_way_back_to_where_the_caller_is_by_then
     token = decode_route_token(user, request.call_id, server.proxy.route_key)
     assert token is not None
     assert token.flow == elsewhere.name
-
-
-@pytest.mark.parametrize("is_sent_in_vain", [False, True])
-async def test_the_via_branch_of_a_woken_phone_is_made_while_it_is_woken(
-    tmp_path: Path, is_sent_in_vain: bool
-) -> None:
-    server = Server(configuration(tmp_path))
-    await server.register()
-    call = invite(1)
-    if not is_sent_in_vain:
-        server.phone_leaves()
-    await server.send(server.caller, call)
-    if is_sent_in_vain:  # then ICMP says that nobody is there
-        server.receiver.flow_unreachable(server.phone)
-        await server.send(server.caller, call)
-    (forwarding,) = in_memory(server)
-    (wake_up,) = forwarding.wake_ups.values()
-    await server.phone_returns()
-    assert parse_datagram(server.phone.sent[-1]).top_via.branch == wake_up.via_branch
