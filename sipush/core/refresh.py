@@ -12,10 +12,8 @@ from sipush.core.bindings import Aor, Binding, PushRecord, Registration
 from sipush.core.registration import Decision, HeaderList, RegistrationPolicy, Update
 from sipush.sip.message import Request
 
-MAX_KNOWN: Final = 20_000
-"Devices where the store keeps binding and push record in this process too: 200 bytes each."
-MAX_KNOWN_ALONE: Final = 1_000
-"Devices where nobody else does: a kilobyte each."
+MAX_KNOWN: Final = 1_000_000
+"Devices: 200 bytes each, as the store in memory has binding and push record anyway."
 FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""

@@ -11,7 +11,7 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal
-from sipush.core.refresh import MAX_KNOWN, MAX_KNOWN_ALONE, Refreshes, what_is_said
+from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
     Decision,
     RegistrationPolicy,
@@ -61,11 +61,12 @@ class Registrar:
     messages: Messages = field(init=False)
     "Set once, when the proxy has been built."
     _tag: str = field(init=False)
-    _refreshes: Refreshes = field(init=False)
+    _refreshes: Refreshes | None = field(init=False)
+    "None with a store that outlives us: nothing is kept of a phone that is idle."
 
     def __post_init__(self) -> None:
         self._tag = self.new_id()
-        self._refreshes = Refreshes(MAX_KNOWN_ALONE if self.store.outlives_us else MAX_KNOWN)
+        self._refreshes = None if self.store.outlives_us else Refreshes()
 
     def challenge(self, flow: Flow, request: Request) -> Response | None:
         """The answer to a REGISTER without credentials; None for any other. Raises MessageError.
@@ -128,13 +129,16 @@ class Registrar:
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
     ) -> None:
         now, store, flow = time.time(), self.store, transaction.flow.name
-        said, policy = what_is_said(request, aor), self.policy
-        decision: Decision | None = self._refreshes.decide(said, request, flow, policy, now)
+        refreshes, policy = self._refreshes, self.policy
+        decision: Decision | None = None
+        if refreshes is not None:
+            said = what_is_said(request, aor)
+            decision = refreshes.decide(said, request, flow, policy, now)
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
             decision = register(request, aor, flow, policy, now, key=self.key, location=stored)
-            if stored is None:
-                self._refreshes.learn(said, policy, decision)
+            if refreshes is not None and stored is None:
+                refreshes.learn(said, policy, decision)
         if isinstance(decision, Rejection):
             transaction.respond(rejection_response(request, decision, tag))
             return
