@@ -29,6 +29,7 @@ MODULES = [
             "log_lines",
             *("location/redis_bind", "location/redis_commands"),
             *("location/redis_connection", "location/redis_rows"),
+            *("location/sqlite_rows", "location/sqlite_worker"),
             "push/dispatcher",
             *("transport/connection", "transport/listeners", "transport/stream"),
             *("transport/udp", "transport/websocket"),
@@ -44,7 +45,8 @@ extensions = mypycify(
     sorted(str(path) for path in MODULES if path.name not in LEFT_OUT),
     group_name="sipush.compiled",
     opt_level="2",  # 3 takes a third longer
+    debug_level="0",
 )
 for extension in extensions:
-    extension.extra_compile_args += FLAGS
+    extension.extra_compile_args = [*extension.extra_compile_args, *FLAGS]  # they share a list
 setup(ext_modules=extensions)

@@ -13,7 +13,6 @@ from typing import TypeVar
 from sipush.config import SqliteConfig
 from sipush.core.bindings import (
     Aor,
-    Binding,
     Location,
     PushRecord,
     Refusal,
@@ -54,26 +53,9 @@ _END = b"\xff" * 16
 _PURGE_EVERY = 25
 "REGISTERs; or a second, when they are few."
 
-_SELECT_LOCATION = (
-    f"SELECT {rows.DEVICE} FROM devices WHERE aor = ?1"
-    f" UNION ALL SELECT NULL{', NULL' * rows.DEVICE.count(',')} FROM messages"
-    " WHERE aor = ?1 AND expires_epoch > ?2"
-)
-"A row without an AOR means a message."
 _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
 
 
-def _put_device() -> str:
-    """Write over the row there is, which costs less than REPLACE: that would delete it first."""
-    columns = rows.DEVICE.split(", ")
-    changes = ", ".join(f"{column} = excluded.{column}" for column in columns[2:])
-    marks = ", ".join("?" * len(columns))
-    return (
-        f"INSERT INTO devices ({rows.DEVICE}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changes}"
-    )
-
-
-_PUT_DEVICE = _put_device()
 _PUT_SUBSCRIBER = f"INSERT OR REPLACE INTO subscribers ({rows.SUBSCRIBER}) VALUES (?,?,?,?,?,?)"
 _PUT_REFRESH = "INSERT OR REPLACE INTO refreshes (aor, device, due_epoch) VALUES (?,?,?)"
 _TAKE_REFRESHES = (
@@ -83,7 +65,6 @@ _TAKE_REFRESHES = (
 )
 _PUT_HELD_CALL = "INSERT OR REPLACE INTO held_calls (id, owner, held) VALUES (?,?,?)"
 _PUT_BAN = "INSERT OR REPLACE INTO bans (source, until_epoch) VALUES (?,?)"
-_DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
 _STRETCH_END = (
     f"SELECT aor FROM devices WHERE aor > ? ORDER BY aor LIMIT 1 OFFSET {_LOOKED_AT_AT_ONCE - 1}"
 )
@@ -159,7 +140,7 @@ class SqliteStore:
         """The live bindings and push records of ``aor``."""
 
         def job(connection: sqlite3.Connection) -> Location:
-            stored = _load(connection, aor, now_epoch)
+            stored = rows.load(connection, aor, now_epoch)
             return live(stored.bindings, stored.push_records, now_epoch, stored.messages)
 
         return self._read(job)
@@ -167,7 +148,7 @@ class SqliteStore:
     def last_known(self, aor: Aor) -> Location | None:
         """What the file says: nothing is kept beside it, as no file is silent for a while."""
         try:
-            return self._read(lambda connection: _load(connection, aor, 0.0))
+            return self._read(lambda connection: rows.load(connection, aor, 0.0))
         except LocationError:
             return None
 
@@ -176,11 +157,11 @@ class SqliteStore:
 
         def job(connection: sqlite3.Connection) -> Location | Refusal:
             now = registration.now_epoch
-            before = _load(connection, registration.aor, now)
+            before = rows.load(connection, registration.aor, now)
             after = apply(before, registration, before.messages)
             if isinstance(after, Refusal):
                 return after
-            _save(connection, registration.aor, before, after)
+            rows.save(connection, registration.aor, before, after)
             for device, due in registration.refreshes:
                 rows.execute(connection, _PUT_REFRESH, (registration.aor, device, due))
             if self._is_purge_due(now):
@@ -207,9 +188,9 @@ class SqliteStore:
         """Compare-and-delete."""
 
         def job(connection: sqlite3.Connection) -> bool:
-            before = _load(connection, record.aor, 0.0)
+            before = rows.load(connection, record.aor, 0.0)
             after = without_push_record(before, record)
-            _save(connection, record.aor, before, after)
+            rows.save(connection, record.aor, before, after)
             return after != before
 
         return await self._write_soon(job)
@@ -399,42 +380,8 @@ def _running(worker: Worker | None) -> Worker:
     return worker
 
 
-def _load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location:
-    """All rows of ``aor``, expired ones too."""
-    bindings, records, messages = [], [], False
-    for row in rows.execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
-        if row[0] is None:
-            messages = True
-            continue
-        binding, record = rows.device_of(row)
-        if binding is not None:
-            bindings.append(binding)
-        if record is not None:
-            records.append(record)
-    return Location(tuple(bindings), tuple(records), messages)
-
-
 def _messages(
     connection: sqlite3.Connection, aor: Aor, now_epoch: float
 ) -> tuple[StoredMessage, ...]:
     found = rows.execute(connection, _SELECT_MESSAGES, (aor, now_epoch))
     return tuple(map(rows.message_of, found))
-
-
-def _save(connection: sqlite3.Connection, aor: Aor, before: Location, after: Location) -> None:
-    """Write the difference."""
-    old, new = _by_device(before), _by_device(after)
-    for device in old.keys() - new.keys():
-        rows.execute(connection, _DELETE_DEVICE, (aor, device))
-    for device, held in new.items():
-        if held != old.get(device):
-            rows.execute(connection, _PUT_DEVICE, rows.device_row(aor, device, *held))
-
-
-def _by_device(location: Location) -> dict[str, tuple[Binding | None, PushRecord | None]]:
-    records = {record.device: record for record in location.push_records}
-    held: dict[str, tuple[Binding | None, PushRecord | None]] = {
-        binding.device: (binding, records.pop(binding.device, None))
-        for binding in location.bindings
-    }
-    return held | {device: (None, record) for device, record in records.items()}

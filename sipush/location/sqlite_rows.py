@@ -1,4 +1,4 @@
-"""Values as rows of the SQLite tables.
+"""Values as rows of the SQLite tables, and where a user is: the rows that each REGISTER meets.
 
 SIP is bytes: text that is not UTF-8 (a User-Agent in Latin-1) comes with surrogate escapes, which
 SQLite refuses. Such a text, and only such a one, is stored as a BLOB of the bytes that came.
@@ -10,7 +10,7 @@ import json
 import sqlite3
 from typing import Any
 
-from sipush.core.bindings import Aor, Binding, Platform, PushRecord, Subscriber
+from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
 
 Row = tuple[Any, ...]
@@ -23,7 +23,28 @@ DEVICE = (
 MESSAGE = "aor, key, content, stored_epoch, expires_epoch, id"
 SUBSCRIBER = "aor, ha1_md5, ha1_sha256, hold, hold_seconds, fallback"
 
+_SELECT_LOCATION = (
+    f"SELECT {DEVICE} FROM devices WHERE aor = ?1"
+    f" UNION ALL SELECT NULL{', NULL' * DEVICE.count(',')} FROM messages"
+    " WHERE aor = ?1 AND expires_epoch > ?2"
+)
+"A row without an AOR means a message."
+
+
+def _put_device() -> str:
+    """Write over the row there is, which costs less than REPLACE: that would delete it first."""
+    columns = DEVICE.split(", ")
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns[2:])
+    marks = ", ".join("?" * len(columns))
+    return f"INSERT INTO devices ({DEVICE}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changes}"
+
+
+_PUT_DEVICE = _put_device()
+_DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
+
 _NO_HALF = (None,) * 10
+_NAMES = {platform: platform.value for platform in Platform}
+_PLATFORMS = {platform.value: platform for platform in Platform}
 
 
 def execute(connection: sqlite3.Connection, sql: str, values: Row) -> sqlite3.Cursor:
@@ -80,7 +101,7 @@ def _half_of_record(r: PushRecord | None) -> Row:
         return _NO_HALF
     extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
     return (
-        r.platform.value,
+        _NAMES[r.platform],
         r.app_id,
         r.call_token,
         r.message_token,
@@ -98,15 +119,70 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
     row = texts(row)
     binding = record = None
     if row[2] is not None:
-        path = tuple(json.loads(row[9])) if row[9] else ()
-        binding = Binding(*(*row[:9], path, *row[10:12]))
+        binding = Binding(
+            row[0],
+            row[1],
+            row[2],
+            row[3],
+            row[4],
+            row[5],
+            row[6],
+            row[7],
+            row[8],
+            tuple(json.loads(row[9])) if row[9] else (),
+            row[10],
+            row[11],
+        )
     if row[12] is not None:
-        extra = json.loads(row[19]) if row[19] else {}
-        allowed = bool(row[16]), bool(row[17])
         record = PushRecord(
-            *(*row[:2], Platform(row[12]), *row[13:16], *allowed, row[18], extra, *row[20:22])
+            row[0],
+            row[1],
+            _PLATFORMS[row[12]],
+            row[13],
+            row[14],
+            row[15],
+            bool(row[16]),
+            bool(row[17]),
+            row[18],
+            json.loads(row[19]) if row[19] else {},
+            row[20],
+            row[21],
         )
     return binding, record
+
+
+def load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location:
+    """All rows of ``aor``, expired ones too."""
+    bindings, records, messages = [], [], False
+    for row in execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
+        if row[0] is None:
+            messages = True
+            continue
+        binding, record = device_of(row)
+        if binding is not None:
+            bindings.append(binding)
+        if record is not None:
+            records.append(record)
+    return Location(tuple(bindings), tuple(records), messages)
+
+
+def save(connection: sqlite3.Connection, aor: Aor, before: Location, after: Location) -> None:
+    """Write the difference."""
+    old, new = _by_device(before), _by_device(after)
+    for device in old.keys() - new.keys():
+        execute(connection, _DELETE_DEVICE, (aor, device))
+    for device, held in new.items():
+        if held != old.get(device):
+            execute(connection, _PUT_DEVICE, device_row(aor, device, *held))
+
+
+def _by_device(location: Location) -> dict[str, tuple[Binding | None, PushRecord | None]]:
+    records = {record.device: record for record in location.push_records}
+    held: dict[str, tuple[Binding | None, PushRecord | None]] = {
+        binding.device: (binding, records.pop(binding.device, None))
+        for binding in location.bindings
+    }
+    return held | {device: (None, record) for device, record in records.items()}
 
 
 def message_row(m: StoredMessage) -> Row:

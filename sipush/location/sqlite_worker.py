@@ -84,7 +84,7 @@ class SqliteWorker:
         self._closing = False
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._thread = _Thread(self._loop)
+        self._background = _Thread(self._loop)
 
     @property
     def connection(self) -> sqlite3.Connection | None:
@@ -121,7 +121,7 @@ class SqliteWorker:
             self._changed.clear()
             await self._changed.wait()
         self._disconnect()
-        await asyncio.to_thread(self._thread.end)
+        await asyncio.to_thread(self._background.end)
 
     # -- jobs --
 
@@ -208,7 +208,7 @@ class SqliteWorker:
             self._connection.close()
             self._connection = None
         if self._wal_file != -1:  # perhaps it is being synced
-            self._thread.run(partial(os.close, self._wal_file), lambda error: None)
+            self._background.run(partial(os.close, self._wal_file), lambda error: None)
             self._wal_file = -1
             self._unsynced = False  # the next sync is one of the whole file
 
@@ -234,7 +234,7 @@ class SqliteWorker:
             self._unsynced = False
             batch, self._committed = self._committed, []
             sync = partial(os.fdatasync, self._wal_file)
-            self._thread.run(sync, partial(self._synced, batch))
+            self._background.run(sync, partial(self._synced, batch))
 
     def _synced(self, batch: list[_Queued], error: Exception | None) -> None:
         self._syncing = False
@@ -248,7 +248,7 @@ class SqliteWorker:
         if not self._checkpointing:
             self._checkpointing = True
             self._since_checkpoint = 0
-            self._thread.run(self._make_checkpoint, self._checkpointed)
+            self._background.run(self._make_checkpoint, self._checkpointed)
 
     def _make_checkpoint(self) -> None:
         connection = self._connect()
@@ -282,8 +282,8 @@ class _Thread:
         self._queue: SimpleQueue[tuple[Callable[[], object], Callable[[Exception | None], None]]]
         self._queue = SimpleQueue()
         self._ended = False
-        self._thread = threading.Thread(target=self._work, name="sipush-sqlite", daemon=True)
-        self._thread.start()
+        self._running = threading.Thread(target=self._work, name="sipush-sqlite", daemon=True)
+        self._running.start()
 
     def run(self, work: Callable[[], object], done: Callable[[Exception | None], None]) -> None:
         """Do ``work``, then call ``done`` on the loop with what it raised."""
@@ -292,7 +292,7 @@ class _Thread:
     def end(self) -> None:
         """Finish all there is. May be called twice."""
         self._queue.put((self._end, lambda error: None))
-        self._thread.join()
+        self._running.join()
 
     def _end(self) -> None:
         self._ended = True

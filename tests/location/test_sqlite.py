@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 from sipush.config import SqliteConfig
 from sipush.core.bindings import Location, Subscriber
 from sipush.errors import LocationError
-from sipush.location import sqlite, sqlite_file, sqlite_worker
+from sipush.location import sqlite, sqlite_file, sqlite_rows, sqlite_worker
 from sipush.location.sqlite import SqliteStore
 from sipush.location.sqlite_worker import CHECKPOINT_EVERY
 from tests.location.rows import AOR, NOW, TABLET, binding, message, record, registration
@@ -336,9 +336,9 @@ async def test_a_closed_store_says_so(store: SqliteStore):
 @pytest.mark.parametrize(
     "statement",
     [
-        sqlite._SELECT_LOCATION,
+        sqlite_rows._SELECT_LOCATION,
         sqlite._SELECT_SUBSCRIBER,
-        sqlite._DELETE_DEVICE,
+        sqlite_rows._DELETE_DEVICE,
         sqlite._PURGE,
         sqlite._STRETCH_END,
         sqlite._SELECT_MESSAGES,
