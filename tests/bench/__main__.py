@@ -20,13 +20,11 @@ from typing import Any
 from tests.bench import crowd, growth, memory, micro, server_bench
 from tests.bench.servers import Kamailio
 
-RESULTS = Path("run/bench")
-
 
 def main() -> None:
     """Measure what is asked for, print it, and keep it as JSON and SVG."""
     options = _options()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     results: Any
     match options.what:
         case "micro":
@@ -50,7 +48,7 @@ def main() -> None:
                 print(*row.values(), sep="  ", flush=True)
         case _:
             results = _measure_servers(options)
-    saved = RESULTS / f"{options.what}.json"
+    saved = options.results / f"{options.what}.json"
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()}
     saved.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
     print(f"Saved in {saved}.")
@@ -65,7 +63,7 @@ def _measure_servers(options: argparse.Namespace) -> list[dict[str, Any]]:
     for row in server_bench.run(kinds, options.operations, options.transport, options.repeat):
         rows.append(row)
         _print_row(row)
-    plot = RESULTS / f"server-{options.transport}.svg"
+    plot = options.results / f"server-{options.transport}.svg"
     plot.write_text(_svg(rows))
     print(f"Plot in {plot}.")
     return rows
@@ -119,6 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operations", type=words, default=list(server_bench.OPERATIONS))
     parser.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path("run/bench"))
     parser.add_argument(
         "--sizes",
         type=lambda text: [int(size) for size in words(text)],
