@@ -151,6 +151,9 @@ class MemoryStore:
     def listen_to_subscribers(self, listener: SubscriberListener) -> None:
         """There is nothing to hear."""
 
+    def notice_changes(self) -> None:
+        """There are none to hear of."""
+
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""
         self._subscribers[subscriber.aor] = subscriber

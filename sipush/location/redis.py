@@ -29,6 +29,7 @@ from sipush.location.redis_script import (
     TAKE_REFRESHES,
 )
 from sipush.location.store import (
+    TOLD_LIFETIME,
     UNTOLD_LIFETIME,
     MissedListener,
     SubscriberListener,
@@ -42,9 +43,6 @@ _SCAN_COUNT = b"500"
 _SEEN = (1536, 8192)
 """Buckets and bytes in each for rows that are kept for when Redis is silent (docs/faults.md):
 12 MiB for some 20,000 users with one device, or for any with a dozen."""
-
-_TRACKED = 600.0
-"Seconds a subscriber may be kept while Redis tells of changes."
 
 
 class RedisStore:
@@ -241,11 +239,14 @@ class RedisStore:
     @property
     def subscriber_lifetime(self) -> float:
         """Longer while Redis tells of changes."""
-        return _TRACKED if self._redis.tracks else UNTOLD_LIFETIME
+        return TOLD_LIFETIME if self._redis.tracks else UNTOLD_LIFETIME
 
     def listen_to_subscribers(self, listener: SubscriberListener) -> None:
         """Redis remembers whom we have read, and says when they change."""
         self._subscriber_listeners.append(listener)
+
+    def notice_changes(self) -> None:
+        """Redis need not be asked."""
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""

@@ -26,7 +26,7 @@ from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
 from sipush.location.sqlite_worker import Job, SqliteReader, SqliteWorker, T
 from sipush.location.store import (
-    UNTOLD_LIFETIME,
+    TOLD_LIFETIME,
     MissedListener,
     SubscriberListener,
     WakeListener,
@@ -103,12 +103,16 @@ class SqliteStore:
     """
 
     outlives_us = True
-    subscriber_lifetime = UNTOLD_LIFETIME
+    subscriber_lifetime = TOLD_LIFETIME
 
     def __init__(self, config: SqliteConfig) -> None:
         self._config = config
         self._writer: SqliteWorker | None = None
         self._reader: SqliteReader | None = None
+        self._subscriber_listeners: list[SubscriberListener] = []
+        self._version: rows.Version | None = None
+        "What the file was when it was last looked at."
+        self._has_noticed = False
         self._unpurged = 0
         "REGISTERs since expired rows were last removed."
         self._purged_epoch = 0.0
@@ -128,6 +132,7 @@ class SqliteStore:
         except LocationError:
             await self.close()
             raise
+        self.notice_changes()
 
     async def close(self) -> None:
         """Commit what was accepted, then let go."""
@@ -289,7 +294,29 @@ class SqliteStore:
         return self._read(job)
 
     def listen_to_subscribers(self, listener: SubscriberListener) -> None:
-        """There is nothing to hear."""
+        """Be told of our own changes, and of others by ``notice_changes``."""
+        self._subscriber_listeners.append(listener)
+
+    def notice_changes(self) -> None:
+        """Whether another process has written: asked once in a turn of the event loop."""
+        if self._has_noticed:
+            return
+        self._has_noticed = True
+        asyncio.get_running_loop().call_soon(self._notice_again)
+        try:
+            version = self._read(rows.version)
+        except LocationError:
+            return  # what was kept counts until the file can be read again
+        if version != self._version:
+            self._version = version
+            self._tell(None)
+
+    def _notice_again(self) -> None:
+        self._has_noticed = False
+
+    def _tell(self, aor: Aor | None) -> None:
+        for listener in self._subscriber_listeners:
+            listener(aor)
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""
@@ -297,12 +324,16 @@ class SqliteStore:
         def job(connection: sqlite3.Connection) -> None:
             rows.execute(connection, _PUT_SUBSCRIBER, rows.subscriber_row(subscriber))
 
-        await self._write(job)
+        await self._write(job, partial(self._tell, subscriber.aor))
 
     async def remove_subscriber(self, aor: Aor) -> bool:
         """Whether there was one."""
-        sql, key = "DELETE FROM subscribers WHERE aor = ?", (aor,)
-        return await self._write(lambda connection: rows.execute(connection, sql, key).rowcount > 0)
+
+        def job(connection: sqlite3.Connection) -> bool:
+            sql = "DELETE FROM subscribers WHERE aor = ?"
+            return rows.execute(connection, sql, (aor,)).rowcount > 0
+
+        return await self._write(job, partial(self._tell, aor))
 
     async def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber."""
@@ -354,8 +385,8 @@ class SqliteStore:
                 yield row
             after = page[-1][:1]
 
-    def _write(self, job: Job[T]) -> asyncio.Future[T]:
-        return _running(self._writer).run(job)
+    def _write(self, job: Job[T], committed: Written | None = None) -> asyncio.Future[T]:
+        return _running(self._writer).run(job, committed=committed)
 
     def _write_soon(self, job: Job[T]) -> asyncio.Future[T]:
         """Write what a power cut may take back for a second, if the operator lets it."""

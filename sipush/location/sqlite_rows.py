@@ -14,6 +14,8 @@ from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, S
 from sipush.core.stored_message import StoredMessage
 
 Row = tuple[Any, ...]
+Version = tuple[sqlite3.Connection, int]
+"What the file is, as seen over a connection: another one as soon as another process has written."
 
 DEVICE = (
     "aor, device, contact, contact_key, expires_epoch, call_id, cseq, flow, params, path,"
@@ -183,6 +185,11 @@ def _by_device(location: Location) -> dict[str, tuple[Binding | None, PushRecord
         for binding in location.bindings
     }
     return held | {device: (None, record) for device, record in records.items()}
+
+
+def version(connection: sqlite3.Connection) -> Version:
+    """What the file is now. Commits of the connection itself do not change it."""
+    return connection, connection.execute("PRAGMA data_version").fetchone()[0]
 
 
 def message_row(m: StoredMessage) -> Row:

@@ -21,8 +21,11 @@ SubscriberListener = Callable[[Aor | None], None]
 """Called on the event loop when a subscriber that was read, or is just being read, was changed or
 removed; with None any of them may have been."""
 
+TOLD_LIFETIME = 600.0
+"The ``subscriber_lifetime`` of a store that tells of changes."
+
 UNTOLD_LIFETIME = 10.0
-"The ``subscriber_lifetime`` of a store that tells of no changes."
+"That of one that does not."
 
 
 class LocationStore(Protocol):
@@ -116,6 +119,9 @@ class LocationStore(Protocol):
 
     def listen_to_subscribers(self, listener: SubscriberListener) -> None:
         """Be told of changes, if the store hears of them."""
+
+    def notice_changes(self) -> None:
+        """Before what was kept is used: tell of changes that the store hears of only if it asks."""
 
     async def put_subscriber(self, subscriber: Subscriber) -> None:
         """Add or replace."""

@@ -18,9 +18,8 @@ _KEPT = (4096, 1024)
 class Subscribers:
     """Looks subscribers up; those the store has are kept for its ``subscriber_lifetime``.
 
-    A store that tells of changes is asked again after each, any other after ten seconds: so late
-    does a user changed or removed by the CLI count there, a new one at once. While the store is
-    silent, those that were kept are users still.
+    A store that tells of changes is asked again after each, any other after ten seconds. While the
+    store is silent, those that were kept are users still.
     """
 
     def __init__(
@@ -58,6 +57,7 @@ class Subscribers:
         now = self._clock()
         known = None
         if (kept := self._kept.get(aor)) is not None:
+            self._store.notice_changes()
             asked_at, known = _unpacked(aor, kept)
             oldest = now - self._store.subscriber_lifetime
             if asked_at > self._all_changed_at and asked_at > oldest:

@@ -58,6 +58,32 @@ async def full_store(path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
+async def test_changes_are_those_of_others_and_no_checkpoints(
+    store: SqliteStore, path: Path
+) -> None:
+    told: list[str | None] = []
+    store.listen_to_subscribers(told.append)
+    for number in range(2 * CHECKPOINT_EVERY):
+        await store.bind(registration(binding(f"1{number}")))
+        store.notice_changes()
+    assert told == []
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM subscribers")
+        await _look(store)
+        assert told == []
+        other.execute("INSERT INTO subscribers VALUES (?, ?, '', 1, NULL, '')", (AOR, "a" * 32))
+        other.commit()
+    await _look(store)
+    await _look(store)
+    assert told == [None]
+
+
+async def _look(store: SqliteStore) -> None:
+    """In a turn of the loop of its own: in each the file is asked once."""
+    await asyncio.sleep(0)
+    store.notice_changes()
+
+
 @dataclass
 class Disk:
     """Syncs as often as it may, and tells when it has."""

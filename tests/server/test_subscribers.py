@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from sipush.config import RedisConfig
+from sipush.config import RedisConfig, SqliteConfig
 from sipush.core.bindings import Aor, Subscriber
 from sipush.errors import LocationError
 from sipush.location.redis import RedisStore
+from sipush.location.sqlite import SqliteStore
 from sipush.server.subscribers import Subscribers
 from tests.server.stores import FallibleStore
 from tests.servers.redis_server import RedisServer
@@ -82,6 +84,62 @@ async def test_users_of_the_configuration_win(clock: Clock):
     assert await subscribers.get(AOR) == OLD
     subscribers.replace({})
     assert await subscribers.get(AOR) == NEW
+
+
+# -- A file can be asked --
+
+
+class CountedStore(SqliteStore):
+    """Counts how often a subscriber is read."""
+
+    reads = 0
+
+    async def subscriber(self, aor: Aor) -> Subscriber | None:
+        self.reads += 1
+        return await super().subscriber(aor)
+
+
+@pytest.fixture
+async def file_stores(tmp_path: Path) -> AsyncIterator[tuple[CountedStore, CountedStore]]:
+    """Those of a daemon and of the CLI."""
+    stores = [CountedStore(SqliteConfig(path=tmp_path / "sipush.db")) for _ in range(2)]
+    for store in stores:
+        await store.open()
+    yield stores[0], stores[1]
+    for store in stores:
+        await store.close()
+
+
+@pytest.mark.parametrize("by_whom", [0, 1])
+async def test_a_change_in_a_file_counts_at_once_whoever_makes_it(
+    file_stores: tuple[CountedStore, CountedStore], clock: Clock, by_whom: int
+):
+    subscribers = Subscribers({}, file_stores[0], clock)
+    changing = file_stores[by_whom]
+    for subscriber in (OLD, NEW, OLD):
+        await changing.put_subscriber(subscriber)
+        for _ in range(3):
+            clock.now += 0.001
+            assert await subscribers.get(AOR) == subscriber
+    await changing.remove_subscriber(AOR)
+    clock.now += 0.001
+    assert await subscribers.get(AOR) is None
+
+
+async def test_one_in_a_file_that_nobody_changes_is_read_once_in_ten_minutes(
+    file_stores: tuple[CountedStore, CountedStore], clock: Clock
+):
+    store, _ = file_stores
+    subscribers = Subscribers({}, store, clock)
+    await store.put_subscriber(OLD)
+    clock.now += 1
+    for _ in range(599):
+        clock.now += 1
+        assert await subscribers.get(AOR) == OLD
+    assert store.reads == 1
+    clock.now += 2
+    assert await subscribers.get(AOR) == OLD
+    assert store.reads == 2
 
 
 # -- Redis tells --
