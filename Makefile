@@ -17,7 +17,7 @@ TEST_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 BROWSER := tests/e2e/browser
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run demo test bench compile uncompile
+.PHONY: help setup run demo test bench compile tune uncompile
 .PHONY: fuzz soak check format lint types packages lock clean
 
 help: ## Show this help
@@ -52,23 +52,29 @@ uncompile: ## Remove what compile made
 	rm -rf build .venv/compiled.stamp
 	find sipush -name '*.so' -delete
 
-BUILD := $(BIN)/python config/compile.py --quiet build_ext --inplace --force
-LOAD := $(BIN)/python -m tests.bench server --repeat 1 --results build/load
-LOAD += --operations register,refresh,call,message,wake
+BUILD := $(BIN)/python config/compile.py --quiet build_ext --inplace
+.venv/compiled.stamp: .venv/dev.stamp config/compile.py $(wildcard sipush/*.py sipush/*/*.py)
+	@.ci/install-packages gcc python3-dev
+	@echo "Compiling, which takes some minutes …"
+	@find sipush -name '*.so' -delete
+	@$(BUILD)
+	@find sipush -name '*.so' -exec touch {} +  # those that came out as before keep their old time
+	@touch $@
 
 # Twice: from the load in between gcc learns which code runs, and lays that side by side. What is
 # compiled to be watched is slow, and must not stay if we are stopped.
-.venv/compiled.stamp: .venv/dev.stamp config/compile.py $(wildcard sipush/*.py sipush/*/*.py)
+LOAD := $(BIN)/python -m tests.bench server --repeat 1 --results build/load
+LOAD += --operations register,refresh,call,message,wake
+tune: uncompile .venv/dev.stamp ## Compile them after two minutes of load to learn from: another tenth
 	@.ci/install-packages gcc libssl-dev python3-dev
-	@echo "Compiling twice, with two minutes of load in between; it takes ten in all …"
-	@rm -rf build && find sipush -name '*.so' -delete
+	@echo "Compiling twice, with two minutes of load in between: a quarter of an hour …"
 	@set -e; trap 'find sipush -name "*.so" -delete' EXIT; trap 'exit 1' INT TERM; \
 	CFLAGS=-fprofile-generate $(BUILD); \
 	$(LOAD) --servers memory,sqlite$$(command -v redis-server >/dev/null && echo ,redis) >/dev/null; \
 	$(LOAD) --servers memory --transport tcp >/dev/null; \
-	CFLAGS='-fprofile-use -fprofile-partial-training -Wno-missing-profile' $(BUILD); \
+	CFLAGS='-fprofile-use -fprofile-partial-training -Wno-missing-profile' $(BUILD) --force; \
 	trap - EXIT
-	@touch $@
+	@touch .venv/compiled.stamp
 
 # run/fuzz keeps the inputs that led somewhere new; run/crash-… is one that did harm.
 SECONDS ?= 600
