@@ -27,7 +27,7 @@ MODULES = [
         for name in (
             "ids",
             "log_lines",
-            *("location/redis_bind", "location/redis_commands"),
+            *("location/memory", "location/redis_bind", "location/redis_commands"),
             *("location/redis_connection", "location/redis_rows"),
             *("location/sqlite_rows", "location/sqlite_worker"),
             "push/dispatcher",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from heapq import heappop, heappush
+from typing import Generic, TypeVar
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
@@ -17,6 +18,20 @@ from sipush.location.store import (
     WakeListener,
     Written,
 )
+
+Item = TypeVar("Item")
+
+
+class _Each(AsyncIterator[Item], Generic[Item]):
+    """One after the other: mypyc compiles no asynchronous generator."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._items = iter(items)
+
+    async def __anext__(self) -> Item:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
 
 
 class MemoryStore:
@@ -77,10 +92,9 @@ class MemoryStore:
     def listen(self, listener: WakeListener, missed: MissedListener | None = None) -> None:
         """There is no other process."""
 
-    async def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
+    def aors(self, after: Aor = "") -> AsyncIterator[Aor]:
         """Every AOR with a binding or push record that comes after that one."""
-        for aor in sorted(aor for aor in self._locations if aor > after):
-            yield aor
+        return _Each(sorted(aor for aor in self._locations if aor > after))
 
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message, as far as this store stores anything."""
@@ -162,10 +176,9 @@ class MemoryStore:
         """Whether there was one."""
         return self._subscribers.pop(aor, None) is not None
 
-    async def subscribers(self) -> AsyncIterator[Subscriber]:
+    def subscribers(self) -> AsyncIterator[Subscriber]:
         """Every subscriber."""
-        for subscriber in list(self._subscribers.values()):
-            yield subscriber
+        return _Each(list(self._subscribers.values()))
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
         """Ban a source."""

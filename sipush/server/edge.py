@@ -74,8 +74,7 @@ class Edge:
 
     def serves(self, request: Request) -> bool:
         """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
-        policy = self.proxy.policy
-        return bool(policy.registrars and policy.registrar_of(self._aor(request)))
+        return self.proxy.policy.registrar_of(self._aor(request)) is not None
 
     def _aor(self, request: Request) -> Aor:
         return self.proxy.realm.aor(request.to.sip_uri) or ""

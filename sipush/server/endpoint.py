@@ -34,7 +34,7 @@ class Endpoint:
         if request.method != "REGISTER":
             return None
         try:
-            if self._edge.serves(request):
+            if self._is_for_edge(request):
                 return None
             response = self._registrar.challenge(flow, request)
         except MessageError:
@@ -51,7 +51,7 @@ class Endpoint:
     async def _handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Nothing goes unanswered: every error becomes a final response."""
         try:
-            if request.method == "REGISTER" and self._edge.serves(request):
+            if request.method == "REGISTER" and self._is_for_edge(request):
                 await self._edge.handle(transaction, request)
             elif request.method == "REGISTER":
                 await self._registrar.handle(transaction, request)
@@ -66,6 +66,10 @@ class Endpoint:
         except Exception:
             reject(transaction, INTERNAL_ERROR, self._proxy.new_id())
             raise
+
+    def _is_for_edge(self, request: Request) -> bool:
+        """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
+        return bool(self._proxy.policy.registrars) and self._edge.serves(request)
 
     def ack_received(self, flow: Flow, ack: Request) -> None:
         """The ACK of a 2xx."""
