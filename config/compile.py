@@ -19,7 +19,7 @@ MODULES = [
         for name in (
             *("acknowledgements", "answers", "completed", "endpoint", "forwarding", "gate"),
             *("held_calls", "locations", "message_arrival", "messages", "proxy", "push_bucket"),
-            *("registrar", "subscribers", "timer_wheel", "transactions", "waking"),
+            *("registrar", "steps", "subscribers", "timer_wheel", "transactions", "waking"),
         )
     ),
     *(

@@ -43,14 +43,14 @@ class Endpoint:
             self._proxy.bucket.flow_active(flow.name)
         return response
 
-    def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
-        """Answer or forward a new request."""
-        self._proxy.bucket.flow_active(transaction.flow.name)
-        self._tasks.start(self._handle(transaction, request))
+    def requests_received(self, transactions: list[ServerTransactionHandle]) -> None:
+        """Answer or forward new requests."""
+        self._tasks.start_together([self._handle(each, each.request) for each in transactions])
 
     async def _handle(self, transaction: ServerTransactionHandle, request: Request) -> None:
         """Nothing goes unanswered: every error becomes a final response."""
         try:
+            self._proxy.bucket.flow_active(transaction.flow.name)
             if request.method == "REGISTER" and self._is_for_edge(request):
                 await self._edge.handle(transaction, request)
             elif request.method == "REGISTER":

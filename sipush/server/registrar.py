@@ -31,6 +31,7 @@ from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
+from sipush.server.steps import STEP
 from sipush.server.subscribers import Subscribers
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.digest import find_credentials
@@ -117,6 +118,7 @@ class Registrar:
                 )
             )
             return
+        await STEP
         gate.signed_in(flow, user)
         if user != aor:  # §10.3 step 4
             log.warning("registration_for_another_user", user=user, aor=aor)
@@ -150,6 +152,7 @@ class Registrar:
         if isinstance(location, Refusal):
             self.refused(transaction, aor, location, tag)
             return
+        await STEP
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
             self.registered(aor, decision, location, flow)

@@ -9,6 +9,8 @@ from typing import Any
 
 import structlog
 
+from sipush.server.steps import STEP
+
 log = structlog.get_logger()
 
 _Work = Coroutine[Any, Any, None]
@@ -35,18 +37,31 @@ class Tasks:
         It is no task, which would cost as much as answering a request: there is no current task,
         which ``asyncio.timeout`` needs. ``asyncio.wait``, ``gather`` and ``sleep`` need none.
         """
+        while self._takes_a_step(work):
+            pass
+
+    def start_together(self, works: list[_Work]) -> None:
+        """``start`` all of them, each step of all before the next one."""
+        while works:
+            works = [work for work in works if self._takes_a_step(work)]
+
+    def _takes_a_step(self, work: _Work) -> bool:
+        """Whether it could take another one now."""
         try:
             waits_for = work.send(None)
         except (StopIteration, asyncio.CancelledError):
-            return
+            return False
         except Exception as error:
             log.error("internal_error", exc_info=error)
-            return
+            return False
+        if waits_for is STEP:
+            return True
         if waits_for is None:  # ``sleep(0)``
             waits_for = asyncio.ensure_future(asyncio.sleep(0))
         waits_for._asyncio_future_blocking = False  # as a task tells that it has taken it
         self._waiting[work] = waits_for
         waits_for.add_done_callback(partial(self._go_on, work))
+        return False
 
     def _go_on(self, work: _Work, _: asyncio.Future[Any]) -> None:
         del self._waiting[work]

@@ -60,12 +60,12 @@ class TransactionUser(Protocol):
     def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
         """The answer to a request that needs no transaction (§8.2.7), or None.
 
-        The request is one that ``request_received`` would hear of, or its repetition, but no
+        The request is one that ``requests_received`` would hear of, or its repetition, but no
         INVITE, whose ACK belongs to a transaction.
         """
 
-    def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
-        """A new request that passed ``check``, its top Via stamped; never an ACK or a CANCEL."""
+    def requests_received(self, transactions: list[ServerTransactionHandle]) -> None:
+        """New requests that passed ``check``, top Vias stamped; never an ACK or a CANCEL."""
 
     def ack_received(self, flow: Flow, ack: Request) -> None:
         """An ACK that ends no INVITE transaction of ours: for a 2xx, to be routed statelessly.
@@ -579,14 +579,22 @@ class TransactionLayer:
                 checked.append((flow, message, check(message, self.limits)))
             except MessageError as error:
                 self.malformed_received(flow, error)
+        new: list[ServerTransactionHandle] = []
         for flow, message, via in checked:
             try:
                 if isinstance(message, Request):
-                    self._request_received(flow, message, via)
+                    if message.method == "CANCEL" and new:  # perhaps of one of these
+                        self.user.requests_received(new)
+                        new = []
+                    handle = self._request_received(flow, message, via)
+                    if handle is not None:
+                        new.append(handle)
                 elif isinstance(message, Response):
                     self._response_received(flow, message, via)
             except Exception as error:  # is not the fault of those behind it
                 log.error("internal_error", exc_info=error)
+        if new:
+            self.user.requests_received(new)
 
     def malformed_received(self, flow: Flow, error: MessageError) -> None:
         """Answer what is wrong statelessly (§8.2.7), if it is a request that can be answered.
@@ -716,36 +724,39 @@ class TransactionLayer:
         elif self._completed_clients.get(key) is None:
             self.user.stray_response_received(flow, response)
 
-    def _request_received(self, flow: Flow, request: Request, via: Via) -> None:
+    def _request_received(
+        self, flow: Flow, request: Request, via: Via
+    ) -> ServerTransactionHandle | None:
+        """Its new transaction, if the user is to hear of it."""
         stamp_received(request, flow.remote, via)
         if request.method == "ACK":
             self._ack_received(flow, request, server_key(request, via, "INVITE"))
-            return
+            return None
         if request.method not in _STATEFUL:
             response = self.user.stateless_answer(flow, request)
             if response is not None:
                 self.send_stateless(response, flow)
-                return
+                return None
         key = server_key(request, via, request.method)
         known = self._servers.get(key)
         if known is not None:
             known.came_over(flow)
             known.request_repeated()
-            return
+            return None
         if (answer := self._completed_servers.get(key)) is not None:
             self._send(answer, flow)
-            return
+            return None
         if request.method == "CANCEL" and self._is_spoofed(flow, request, via):
-            return
+            return None
         server = self._servers[key] = _Server(self, key, flow, request)
         handle = server.handle = ServerTransactionHandle(server, request, via.branch)
         self.pending += 1
         if request.method == "CANCEL":
             self._cancel_received(handle, request, server_key(request, via, "INVITE"))
-            return
+            return None
         if request.method == "INVITE" and not self._user_tries:
             handle.trying()
-        self.user.request_received(handle, request)
+        return handle
 
     def _ack_received(self, flow: Flow, ack: Request, key: TransactionKey) -> None:
         invite = self._servers.get(key)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.server.steps import STEP
 from sipush.server.tasks import Tasks
 
 
@@ -62,6 +63,42 @@ async def test_several_may_wait_for_the_same(tasks: Tasks) -> None:
     first.came.set_result("came")
     await tasks.finish()
     assert first.done == second.done == ["began", "came", "slept"]
+
+
+async def take_steps(name: str, number: int, taken: list[str]) -> None:
+    for step in range(number):
+        taken.append(f"{name}{step}")
+        await STEP
+    taken.append(f"{name} ended")
+
+
+async def test_what_is_started_together_takes_each_step_together(tasks: Tasks) -> None:
+    taken = list[str]()
+    tasks.start_together([take_steps(*each, taken) for each in (("a", 2), ("b", 1), ("c", 2))])
+    assert taken == ["a0", "b0", "c0", "a1", "b ended", "c1", "a ended", "c ended"]
+
+
+async def test_what_is_started_alone_takes_its_steps_at_once(tasks: Tasks) -> None:
+    taken = list[str]()
+    tasks.start(take_steps("a", 2, taken))
+    assert taken == ["a0", "a1", "a ended"]
+
+
+async def test_who_waits_or_fails_keeps_none_of_the_others_waiting(tasks: Tasks) -> None:
+    taken, first, second = list[str](), Work(), Work()
+
+    async def wait() -> None:
+        await first.wait()
+        await take_steps("a", 2, taken)
+
+    second.came.set_result("came")
+    with capture_logs() as log:
+        tasks.start_together([wait(), second.fail(), take_steps("b", 1, taken)])
+    assert [line["event"] for line in log] == ["internal_error"]
+    assert taken == ["b0", "b ended"]
+    first.came.set_result("came")
+    await tasks.finish()
+    assert taken[2:] == ["a0", "a1", "a ended"]
 
 
 @pytest.mark.parametrize("spawned", [True, False])

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sipush.errors import MessageError
-from sipush.server.transactions import ClientTransactionHandle, Failure, ServerTransactionHandle
+from sipush.server.transactions import ClientTransactionHandle, Failure
 from sipush.sip.message import Request, Response, make_response, parse_datagram
+from sipush.transport.flow import Flow
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import TOP_VIA, request, request_bytes
 
@@ -78,23 +79,32 @@ def test_a_caller_that_is_back_over_another_connection_hears_the_end_there(
     assert again.take_lines() == ["SIP/2.0 487 Request Terminated"] * is_followed
 
 
+def test_requests_that_came_together_are_handed_up_together() -> None:
+    wire = Wire()
+    wire.receive(request_bytes("OPTIONS"), request_bytes("BYE"), request_bytes("OPTIONS"))
+    assert wire.events == ["request OPTIONS", "request BYE"]
+    assert wire.together == [2]
+
+
+def test_a_cancel_that_came_together_with_its_invite_is_handed_up_after_it() -> None:
+    wire = Wire()
+    wire.receive(INVITE, request_bytes("CANCEL"), request_bytes("BYE"))
+    assert wire.events == ["request INVITE", "cancelled", "request BYE"]
+    assert wire.together == [1, 1]
+
+
 def test_what_fails_on_a_request_takes_nothing_from_those_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wire, heard = Wire(), list[str]()
 
-    def fail(transaction: ServerTransactionHandle, request: Request) -> None:
+    def fail(flow: Flow, request: Request) -> None:
         heard.append(request.method)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(wire, "request_received", fail)
+    monkeypatch.setattr(wire, "stateless_answer", fail)
     with structlog.testing.capture_logs() as logs:
-        wire.layer.messages_received(
-            [
-                (wire.flow, parse_datagram(request_bytes(method, via=f"SIP/2.0/UDP a;branch={n}")))
-                for n, method in enumerate(("OPTIONS", "BYE"))
-            ]
-        )
+        wire.receive(request_bytes("OPTIONS"), request_bytes("BYE"))
     assert heard == ["OPTIONS", "BYE"]
     assert [line["event"] for line in logs] == ["internal_error"] * 2
 

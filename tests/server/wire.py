@@ -94,6 +94,8 @@ class Wire:
         )
         self.events: list[str] = []
         self.handles: list[ServerTransactionHandle] = []
+        self.together: list[int] = []
+        "How many of them came at a time."
         self.responses: list[Response] = []
         self.failures: list[Failure] = []
         self.stateless: Response | None = None
@@ -101,16 +103,17 @@ class Wire:
         self.back: WireFlow | None = None
         "Where a response goes whose connection has closed."
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, *together: bytes) -> None:
         """The peer sent this."""
-        self.layer.messages_received([(self.flow, parse_datagram(data))])
+        self.layer.messages_received([(self.flow, parse_datagram(data)) for data in together])
 
     def stateless_answer(self, flow: Flow, request: Request) -> Response | None:
         return self.stateless
 
-    def request_received(self, transaction: ServerTransactionHandle, request: Request) -> None:
-        self.handles.append(transaction)
-        self.events.append(f"request {request.method}")
+    def requests_received(self, transactions: list[ServerTransactionHandle]) -> None:
+        self.handles.extend(transactions)
+        self.together.append(len(transactions))
+        self.events.extend(f"request {each.request.method}" for each in transactions)
 
     def ack_received(self, flow: Flow, ack: Request) -> None:
         self.events.append("ack")
