@@ -8,9 +8,10 @@ from sipush.core.bindings import Subscriber
 from sipush.daemon import Daemon
 from sipush.location.memory import MemoryStore
 from tests.bench.in_process import configuration
+from tests.server.stores import ChangedStore
 
 
-class EndlessStore(MemoryStore):
+class EndlessStore(ChangedStore):
     """One user, found at once, among more keys than anybody can look at."""
 
     async def subscribers(self) -> AsyncIterator[Subscriber]:
@@ -18,7 +19,7 @@ class EndlessStore(MemoryStore):
         await asyncio.Event().wait()
 
 
-def daemon(directory: Path, store: MemoryStore) -> Daemon:
+def daemon(directory: Path, store: MemoryStore | EndlessStore) -> Daemon:
     daemon = Daemon(Path(), configuration(directory))
     daemon._store = store
     return daemon

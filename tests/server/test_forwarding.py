@@ -9,17 +9,17 @@ from pathlib import Path
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
 from sipush.core.outbound import decode_route_token
-from sipush.location.memory import MemoryStore
 from sipush.server.forwarding import Forwarding
 from sipush.sip.message import parse_datagram
 from tests.bench.in_process import Server, Wire, configuration, invite, response
 from tests.bench.servers import DOMAIN, aor, ha1
 from tests.location.rows import binding, registration
+from tests.server.stores import ChangedStore
 
 BOB, CAROL = aor(1), aor(3)
 
 
-class StoreThatLooksLong(MemoryStore):
+class StoreThatLooksLong(ChangedStore):
     """A store that takes its time to find one user, as she was when it was asked."""
 
     def __init__(self, user: Aor) -> None:
@@ -28,7 +28,7 @@ class StoreThatLooksLong(MemoryStore):
         self.asked, self.may = asyncio.Event(), asyncio.Event()
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
-        found = await super().lookup(aor, now_epoch)
+        found = await self.unchanged.lookup(aor, now_epoch)
         if aor == self._user:
             self.asked.set()
             await self.may.wait()

@@ -17,6 +17,7 @@ from sipush.server.gate import Gate, GateKeeper
 from sipush.server.locations import Locations
 from sipush.sip.message import Request, make_response, parse_datagram
 from sipush.turns import Turns
+from tests.server.stores import ChangedStore
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import request_bytes
 
@@ -24,7 +25,7 @@ GUESSER, BOB = "192.0.2.66", "bob@example.com"
 POLICY = AbusePolicy(failures=1, stranger_burst=3, stranger_rate=0.001)
 
 
-class AbsentStore(MemoryStore):
+class AbsentStore(ChangedStore):
     """A store that is down."""
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
@@ -34,7 +35,7 @@ class AbsentStore(MemoryStore):
         raise LocationError("down")
 
 
-def gate(store: MemoryStore | None = None) -> Gate:
+def gate(store: MemoryStore | AbsentStore | None = None) -> Gate:
     store = store or MemoryStore()
     clock = asyncio.get_running_loop().time
     return Gate(Guard(POLICY), Guesses(2, 100), store, Locations(store), clock)

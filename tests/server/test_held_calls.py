@@ -99,7 +99,7 @@ class CountingStore(LastingStore):
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
         self.written += 1
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
 
 
 async def test_what_changes_in_one_turn_of_the_loop_is_written_down_once(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ class WatchingStore(LastingStore):
     async def put_held_call(
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
         final = HeldCall.from_json(held).final
         heard = [each.partition(b"\r\n")[0] for each in self.server.caller.sent]
         self.heard_before.setdefault(final, heard)
@@ -162,7 +162,7 @@ class StoreThatSeesCancels(LastingStore):
     async def put_held_call(
         self, owner: str, held_id: str, held: bytes, written: Written | None = None
     ) -> None:
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
         if HeldCall.from_json(held).final == 200:
             self.got_before = self.got_before or methods(self.server)
 
@@ -203,7 +203,7 @@ class StoreThatSeesRinging(LastingStore):
     ) -> None:
         if not self.has_stored.is_set():
             self.heard_before = list(self.server.caller.sent)
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
         self.has_stored.set()
 
 
@@ -255,7 +255,7 @@ class StoreThatFillsUp(LastingStore):
         if self.states and not self.emptied:
             self.refused.set()
             raise LocationError("disk full")
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
         self.states.append(HeldCall.from_json(held).context["branches"][0])
 
 
@@ -314,7 +314,7 @@ class StoreThatHandsOver(LastingStore):
             if self.refuses:
                 self.refuses = False
                 raise LocationError("out of memory")
-        await super().put_held_call(owner, held_id, held)
+        await self.unchanged.put_held_call(owner, held_id, held)
         if begins(held):
             self.has_begun.set()
 
@@ -356,7 +356,7 @@ class StoreThatIsAsked(LastingStore):
         if written is not None:
             self.asked.set()
             await self.may.wait()
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
 
 
 async def test_a_push_does_not_leave_when_the_call_is_over_before_its_begin_is_handed_over(
@@ -395,7 +395,7 @@ class SlowStore(LastingStore):
             self.most_begun_and_not_sent = max(self.most_begun_and_not_sent, on_the_way)
         for _ in range(20):
             await asyncio.sleep(0)
-        await super().put_held_call(owner, held_id, held, written)
+        await self.unchanged.put_held_call(owner, held_id, held, written)
 
 
 async def test_few_pushes_are_begun_and_not_sent(tmp_path: Path) -> None:
