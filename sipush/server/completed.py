@@ -14,20 +14,42 @@ from sipush.sip.transaction import TransactionKey
 
 _GENERATIONS: Final = 4
 "In the time that each of them is known for."
-_LENGTH_BITS: Final = 16
+_PIECE: Final = 65_536
+"""Bytes after which responses go to another piece of memory: a single one would be copied whenever
+it outgrows its place."""
+_BITS: Final = 17
+"In which a position in a piece fits, and the length of a datagram."
+_MASK: Final = (1 << _BITS) - 1
 
 
 class _Generation:
-    """What was completed within a while, and is forgotten in one step, memory in one piece."""
+    """What was completed within a while, and is forgotten in one step."""
 
-    __slots__ = ("ends", "places", "responses")
+    __slots__ = ("ends", "pieces", "places")
 
     def __init__(self, ends: float) -> None:
         self.ends = ends
         "Until when it takes in more."
         self.places: dict[int, int] = {}
-        "By the hash of the key: where the response begins, and how long it is."
-        self.responses = bytearray()
+        "By the hash of the key: the response's piece, where it begins, and how long it is."
+        self.pieces = [bytearray()]
+
+    def add(self, number: int, response: bytes) -> None:
+        """Keep a response."""
+        if len(self.pieces[-1]) >= _PIECE:
+            self.pieces.append(bytearray())
+        piece = self.pieces[-1]
+        place = (len(self.pieces) - 1) << _BITS | len(piece)
+        self.places[number] = place << _BITS | len(response)
+        piece += response
+
+    def get(self, number: int) -> bytes | None:
+        """The response, or None."""
+        place = self.places.get(number)
+        if place is None:
+            return None
+        begin = place >> _BITS & _MASK
+        return bytes(self.pieces[place >> 2 * _BITS][begin : begin + (place & _MASK)])
 
 
 class Completed:
@@ -47,9 +69,7 @@ class Completed:
         now = self._clock()
         if not self._generations or now >= self._generations[-1].ends:
             self._begin(now)
-        newest = self._generations[-1]
-        newest.places[hash(key)] = len(newest.responses) << _LENGTH_BITS | len(response)
-        newest.responses += response
+        self._generations[-1].add(hash(key), response)
 
     def _begin(self, now: float) -> None:
         span = self._keep / _GENERATIONS
@@ -63,11 +83,8 @@ class Completed:
         """The response that it repeats; None: it is not known, or no more."""
         number = hash(key)
         for generation in self._generations:
-            place = generation.places.get(number)
-            if place is not None:
-                begin = place >> _LENGTH_BITS
-                end = begin + (place & ((1 << _LENGTH_BITS) - 1))
-                return bytes(generation.responses[begin:end])
+            if (response := generation.get(number)) is not None:
+                return response
         return None
 
     def __len__(self) -> int:

@@ -44,6 +44,14 @@ def test_when_all_is_forgotten_nothing_is_left_and_nothing_waited_for() -> None:
     assert (len(table), clock.armed) == (0, 0)
 
 
+def test_of_many_each_is_its_own_in_whichever_piece_of_memory() -> None:
+    table, _ = completed()
+    responses = {f"key {number}": b"%d " % number * 200 for number in range(1000)}
+    for key, response in responses.items():
+        table.add(key, response)
+    assert {key: table.get(key) for key in responses} == responses
+
+
 def test_the_largest_datagram_is_kept_whole() -> None:
     table, _ = completed()
     table.add("small", b"1")
