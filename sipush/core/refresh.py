@@ -77,6 +77,8 @@ class Refreshes:
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
         call_id, cseq = request.call_id, request.cseq.number
+        if call_id == old.call_id:
+            call_id = old.call_id  # already kept: no other string need replace it
         binding = Binding(
             old.aor,
             old.device,
