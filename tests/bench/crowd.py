@@ -17,22 +17,26 @@ from tests.bench.servers import DOMAIN, Sipush
 SIZES = [1000, 100_000, 1_000_000]
 IN_MEMORY = [1000, 100_000]
 "Of a store that is filled by as many REGISTERs."
-PHONES = 5_000
-"Scattered evenly among all users."
-OPERATIONS = 5_000
-OTHERS = 20_000
-"""REGISTERs of others between two of one user: a server remembers the last 20,000 users for some
-ends, and others for seconds."""
-ROUNDS = 5
+PHONES = [500, 5_000]
+"""Scattered evenly among all users, whose operations are measured in turn: as many as there can be
+among a thousand, and ten times as many. The first tell what more bindings cost, the others what
+it costs too that more phones are active, of whom less is in a processor's caches."""
+OPERATIONS = 10_000
+REGISTERS = 20_000
+"""Of others, before refreshes are measured: a server remembers who was there last for some ends,
+and what was answered in the last seconds for others."""
+ROUNDS = 15
+"As one round differs from the next by a fifth where others use the machine."
 
 
 def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     """One row for each size: CPU µs of a refresh and of a call among as many bindings.
 
-    The servers are measured in turn: what else goes on in the machine meets all alike.
+    The servers are measured in turn: what else goes on in the machine meets all alike. Growth is
+    the median of what each round says, against the first size and number of phones.
     """
     sizes = sizes or (IN_MEMORY if store == "memory" else SIZES)
-    costs: dict[int, dict[str, list[float]]] = {n: {"refresh": [], "call": []} for n in sizes}
+    costs = {n: {which: list[float]() for which in _measures(n)} for n in sizes}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-crowd-")))
         servers = {}
@@ -42,38 +46,49 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
             _fill(servers[size], store, size)
         for number in range(ROUNDS):
             for size, server in servers.items():
-                for mode, rounds in costs[size].items():
-                    rounds.append(_measure(server, mode, size, number))
-    return [
-        {"store": store, "bindings": size, "ready_after_s": round(servers[size].ready_after, 2)}
-        | {f"{mode}_us": round(median(rounds), 1) for mode, rounds in costs[size].items()}
-        | {f"{mode}_rounds": list(map(round, rounds)) for mode, rounds in costs[size].items()}
-        for size in sizes
-    ]
+                for (mode, phones), rounds in costs[size].items():
+                    rounds.append(_measure(server, mode, size, phones, number))
+    rows = []
+    for size in sizes:
+        ready_after = round(servers[size].ready_after, 2)
+        rows.append({"store": store, "bindings": size, "ready_after_s": ready_after})
+        for (mode, phones), rounds in costs[size].items():
+            fewest = zip(rounds, costs[sizes[0]][mode, PHONES[0]], strict=True)
+            grown = median(us / least for us, least in fewest) - 1
+            rows[-1] |= {
+                f"{mode}_{phones}_us": round(median(rounds), 1),
+                f"{mode}_{phones}_growth": f"{grown:+.0%}",
+                f"{mode}_{phones}_rounds": list(map(round, rounds)),
+            }
+    return rows
+
+
+def _measures(size: int) -> list[tuple[str, int]]:
+    """What is measured among as many bindings: which operation, by how many phones."""
+    return [(mode, n) for n in PHONES if 2 * n <= size for mode in ("refresh", "call")]
 
 
 def _fill(server: Sipush, store: str, size: int) -> None:
     """Directly, where the store outlives the daemon."""
     if store == "memory":
-        _register(server, range(size), size)
+        _register(server, range(size), size, size)
     else:
         server.end_daemon()
         asyncio.run(growth.fill(server, size))
         server.start()
 
 
-def _measure(server: Sipush, mode: str, size: int, number: int) -> float:
+def _measure(server: Sipush, mode: str, size: int, phones: int, number: int) -> float:
     """CPU µs of a refresh by users of whom nothing was heard for a while, or of a call to some.
 
     They are others in each round.
     """
-    phones = min(size // 2, PHONES)
-    others = min(size - phones, OTHERS)
+    others = min(size - phones, REGISTERS)
     first = (size - phones - others) * number // (ROUNDS - 1)
 
     def between(word: str) -> None:
         if word == "PRIMED" and mode == "refresh":
-            _register(server, range(first + phones, first + phones + others), size)
+            _register(server, range(first + phones, first + phones + others), size, REGISTERS)
 
     load = _load(mode, server, range(first, first + phones), size)
     result = drive(server.pids, [*load, "--count", str(OPERATIONS)], between)
@@ -82,9 +97,9 @@ def _measure(server: Sipush, mode: str, size: int, number: int) -> float:
     return float(result["cpu_us"])
 
 
-def _register(server: Sipush, users: range, size: int) -> None:
+def _register(server: Sipush, users: range, size: int, registers: int) -> None:
     load = _load("register", server, users, size)
-    drive(server.pids, [*load, "--count", str(len(users))])
+    drive(server.pids, [*load, "--count", str(registers)])
 
 
 def _load(mode: str, server: Sipush, users: range, size: int) -> list[str | Path]:
