@@ -1,10 +1,11 @@
-"""What is kept of many users in little memory: a bounded number of bytes, however many there are.
+"""What is kept of many users in little memory: the same number of bytes, however many there are.
 
 A dict takes some 150 bytes for an entry, its key and what is around its value; here it is ten.
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import Final
 
 _MARK: Final = 8
@@ -23,16 +24,19 @@ class Packed:
 
     def __init__(self, buckets: int, room: int) -> None:
         """``room``: bytes in each bucket, which is gone through to find something, and copied."""
-        self._buckets = [b""] * buckets
-        "Entries one after the other, the newest last."
+        # Written to at once: else each of the first users would take memory of its own.
+        self._bytes = bytearray(b"\0") * (buckets * room)
+        "The buckets one after the other, and in them the entries, the newest last."
+        self._used = array("I", [0]) * buckets
+        "Bytes of each bucket that are entries."
         self._room = room
 
     def get(self, key: str) -> bytes | None:
         """What was put for it last, if it is there still."""
         number = hash(key) & _BITS
-        bucket = self._buckets[number % len(self._buckets)]
+        bucket = self._bucket(number % len(self._used))
         start = bucket.find(number.to_bytes(_MARK, "little"))
-        return None if start < 0 else bucket[start + _HEAD : _end(bucket, start)]
+        return None if start < 0 else bytes(bucket[start + _HEAD : _end(bucket, start)])
 
     def put(self, key: str, value: bytes) -> None:
         """Keep it instead of what is there, unless it is longer than MAX_VALUE or a bucket."""
@@ -49,21 +53,28 @@ class Packed:
         """``entry``: length and value, or empty."""
         number = hash(key) & _BITS
         mark = number.to_bytes(_MARK, "little")
-        bucket = self._buckets[number % len(self._buckets)]
+        place = number % len(self._used)
+        bucket = self._bucket(place)
         start = bucket.find(mark)
         if start >= 0:
-            bucket = bucket[:start] + bucket[_end(bucket, start) :]
+            del bucket[start : _end(bucket, start)]
         if entry:
             bucket += mark + entry
         while len(bucket) > self._room:
-            bucket = bucket[_end(bucket, 0) :]
-        self._buckets[number % len(self._buckets)] = bucket
+            del bucket[: _end(bucket, 0)]
+        begin = place * self._room
+        self._bytes[begin : begin + len(bucket)] = bucket
+        self._used[place] = len(bucket)
+
+    def _bucket(self, place: int) -> bytearray:
+        begin = place * self._room
+        return self._bytes[begin : begin + self._used[place]]
 
     def clear(self) -> None:
         """Forget all."""
-        self._buckets = [b""] * len(self._buckets)
+        self._used = array("I", [0]) * len(self._used)
 
 
-def _end(bucket: bytes, start: int) -> int:
+def _end(bucket: bytearray, start: int) -> int:
     """Where the entry ends that starts there."""
     return start + _HEAD + int.from_bytes(bucket[start + _MARK : start + _HEAD], "little")
