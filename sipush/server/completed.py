@@ -34,23 +34,6 @@ class _Generation:
         "By the hash of the key: the response's piece, where it begins, and how long it is."
         self.pieces = [bytearray()]
 
-    def add(self, number: int, response: bytes) -> None:
-        """Keep a response."""
-        if len(self.pieces[-1]) >= _PIECE:
-            self.pieces.append(bytearray())
-        piece = self.pieces[-1]
-        place = (len(self.pieces) - 1) << _BITS | len(piece)
-        self.places[number] = place << _BITS | len(response)
-        piece += response
-
-    def get(self, number: int) -> bytes | None:
-        """The response, or None."""
-        place = self.places.get(number)
-        if place is None:
-            return None
-        begin = place >> _BITS & _MASK
-        return bytes(self.pieces[place >> 2 * _BITS][begin : begin + (place & _MASK)])
-
 
 class Completed:
     """Completed transactions of one kind, each known for ``keep`` seconds or a quarter more.
@@ -69,7 +52,13 @@ class Completed:
         now = self._clock()
         if not self._generations or now >= self._generations[-1].ends:
             self._begin(now)
-        self._generations[-1].add(hash(key), response)
+        newest = self._generations[-1]
+        if len(newest.pieces[-1]) >= _PIECE:
+            newest.pieces.append(bytearray())
+        piece = newest.pieces[-1]
+        place = (len(newest.pieces) - 1) << _BITS | len(piece)
+        newest.places[hash(key)] = place << _BITS | len(response)
+        piece += response
 
     def _begin(self, now: float) -> None:
         span = self._keep / _GENERATIONS
@@ -83,8 +72,10 @@ class Completed:
         """The response that it repeats; None: it is not known, or no more."""
         number = hash(key)
         for generation in self._generations:
-            if (response := generation.get(number)) is not None:
-                return response
+            place = generation.places.get(number)
+            if place is not None:
+                piece, begin = generation.pieces[place >> 2 * _BITS], place >> _BITS & _MASK
+                return bytes(piece[begin : begin + (place & _MASK)])
         return None
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ OPERATIONS = 10_000
 REGISTERS = 20_000
 """Of others, before refreshes are measured: a server remembers who was there last for some ends,
 and what was answered in the last seconds for others."""
-ROUNDS = 15
+ROUNDS = 9
 "As one round differs from the next by a fifth where others use the machine."
 
 
