@@ -36,6 +36,8 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     the median of what each round says, against the first size and number of phones.
     """
     sizes = sizes or (IN_MEMORY if store == "memory" else SIZES)
+    if min(sizes) < 2 * PHONES[0]:
+        raise SystemExit(f"--sizes: at least {2 * PHONES[0]}, as half of the phones call the other")
     costs = {n: {which: list[float]() for which in _measures(n)} for n in sizes}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-crowd-")))
