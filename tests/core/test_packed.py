@@ -35,6 +35,7 @@ def test_of_too_many_those_put_longest_ago_are_forgotten() -> None:
     for n in range(40_000):
         packed.put(str(n), bytes(20))
         packed.put("again", b"here")
+    assert sum(packed._used) <= len(packed._bytes) == 1 << 16
     kept = [n for n in range(40_000) if packed.get(str(n)) is not None]
     assert 1000 < len(kept) < 2200
     assert kept[0] > 10_000
