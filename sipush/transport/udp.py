@@ -29,7 +29,7 @@ what a step runs stays in the processor's caches, and so does, of so many, what 
 (docs/performance.md)."""
 BATCH: Final = 256
 "Datagrams read before other work of the loop gets its turn …"
-SLICE: Final = 0.01
+SLICE = 0.01
 "… or as many as are read and answered in so many seconds."
 
 CALLS: Final = (b"INVITE ", b"CANCEL ")

@@ -218,9 +218,10 @@ async def test_one_dead_peer_does_not_keep_others_from_being_sent_to_or_heard(
 
 
 async def test_what_is_there_is_read_at_once_though_a_peer_is_gone(
-    listen: Open, recorder: Recorder
+    listen: Open, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call to a dead phone leaves an error to be read; a REGISTER once waited behind each."""
+    monkeypatch.setattr(udp, "SLICE", 60)  # no slow machine may end a turn early
     listeners = await listen("udp")
     dead = await listeners.connect("udp", closed_port("127.0.0.1"))
     dead.send(register())
