@@ -34,7 +34,8 @@ from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, Http1Cl
 from sipush.push.provider import Begin, Leave, begin_now
 
 QUIET = 1.0
-"Seconds without a byte, a request being open, after which the peer is pinged."
+"""Seconds without a byte, a request being open, after which the peer is pinged; twice as long after
+each ping that it has answered, as a service may take many of them for an attack."""
 DEAF = 2.0
 "Seconds a ping may stay unanswered before the connection is given up."
 STALL = 2.0
@@ -99,6 +100,7 @@ class Http2Connection(asyncio.Protocol):
         self._stalled = False
         self._draining = False
         self._watchdog: asyncio.TimerHandle | None = None
+        self._quiet = QUIET
         self._why_closed = ""
 
     @property
@@ -155,6 +157,7 @@ class Http2Connection(asyncio.Protocol):
             raise StreamLostError("protocol error", unprocessed=True) from None
         self._streams[stream_id] = _Stream(self._loop.create_future())
         self._flush()
+        self._quiet = QUIET
         self._watch()
         return stream_id
 
@@ -192,6 +195,8 @@ class Http2Connection(asyncio.Protocol):
         """Free a stream whose answer nobody waits for any more."""
         self._streams.pop(stream_id, None)
         self._stalled = False
+        if not self._streams:
+            self._unwatch()
         if not self.closed:
             with suppress(ProtocolError):  # already ended: the usual case
                 self._h2.reset_stream(stream_id, ErrorCodes.CANCEL)
@@ -228,6 +233,8 @@ class Http2Connection(asyncio.Protocol):
             self._event_received(event)
         self._flush()
         self._state_changed()
+        if self._streams and not self.closed:
+            self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("connection lost")
@@ -302,7 +309,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _watch(self) -> None:
         if self._watchdog is None:
-            self._watchdog = self._loop.call_later(QUIET, self._ping)
+            self._watchdog = self._loop.call_later(self._quiet, self._ping)
 
     def _unwatch(self) -> None:
         if self._watchdog is not None:
@@ -310,6 +317,7 @@ class Http2Connection(asyncio.Protocol):
             self._watchdog = None
 
     def _ping(self) -> None:
+        self._quiet *= 2
         self._h2.ping(b"sipush??")
         self._flush()
         self._watchdog = self._loop.call_later(DEAF, self._lose, "no answer to ping")

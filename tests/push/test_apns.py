@@ -152,6 +152,29 @@ async def test_a_connection_gone_deaf_is_replaced(apns: ApnsProvider, service: P
     assert service.connections_accepted == 2
 
 
+async def test_a_connection_gone_deaf_after_another_answer_is_given_up(
+    apns: ApnsProvider, service: PushService
+) -> None:
+    await apns.send(call(Platform.APNS))
+    await service.next_push()
+    service.misbehave("aa" * 32, Misbehaviour(act=Act.DEAF, delay=0.2))
+    unheard = asyncio.ensure_future(apns.send(call(Platform.APNS, call_token="aa" * 32)))
+    await service.next_push()
+    assert (await apns.send(call(Platform.APNS))).result is PushResult.ACCEPTED
+    outcome = await asyncio.wait_for(unheard, 10)
+    assert (outcome.result, outcome.reason) == (PushResult.RETRYABLE, "no answer to ping")
+
+
+async def test_a_service_that_takes_its_time_is_not_given_up(
+    apns: ApnsProvider, service: PushService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers pings, of which each comes later than the one before."""
+    monkeypatch.setattr("sipush.push.http2.QUIET", 0.01)
+    service.misbehave(VOIP_TOKEN, Misbehaviour(delay=0.5))
+    assert (await apns.send(call(Platform.APNS))).result is PushResult.ACCEPTED
+    assert service.connections_accepted == 1
+
+
 async def test_silence_for_the_only_granted_stream_opens_another_connection(
     apns: ApnsProvider, service: PushService
 ) -> None:
