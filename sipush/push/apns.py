@@ -47,7 +47,8 @@ class ApnsProvider:
     name = "apns"
     max_in_flight = 50
     "A thousand at once would stall the event loop, and SIP with it, for over half a second."
-    retry_delays: tuple[float, ...] = (0.2,)
+    retry_delays: tuple[float, ...] = (0.2, 1.0, 2.0, 4.0)
+    knows_repeats = False
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -59,7 +60,8 @@ class Dispatcher:
         if lane is None:
             outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
         else:
-            outcome = await self._send(lane, request, begin)
+            with lane.in_use():
+                outcome = await self._send(lane, request, begin)
         self._tell(request, outcome, self._clock() - started)
         return outcome
 
@@ -86,7 +88,8 @@ class Dispatcher:
     async def _send(self, lane: _Lane, request: PushRequest, begin: Begin | None) -> PushOutcome:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(MAX_WAIT, request.deadline_epoch - self._clock())
-        delays, unanswered = iter(lane.provider.retry_delays), False
+        delays = iter(lane.provider.retry_delays)
+        tried = unanswered = False
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
@@ -96,7 +99,11 @@ class Dispatcher:
                     delay = next(delays, None)
                     if delay is None or not _worth_another_try(outcome):
                         return outcome
-                    unanswered = unanswered or not outcome.status
+                    unanswered = unanswered or (outcome.has_left and not outcome.status)
+                    harmless = outcome.result is PushResult.RETRYABLE and not unanswered
+                    if tried and not (harmless or lane.provider.knows_repeats):
+                        return outcome
+                    tried = True
                     # Not all at once: they may have failed together, by the fault of one.
                     pause = max(delay * random.uniform(0.5, 1.5), outcome.retry_after)
                     if loop.time() + pause >= deadline:
@@ -140,8 +147,18 @@ class _Lane:
         self._active = 0
         self._idle = asyncio.Event()
 
-    async def send(self, request: PushRequest, begin: Begin | None) -> PushOutcome:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Not closed meanwhile, also between two tries of one push."""
         self._active += 1
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    async def send(self, request: PushRequest, begin: Begin | None) -> PushOutcome:
         try:
             async with self._slow_room:
                 await self._room.acquire()
@@ -157,13 +174,9 @@ class _Lane:
             # Its text may hold a token, so only its type is told.
             log.error("push_failed", service=self.provider.name, error=type(error).__name__)
             return PushOutcome(PushResult.BAD_REQUEST, "internal error")
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._idle.set()
 
     async def retire(self) -> None:
-        """Close once nothing is being sent."""
+        """Close once it is not in use."""
         while self._active:
             self._idle.clear()
             await self._idle.wait()

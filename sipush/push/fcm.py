@@ -47,7 +47,8 @@ class FcmProvider:
     name = "fcm"
     max_in_flight = 50
     "A thousand at once would stall the event loop, and SIP with it, for over half a second."
-    retry_delays: tuple[float, ...] = (0.5,)
+    retry_delays: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    knows_repeats = False
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ def _token_refused(error: GoogleAuthError) -> PushOutcome:
     if distrusted(error):
         return PushOutcome(PushResult.CONFIG, "certificate not trusted")
     if isinstance(error, TransportError) or error.retryable:
-        return PushOutcome(PushResult.RETRYABLE, "no access token")
+        return PushOutcome(PushResult.RETRYABLE, "no access token", has_left=False)
     return PushOutcome(PushResult.CONFIG, "access token refused")
 
 

@@ -407,11 +407,11 @@ class Http2Client:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return await (self._connections.connect() if alone else self._connections.acquire())
         except TimeoutError:
-            return PushOutcome(PushResult.RETRYABLE, "connect timed out")
+            return PushOutcome(PushResult.RETRYABLE, "connect timed out", has_left=False)
         except OSError as error:
             if distrusted(error):
                 return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-            return PushOutcome(PushResult.RETRYABLE, "cannot connect")
+            return PushOutcome(PushResult.RETRYABLE, "cannot connect", has_left=False)
 
     def _lost(self, whose: str, error: StreamLostError) -> PushOutcome:
         if len(self._suspects) >= MAX_SUSPECTS:

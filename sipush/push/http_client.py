@@ -63,7 +63,8 @@ class Http1Client:
         except httpx.HTTPError as error:
             if distrusted(error):
                 return PushOutcome(PushResult.CONFIG, "certificate not trusted")
-            return PushOutcome(PushResult.RETRYABLE, type(error).__name__)
+            has_left = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            return PushOutcome(PushResult.RETRYABLE, type(error).__name__, has_left=has_left)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -42,6 +42,9 @@ class PushProvider(Protocol):
     retry_delays: tuple[float, ...]
     """Seconds before each further try of a push that failed for the moment: as many tries as the
     service and the device can bear, the first not counted."""
+    knows_repeats: bool
+    """Whether what arrives twice does no harm. Otherwise a push that may have arrived is tried once
+    more, and one that a service asks to send later, too."""
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push, trying once. May be cancelled at any time.

@@ -26,6 +26,7 @@ class WebhookProvider:
     name = "webhook"
     max_in_flight = 50
     retry_delays: tuple[float, ...] = (0.5, 1, 2, 4, 8)
+    knows_repeats = True
 
     def __init__(
         self,

@@ -36,7 +36,8 @@ class WebpushProvider:
 
     name = "webpush"
     max_in_flight = 50
-    retry_delays: tuple[float, ...] = (0.5,)
+    retry_delays: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    knows_repeats = False
 
     def __init__(
         self,

@@ -104,6 +104,7 @@ class Pushed:
     name = "webhook"
     max_in_flight = 100
     retry_delays = ()
+    knows_repeats = False
 
     def __init__(self) -> None:
         self.requests: list[PushRequest] = []

@@ -39,6 +39,7 @@ class ScriptedProvider:
     name: str = "scripted"
     max_in_flight: int = 2
     retry_delays: tuple[float, ...] = (0.0,)
+    knows_repeats: bool = False
     sent: list[PushRequest] = field(default_factory=list)
     hold: asyncio.Event | None = None
     began: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,6 +47,8 @@ class ScriptedProvider:
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         await begin_now(begin)
+        if self.closed.is_set():
+            raise RuntimeError("closed")
         self.sent.append(request)
         self.began.set()
         if self.hold is not None:
@@ -319,6 +322,8 @@ async def test_a_cancelled_send_gives_its_place_back() -> None:
 
 THROTTLED = PushOutcome(PushResult.THROTTLED, "TooManyRequests", 429, retry_after=0.01)
 UNANSWERED = PushOutcome(PushResult.RETRYABLE, "transport")
+UNSENT = PushOutcome(PushResult.RETRYABLE, "cannot connect", has_left=False)
+FAILED = PushOutcome(PushResult.RETRYABLE, "InternalServerError", 500)
 ACCEPTED = PushOutcome(PushResult.ACCEPTED)
 
 
@@ -330,6 +335,7 @@ ACCEPTED = PushOutcome(PushResult.ACCEPTED)
         ([THROTTLED, ACCEPTED], [True, True], PushResult.ACCEPTED, 2),
         # It may have arrived: whoever asked for it must go on as if it had.
         ([UNANSWERED, ACCEPTED], [True, False], PushResult.TIMED_OUT, 1),
+        ([UNSENT, ACCEPTED], [True, False], PushResult.WITHDRAWN, 1),
     ],
 )
 async def test_a_push_that_nobody_wants_any_more_is_not_sent_or_not_again(
@@ -344,6 +350,28 @@ async def test_a_push_that_nobody_wants_any_more_is_not_sent_or_not_again(
     outcome = await dispatcher.send(call(Platform.APNS), begin)
     assert (outcome.result, len(provider.sent)) == (result, tries)
     assert wanted == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "knows_repeats", "result", "tries"),
+    [
+        ([UNSENT, FAILED, UNSENT, ACCEPTED], False, PushResult.ACCEPTED, 4),
+        ([UNANSWERED, UNANSWERED, ACCEPTED], False, PushResult.RETRYABLE, 2),
+        ([UNSENT, UNANSWERED, ACCEPTED], False, PushResult.RETRYABLE, 2),
+        ([UNANSWERED, UNSENT, ACCEPTED], False, PushResult.RETRYABLE, 2),
+        ([THROTTLED, THROTTLED, ACCEPTED], False, PushResult.THROTTLED, 2),
+        ([UNANSWERED, THROTTLED, UNANSWERED, ACCEPTED], True, PushResult.ACCEPTED, 4),
+    ],
+)
+async def test_only_what_cannot_have_arrived_is_tried_more_than_twice(
+    outcomes: list[PushOutcome], knows_repeats: bool, result: PushResult, tries: int
+) -> None:
+    """Or what the service knows to be a repetition."""
+    provider = ScriptedProvider(list(outcomes), retry_delays=(0.0,) * 4)
+    provider.knows_repeats = knows_repeats
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
+    outcome = await dispatcher.send(call(Platform.APNS))
+    assert (outcome.result, len(provider.sent)) == (result, tries)
 
 
 async def test_a_push_that_waits_for_its_turn_can_be_withdrawn() -> None:
@@ -383,6 +411,16 @@ async def test_replaced_services_finish_their_sends_before_they_close() -> None:
     await dispatcher.close()
     await dispatcher.close()
     assert new.closed.is_set()
+
+
+async def test_a_replaced_service_stays_open_between_two_tries() -> None:
+    old = ScriptedProvider([FAILED, ACCEPTED], retry_delays=(0.2,))
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: old}})
+    under_way = asyncio.ensure_future(dispatcher.send(call(Platform.APNS)))
+    await old.began.wait()
+    dispatcher.replace({})
+    assert (await under_way).result is PushResult.ACCEPTED
+    await asyncio.wait_for(old.closed.wait(), 5)
 
 
 async def test_closing_ends_services_that_were_still_to_close() -> None:

@@ -27,6 +27,7 @@ class Service:
     name = "fcm"
     max_in_flight = 10
     retry_delays: tuple[float, ...] = ()
+    knows_repeats: bool = False
 
     def __init__(self, result: PushResult = PushResult.ACCEPTED) -> None:
         self.result = result
