@@ -18,6 +18,7 @@ Json = dict[str, Any]
 RESULTS = {
     PushResult.ACCEPTED: "the push service has accepted it",
     PushResult.TOKEN_DEAD: "the push service does not know the token any more: start the app once",
+    PushResult.TOKEN_REFUSED: "the push service takes the token for none: see the settings",
     PushResult.RETRYABLE: "the push service failed for the moment",
     PushResult.THROTTLED: "the push service wants fewer pushes",
     PushResult.CONFIG: "credentials or settings of the app are wrong: see reason and status",

@@ -70,7 +70,7 @@ _DIALSTACK = {
     "to_number": "{to_user}",
 }
 _RESERVED_KEYS = ("aps", "from", "message_type", "notification")
-_RESERVED_PREFIXES = ("google.", "gcm.")
+_RESERVED_PREFIXES = ("google", "gcm")
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 "Bidirectional controls: they let a caller's name display as something else."
 

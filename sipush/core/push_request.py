@@ -56,6 +56,9 @@ class PushResult(Enum):
     ACCEPTED = "accepted"
     TOKEN_DEAD = "token-dead"
     "The service disowned the token: remove the record if it still holds that token."
+    TOKEN_REFUSED = "token-refused"
+    """The service calls it no token at all, and does not say that it has died. The record stays: by
+    a fault of the service or of our settings, that is said of every device."""
     RETRYABLE = "retryable"
     THROTTLED = "throttled"
     CONFIG = "config"

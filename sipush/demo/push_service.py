@@ -87,6 +87,8 @@ class Misbehaviour:
     "APNs 410: UNIX seconds since when the token is dead."
     fcm_detail: bool = True
     "Whether an FCM error carries an ``FcmError`` detail."
+    field: str = ""
+    "What an FCM error complains of (``message.token``), in a ``BadRequest`` detail."
     with_body: bool = True
     retry_after: str = ""
     act: Act = Act.ANSWER
@@ -497,4 +499,8 @@ def _fcm_error(answer: Misbehaviour) -> bytes:
     if answer.fcm_detail:
         detail = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
         error["details"] = [{"@type": detail, "errorCode": answer.reason}]
+    if answer.field:
+        violation = {"field": answer.field, "description": "scripted"}
+        detail = "type.googleapis.com/google.rpc.BadRequest"
+        error.setdefault("details", []).append({"@type": detail, "fieldViolations": [violation]})
     return json.dumps({"error": error}).encode()

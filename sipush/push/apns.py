@@ -82,12 +82,10 @@ class ApnsProvider:
         if not _TOKEN.fullmatch(push.token):
             return PushOutcome(PushResult.BAD_REQUEST, _BAD_TOKEN)
         outcome = await self._send_to(self._servers[0], push, request, begin)
-        if outcome.reason != _BAD_TOKEN or len(self._servers) == 1:
+        if outcome.result is not PushResult.TOKEN_REFUSED or len(self._servers) == 1:
             return outcome
         other = await self._send_to(self._servers[1], push, request, begin)
-        if other.reason == _BAD_TOKEN:
-            return PushOutcome(PushResult.TOKEN_DEAD, _BAD_TOKEN, other.status)
-        return other if other.result is PushResult.ACCEPTED else outcome
+        return outcome if other.result is PushResult.CONFIG else other
 
     async def close(self) -> None:
         """Close every connection."""
@@ -212,6 +210,8 @@ def _result(status: int, reason: str) -> PushResult:
             return PushResult.CONFIG
         case 400 if reason in _CONFIG_REASONS:
             return PushResult.CONFIG
+        case 400 if reason == _BAD_TOKEN:
+            return PushResult.TOKEN_REFUSED
         case _:
             return PushResult.RETRYABLE if status >= 500 else PushResult.BAD_REQUEST
 

@@ -17,6 +17,7 @@ from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
 from sipush.push.provider import Begin, PushProvider, WithdrawnError
+from sipush.push.quarantine import Quarantine
 from sipush.turns import Turns
 
 __all__ = ["App", "Dispatcher", "build_apps"]
@@ -45,6 +46,7 @@ class Dispatcher:
         self._turns = turns or Turns()
         self._lanes = _lanes(apps, self._turns)
         self._clock = clock
+        self._quarantine = Quarantine(clock)
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
         self._log: Any = structlog.get_logger().bind()
         "Bound once: each push has a line."
@@ -59,14 +61,19 @@ class Dispatcher:
         lane = self._lane(request.record)
         if lane is None:
             outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
+        elif self._quarantine.holds(request):
+            outcome = PushOutcome(PushResult.TOKEN_REFUSED, "refused a moment ago, not asked again")
         else:
             with lane.in_use():
                 outcome = await self._send(lane, request, begin)
+            if outcome.result is PushResult.TOKEN_REFUSED:
+                self._quarantine.add(request)
         self._tell(request, outcome, self._clock() - started)
         return outcome
 
     def replace(self, apps: Mapping[str, App]) -> None:
         """New apps from now on; the old ones' connections close once their sends have ended."""
+        self._quarantine.clear()
         old, self._lanes = self._lanes, _lanes(apps, self._turns)
         for lane in _each(old):
             task = asyncio.ensure_future(lane.retire())
@@ -119,6 +126,8 @@ class Dispatcher:
             case PushResult.ACCEPTED | PushResult.WITHDRAWN:
                 say = self._log.info
             case PushResult.CONFIG:
+                say = self._log.error
+            case PushResult.TOKEN_REFUSED if outcome.status:
                 say = self._log.error
             case _:
                 say = self._log.warning

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import threading
 import time
@@ -39,6 +40,7 @@ MAX_TTL = 28 * 86400
 _SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 _SERVER = "https://fcm.googleapis.com"
 _FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+_TOKEN_FIELD = "message.token"
 
 
 class FcmProvider:
@@ -142,30 +144,45 @@ def classify(status: int, body: bytes, wait: str) -> PushOutcome:
     """What FCM's answer means; ``wait`` is its Retry-After."""
     if status == 200:
         return PushOutcome(PushResult.ACCEPTED, status=200)
-    reason, detail = _error(body)
-    return PushOutcome(_result(status, reason, detail), detail or reason, status, retry_after(wait))
+    reason, detail, field = _error(body)
+    told = f"{detail or reason} {field}".strip()
+    return PushOutcome(_result(status, detail, field), told, status, retry_after(wait))
 
 
-def _result(status: int, reason: str, detail: str) -> PushResult:
+def _result(status: int, detail: str, field: str) -> PushResult:
     """``detail`` is the code of an FcmError: only that speaks of the token."""
-    if detail == "UNREGISTERED" or (status == 400 and detail == "INVALID_ARGUMENT"):
+    if detail == "UNREGISTERED":
         return PushResult.TOKEN_DEAD
+    if status == 400:
+        return PushResult.TOKEN_REFUSED if field == _TOKEN_FIELD else PushResult.BAD_REQUEST
     if status == 429 or detail == "QUOTA_EXCEEDED":
         return PushResult.THROTTLED
-    if status >= 500:
-        return PushResult.RETRYABLE
-    return PushResult.BAD_REQUEST if status == 400 else PushResult.CONFIG
+    return PushResult.RETRYABLE if status >= 500 else PushResult.CONFIG
 
 
-def _error(body: bytes) -> tuple[str, str]:
-    """The status and the FcmError code of an error body, empty where it has none."""
+def _error(body: bytes) -> tuple[str, str, str]:
+    """The status, the FcmError code and the field at fault of an error body, empty for none.
+
+    Of a token FCM often says only in words that it is none.
+    """
+    reason = detail = field = ""
     try:
         error = json.loads(body)["error"]
-        details = error.get("details", [])
-        codes = [d.get("errorCode") for d in details if d.get("@type") == _FCM_ERROR]
-        return word(error.get("status")), word(codes[0]) if codes else ""
+        reason = word(error.get("status"))
+        field = _TOKEN_FIELD if "registration token" in error.get("message", "").lower() else ""
+        for each in error.get("details", []):
+            if each.get("@type") == _FCM_ERROR:
+                detail = word(each.get("errorCode"))
+            for violation in each.get("fieldViolations", []):
+                field = _field(violation.get("field")) or field
     except (ValueError, LookupError, TypeError, AttributeError):
-        return "", ""
+        pass
+    return reason, detail, field
+
+
+def _field(value: object) -> str:
+    """Fit for a log: ``message.data[0].key``."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.\[\]]{1,64}", value) else ""
 
 
 def _token_refused(error: GoogleAuthError) -> PushOutcome:

@@ -118,7 +118,9 @@ def test_a_template_may_name_only_known_fields(text: str) -> None:
     assert problem.startswith("key: ")
 
 
-@pytest.mark.parametrize("key", ["aps", "from", "google.x", "gcm.x", "notification"])
+@pytest.mark.parametrize(
+    "key", ["aps", "from", "google.x", "googlex", "gcm", "gcm.x", "notification"]
+)
 def test_a_template_keeps_off_the_services_own_keys(key: str) -> None:
     (problem,) = template_problems({key: "x"})
     assert problem == f"{key}: the push services keep this key for themselves"

@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 
 from sipush.config import AppConfig
 from sipush.core.bindings import Platform
-from sipush.core.push_request import PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
+from sipush.push import quarantine
 from sipush.push.dispatcher import Dispatcher, build_apps
 from sipush.push.provider import Begin, Leave, begin_now
 from tests.subscription import Subscription
@@ -372,6 +373,73 @@ async def test_only_what_cannot_have_arrived_is_tried_more_than_twice(
     dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: provider}})
     outcome = await dispatcher.send(call(Platform.APNS))
     assert (outcome.result, len(provider.sent)) == (result, tries)
+
+
+REFUSED = PushOutcome(PushResult.TOKEN_REFUSED, "BadDeviceToken", 400)
+MOMENT = 1_700_000_000.0
+
+
+class Quarantined:
+    """A device whose token was refused at MOMENT, and what is pushed to it then."""
+
+    def __init__(self) -> None:
+        self.now = MOMENT
+        self.provider = ScriptedProvider([REFUSED, ACCEPTED])
+        self.apps = {DEFAULT_APP: {Platform.APNS: self.provider}}
+        self.dispatcher = Dispatcher(self.apps, clock=lambda: self.now)
+
+    async def push(self, **changes: object) -> PushResult:
+        changes = {"updated_epoch": MOMENT - 60, **changes}
+        request = call(Platform.APNS, deadline_epoch=self.now + 10, **changes)
+        return (await self.dispatcher.send(request)).result
+
+
+@pytest.fixture
+async def quarantined() -> Quarantined:
+    device = Quarantined()
+    with capture_logs() as logs:
+        assert await device.push() is PushResult.TOKEN_REFUSED
+    assert [(line["event"], line["log_level"]) for line in logs] == [("push_finished", "error")]
+    return device
+
+
+async def test_a_token_that_was_refused_is_let_alone_for_a_while(quarantined: Quarantined) -> None:
+    quarantined.now += quarantine.LASTS - 1
+    with capture_logs() as logs:
+        assert await quarantined.push() is PushResult.TOKEN_REFUSED
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert len(quarantined.provider.sent) == 1
+    quarantined.now += 1
+    assert await quarantined.push() is PushResult.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"updated_epoch": MOMENT + 1},
+        {"call_token": "aa" * 32},
+        {"kind": PushKind.MESSAGE},
+    ],
+    ids=["the device has registered", "another token", "the token for messages"],
+)
+async def test_only_that_token_is_let_alone(
+    quarantined: Quarantined, changes: dict[str, object]
+) -> None:
+    assert await quarantined.push(**changes) is PushResult.ACCEPTED
+
+
+async def test_new_settings_end_all_quarantine(quarantined: Quarantined) -> None:
+    quarantined.dispatcher.replace({DEFAULT_APP: {Platform.APNS: ScriptedProvider([ACCEPTED])}})
+    assert await quarantined.push() is PushResult.ACCEPTED
+
+
+async def test_no_more_tokens_are_in_quarantine_than_may_be(
+    quarantined: Quarantined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "MAX_TOKENS", 1)
+    quarantined.provider.outcomes = [REFUSED, ACCEPTED]
+    assert await quarantined.push(call_token="aa" * 32) is PushResult.TOKEN_REFUSED
+    assert await quarantined.push() is PushResult.ACCEPTED
 
 
 async def test_a_push_that_waits_for_its_turn_can_be_withdrawn() -> None:

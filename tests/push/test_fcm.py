@@ -13,7 +13,7 @@ from sipush.config import FcmConfig
 from sipush.core.bindings import Platform
 from sipush.core.push_request import PushKind, PushResult
 from sipush.demo.push_service import Misbehaviour, PushService
-from sipush.push.fcm import FcmProvider
+from sipush.push.fcm import FcmProvider, classify
 from sipush.push.http_client import client_context
 
 from .conftest import FCM_TOKEN, call
@@ -164,3 +164,28 @@ async def test_a_foreign_ca_is_refused(service: PushService, foreign_ca: Path) -
     await provider.close()
     assert (outcome.result, outcome.reason) == (PushResult.CONFIG, "certificate not trusted")
     assert service.pushes == []
+
+
+@pytest.mark.parametrize(
+    ("message", "result", "reason"),
+    [
+        (
+            "The registration token is not a valid FCM registration token",
+            PushResult.TOKEN_REFUSED,
+            "INVALID_ARGUMENT message.token",
+        ),
+        ("Invalid data payload key: gcm", PushResult.BAD_REQUEST, "INVALID_ARGUMENT"),
+        ("Android message is too big", PushResult.BAD_REQUEST, "INVALID_ARGUMENT"),
+    ],
+)
+def test_a_400_speaks_of_the_token_only_where_it_says_so(
+    message: str, result: PushResult, reason: str
+) -> None:
+    """As FCM words it, with an FcmError of INVALID_ARGUMENT in each case."""
+    detail = {
+        "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError",
+        "errorCode": "INVALID_ARGUMENT",
+    }
+    error = {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": [detail]}
+    outcome = classify(400, json.dumps({"error": error}).encode(), "")
+    assert (outcome.result, outcome.reason) == (result, reason)

@@ -45,6 +45,8 @@ CIRCUMSTANCES: dict[str, dict[str, Any]] = {
     "GOAWAY first, answer after": {"act": Act.GOAWAY_AFTER},
     "Retry-After fits the hold": {"retry_after": "1"},
     "no FcmError detail": {"fcm_detail": False},
+    "of the token": {"field": "message.token"},
+    "of another field": {"field": "message.data[0].key"},
 }
 TWO_ENVIRONMENTS = ("both environments tried", "accepted by the other environment")
 
