@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import ssl
+import time
 import uuid
 from collections.abc import Callable
 from functools import lru_cache
@@ -26,6 +27,8 @@ SANDBOX = "api.sandbox.push.apple.com"
 _TOKEN = re.compile(r"[0-9A-Fa-f]{1,200}")
 "It becomes part of the path, and whoever registers chooses it."
 _BAD_TOKEN = "BadDeviceToken"
+CLOCK_STEP = 60.0
+"Seconds by which no clock goes back that is only being kept right."
 _CONFIG_REASONS = frozenset(
     {
         "BadCertificate",
@@ -125,9 +128,7 @@ class ApnsProvider:
         return pool
 
     def _authorization(self) -> str:
-        provider = _token_provider(self._key, self._config.key_id, self._config.team_id)
-        header: str = provider.get_header()  # type: ignore[no-untyped-call]
-        return header
+        return _team_token(self._key, self._config.key_id, self._config.team_id).get_header()
 
     def _headers(self, server: str, push: ApnsPush, request: PushRequest) -> list[Header]:
         headers = [
@@ -248,8 +249,22 @@ def host_and_port(server: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+class _TeamToken(JWTAuthorizationHeaderProvider):
+    """Made anew every 30 minutes, and when the clock was put back: it would be of the future."""
+
+    _used_at = 0.0
+
+    def get_header(self) -> str:
+        now = time.time()
+        if now < self._used_at - CLOCK_STEP:
+            super().__init__(self.key, self.key_id, self.team_id)
+        self._used_at = now
+        header: str = super().get_header()  # type: ignore[no-untyped-call]
+        return header
+
+
 @lru_cache(maxsize=64)
-def _token_provider(key: str, key_id: str, team_id: str) -> JWTAuthorizationHeaderProvider:
+def _team_token(key: str, key_id: str, team_id: str) -> _TeamToken:
     """One token per team and key, however many apps, connections and reloads share it: Apple
-    refuses teams that renew theirs more often than every 20 minutes. Renewed every 30."""
-    return JWTAuthorizationHeaderProvider(key=key, key_id=key_id, team_id=team_id)
+    refuses teams that renew theirs more often than every 20 minutes."""
+    return _TeamToken(key=key, key_id=key_id, team_id=team_id)

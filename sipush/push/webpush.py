@@ -91,7 +91,8 @@ class WebpushProvider:
 
     def _headers(self, server: _Server, request: PushRequest) -> dict[str, str]:
         now = self._clock()
-        if now > server.token_expires_at - TOKEN_RENEWAL:
+        left = server.token_expires_at - now
+        if not TOKEN_RENEWAL <= left <= TOKEN_LIFETIME:  # more: the clock has been put back
             server.token_expires_at = now + TOKEN_LIFETIME
             token = vapid_token(
                 self._key, server.origin, int(server.token_expires_at), self._config.subject

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import jwt
 import pytest
 
 from sipush.core.bindings import Platform
@@ -227,3 +229,18 @@ async def test_nobody_listening_can_be_tried_again(service: PushService) -> None
     provider = provider_for(service, "127.0.0.1:1")
     outcome = await provider.send(call(Platform.APNS))
     assert (outcome.result, outcome.reason) == (PushResult.RETRYABLE, "cannot connect")
+
+
+async def test_a_clock_that_was_put_back_leaves_no_token_of_the_future(
+    apns: ApnsProvider, service: PushService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    await apns.send(call(Platform.APNS))
+    monkeypatch.setattr(time, "time", lambda: now)
+    await apns.send(call(Platform.APNS))
+    issued = []
+    for push in service.pushes:
+        token = push.headers["authorization"].removeprefix("bearer ")
+        issued.append(jwt.decode(token, options={"verify_signature": False})["iat"])
+    assert issued == [int(now) + 7200, int(now)]
