@@ -98,6 +98,7 @@ class Daemon:
         self._path = path
         self._show_banner = show_banner
         self._config = config
+        self._started_with = _lasting(config)
         self._store: LocationStore = make_store(config.store)
         self._listeners = _listeners(config)
         self._mirror = _mirror(config)
@@ -282,14 +283,14 @@ class Daemon:
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
             return
-        for section in ("sip", "listen", "store", "log", "metrics"):
-            if getattr(config, section) != getattr(self._config, section):
+        for section, values in _lasting(config).items():
+            if values != self._started_with[section]:
                 log.warning("restart_needed", section=section)
-        admin, admin_before = config.admin, self._config.admin
-        if (admin.listen, admin.calls) != (admin_before.listen, admin_before.calls):
-            log.warning("restart_needed", section="admin")
         self._config = config
-        if self._admin is not None:
+        # What the file says of an address that is not open yet must not open the one that is.
+        if self._admin is not None and (
+            access.has_token or config.admin.listen == self._admin.listen
+        ):
             self._admin.replace(access)
         self._dispatcher.replace(apps)
         users, elsewhere = policies.subscribers(config.users), policies.registrars(config)
@@ -510,6 +511,14 @@ class _LoopErrors:
         elif loop.time() >= self._silent_until:
             self._silent_until = loop.time() + 1.0
             log.error("out_of_file_descriptors", reason=str(error), waiting="new connections")
+
+
+def _lasting(config: Config) -> dict[str, object]:
+    """By section what counts until a restart."""
+    sections: dict[str, object] = {
+        name: getattr(config, name) for name in ("sip", "listen", "store", "log", "metrics")
+    }
+    return sections | {"admin": (config.admin.listen, config.admin.calls)}
 
 
 def _listeners(config: Config) -> Listeners:

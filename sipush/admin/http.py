@@ -48,6 +48,8 @@ class AdminServer:
         is_ready: Callable[[], bool],
     ) -> None:
         """``is_ready``: whether the start is over."""
+        self.listen = ""
+        "What it was asked to listen on."
         self.address = ""
         "host:port, once it is open."
         self._tasks = Tasks()
@@ -62,6 +64,7 @@ class AdminServer:
         except OSError as error:
             raise TransportError(f"admin {listen}: {error.strerror or error}") from error
         socket.listen(MOST_CONNECTIONS)
+        self.listen = listen
         self.address = format_address(socket.getsockname()[:2])
         config = uvicorn.Config(
             self._app(),

@@ -18,6 +18,7 @@ from tests.e2e.browser import Browser, BrowserPhone
 from tests.e2e.daemon import Daemon, in_time
 from tests.e2e.wire import PATIENCE, Account
 from tests.e2e.world import World, apns_token, fcm_token, x_push
+from tests.servers.ports import free_port
 from tests.servers.redis_server import RedisServer
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -463,6 +464,32 @@ async def test_a_new_token_counts_after_a_reload(world: World, tmp_path: Path) -
     await daemon.log_event("restart_needed", section="admin")
     is_refused(await admin.ask("GET", "/api/status"), 401)
     await Admin(admin.address, [], token="another-token-that-nobody-guesses").get("/api/status")
+
+
+async def test_what_is_open_keeps_its_token_until_the_restart_that_closes_it(
+    world: World, token_file: Path
+) -> None:
+    listen = f"0.0.0.0:{free_port('0.0.0.0')}"
+    daemon = await world.start(admin={"listen": listen, "token_file": str(token_file)})
+    admin = Admin(listen.replace("0.0.0.0", "127.0.0.1"), [])
+    for section in ({}, {"listen": "127.0.0.1:1"}, {"token_file": str(token_file)}):
+        for _ in range(2):  # the second time the file is as it was before
+            daemon.settings["admin"], said = section, len(daemon.log.all)
+            daemon.reload()
+            await daemon.log_event("restart_needed", start=said, section="admin")
+            await daemon.log_event("reloaded", start=said)
+            is_refused(await admin.ask("GET", "/api/status", headers={"Authorization": ""}), 401)
+            await admin.get("/api/status")
+
+
+async def test_on_loopback_a_token_can_be_taken_away(world: World, token_file: Path) -> None:
+    listen = f"127.0.0.1:{free_port('127.0.0.1')}"
+    daemon = await world.start(admin={"listen": listen, "token_file": str(token_file)})
+    daemon.settings["admin"] = {"listen": listen}
+    daemon.reload()
+    await daemon.log_event("reloaded")
+    admin = Admin(listen, [], token="none at all")
+    assert (await admin.get("/api/status"))["can_test"] is False
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
