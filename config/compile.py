@@ -26,7 +26,7 @@ MODULES = [
         Path("sipush", f"{name}.py")
         for name in (
             "ids",
-            "log_lines",
+            *("log_lines", "log_output"),
             *("location/memory", "location/redis_bind", "location/redis_commands"),
             *("location/redis_connection", "location/redis_rows"),
             *("location/sqlite_rows", "location/sqlite_worker"),

@@ -68,7 +68,7 @@ log = structlog.get_logger()
 def run(path: Path, *, show_banner: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises ConfigError before it starts."""
     config = load(path)
-    logs.configure(config.log)
+    sink = logs.configure(config.log)
     _raise_file_limit()
     _tune_garbage_collector()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -77,6 +77,8 @@ def run(path: Path, *, show_banner: bool = False) -> int:
     except (TransportError, LocationError) as error:
         log.error("cannot_start", reason=str(error))
         return 1
+    finally:
+        sink.finish()
     return 0
 
 

@@ -7,12 +7,15 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, TextIO
 
 import orjson
 import structlog
+
+from sipush.log_output import LogOutput
 
 REDACTED: Final = "[redacted]"
 
@@ -196,6 +199,10 @@ class Sink:
         self.level = level
         self._render = render
         self._stream = stream
+        self._output: LogOutput | None = None
+        "None: the stream has no descriptor."
+        with suppress(OSError):
+            self._output = LogOutput(stream.fileno(), self._lost_line)
         self._lines: list[tuple[dict[str, Any], str, float]] = []
         """What is made, and written at once, when this turn of the event loop is over: by then the
         datagrams that a line tells of have left."""
@@ -219,8 +226,23 @@ class Sink:
         lines, self._lines = self._lines, []
         render = self._render
         texts = [render(complete(line, level, now)) for line, level, now in lines]
-        self._stream.write("\n".join([*texts, ""]))
-        self._stream.flush()
+        text = "\n".join([*texts, ""])
+        if self._output is not None:
+            self._output.write(text)
+        else:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def _lost_line(self, count: int) -> str:
+        line = {"event": "log_lines_lost", "count": count}
+        return self._render(complete(line, "warning", time.time()))
+
+    def finish(self) -> None:
+        """Write the last lines, which a loop that has ended has left."""
+        if self._lines:
+            self._flush()
+        if self._output is not None:
+            self._output.finish()
 
 
 class Shown:

@@ -7,7 +7,9 @@ keyword arguments.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
@@ -59,9 +61,12 @@ class _Logger(structlog.BoundLoggerBase):
             self._logger.write(logging.getLevelName(level).lower(), event, self._context, facts)
 
 
-def configure(config: LogConfig, stream: TextIO | None = None) -> None:
-    """Send the log to ``stream`` (stderr); calls below the level cost next to nothing."""
-    stream = stream or sys.stderr
+def configure(config: LogConfig, stream: TextIO | None = None) -> Sink:
+    """Send the log to ``stream`` (stderr); calls below the level cost next to nothing.
+
+    Whoever ends the process has the sink finish.
+    """
+    stream = stream or sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     level = logging.getLevelNamesMapping()[config.level.upper()]
     shown.debug = level <= logging.DEBUG
     console = config.format == "console" or (config.format == "auto" and stream.isatty())
@@ -72,6 +77,7 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_ToStructlog()], force=True)
+    return sink
 
 
 def _for_people(stream: TextIO) -> Render:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.e2e.wire import PATIENCE
@@ -101,6 +102,26 @@ class Program:
         """Send a signal, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
+
+    @contextlib.contextmanager
+    def unread(self, size: int) -> Iterator[None]:
+        """Meanwhile nobody reads what it writes, and a pipe of ``size`` bytes takes that."""
+        pipe = self._output_pipe
+        fcntl.fcntl(pipe.get_extra_info("pipe"), fcntl.F_SETPIPE_SZ, size)
+        pipe.pause_reading()
+        yield
+        pipe.resume_reading()
+
+    def close_output(self) -> None:
+        """Nobody will read what it writes any more."""
+        self._output_pipe.close()
+
+    @property
+    def _output_pipe(self) -> asyncio.ReadTransport:
+        transport: asyncio.SubprocessTransport = self.process._transport  # type: ignore[attr-defined]
+        pipe = transport.get_pipe_transport(1)
+        assert isinstance(pipe, asyncio.ReadTransport)
+        return pipe
 
     async def kill(self) -> None:
         """SIGKILL: no farewell, no un-REGISTER; returns when the kernel has closed its sockets."""

@@ -447,3 +447,33 @@ async def test_a_process_that_was_stopped_says_how_long_and_goes_on(world: World
     daemon.program.signal(signal.SIGCONT)
     assert (await daemon.log_event("event_loop_blocked"))["seconds"] > 0.3
     assert (await bob.register()).response.status == 200
+
+
+@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+async def test_while_nobody_reads_the_log_calls_go_on(world: World) -> None:
+    daemon = await world.start()
+    alice = await world.phone(daemon, "alice")
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    assert daemon.program is not None
+    said = len(daemon.log.all)
+    with daemon.program.unread(4096):
+        for _ in range(40):  # far more than fits
+            daemon.program.signal(signal.SIGUSR1)
+            assert (await bob.register()).response.status == 200
+        await completes(await alice.call("bob"), bob)
+    call = await alice.call("bob")
+    await daemon.log_event("routed", start=said, call_id=call.call_id)
+    await completes(call, bob)
+    assert "log_lines_lost" not in {record["event"] for record in daemon.records}
+
+
+@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+async def test_after_the_reader_of_the_log_has_gone_calls_go_on(world: World) -> None:
+    daemon = await world.start()
+    alice = await world.phone(daemon, "alice")
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    assert daemon.program is not None
+    daemon.program.close_output()
+    for _ in range(3):
+        daemon.program.signal(signal.SIGUSR1)
+        await completes(await alice.call("bob"), bob)
