@@ -1,5 +1,6 @@
-"""sd_notify(3)."""
+"""sd_notify(3), and the unit."""
 
+import configparser
 import socket
 from pathlib import Path
 
@@ -24,3 +25,11 @@ def test_an_abstract_socket_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + listener.getsockname()[1:].decode())
         systemd.notify("STOPPING=1")
         assert listener.recv(64) == b"STOPPING=1"
+
+
+def test_the_unit_never_gives_up_a_server_whose_store_is_away() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(Path(__file__).parent.parent / "config/sipush.service")
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert unit["Service"]["RestartSec"] == "2"
