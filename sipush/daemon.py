@@ -123,9 +123,14 @@ class Daemon:
         watchdog = Watchdog()
         asyncio.get_running_loop().set_exception_handler(_LoopErrors())
         self._store.listen(self._registered_elsewhere, self._missed_registrations)
-        await self._store.open()
         try:
+            await self._store.open()
             self._build(await self._store.secret())
+        except BaseException:
+            watchdog.stop()
+            await self._store.close()
+            raise
+        try:
             keeper = GateKeeper(self._gate, self._layer, self._is_vital, self._turns)
             # A CANCEL that came before its call goes on would be answered with 481.
             keeper.hold_back()

@@ -273,6 +273,24 @@ async def test_with_redis_out_of_memory_phones_wait_and_calls_go_on(
     assert (await bob.register()).response.status == 200
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "OOM"),
+        (("REPLICAOF", "127.0.0.1", "1"), "READONLY"),
+    ],
+)
+@ON_REDIS
+async def test_a_start_on_a_store_that_cannot_be_written_says_why(
+    world: World, own_redis_server: RedisServer, fault: tuple[str, ...], reason: str
+) -> None:
+    async with Redis.from_url(own_redis_server.url) as operator:
+        await operator.execute_command(*fault)
+    with pytest.raises(AssertionError, match=f"{reason}.*cannot_start") as caught:
+        await on_own_redis(world, own_redis_server)
+    assert "Traceback" not in str(caught.value)
+
+
 @ON_REDIS
 async def test_a_registration_elsewhere_that_was_missed_releases_the_call_afterwards(
     world: World, own_redis_server: RedisServer
@@ -449,7 +467,7 @@ async def test_a_process_that_was_stopped_says_how_long_and_goes_on(world: World
     assert (await bob.register()).response.status == 200
 
 
-@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+@ON_SQLITE
 async def test_while_nobody_reads_the_log_calls_go_on(world: World) -> None:
     daemon = await world.start()
     alice = await world.phone(daemon, "alice")
@@ -467,7 +485,7 @@ async def test_while_nobody_reads_the_log_calls_go_on(world: World) -> None:
     assert "log_lines_lost" not in {record["event"] for record in daemon.records}
 
 
-@pytest.mark.parametrize("store_type", ["sqlite"], indirect=True)
+@ON_SQLITE
 async def test_after_the_reader_of_the_log_has_gone_calls_go_on(world: World) -> None:
     daemon = await world.start()
     alice = await world.phone(daemon, "alice")
