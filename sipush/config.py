@@ -35,6 +35,7 @@ from sipush.config_values import (
     HttpUrl,
     IpAddress,
     IpPort,
+    Listen,
     Md5Hex,
     Name,
     Network,
@@ -332,7 +333,7 @@ class NodeConfig(Section):
 class MetricsConfig(Section):
     """``[metrics]``: for Prometheus."""
 
-    listen: Annotated[str, Field(pattern=r"^(.+:\d{1,5})?$")] = ""
+    listen: Listen = ""
     "host:port to answer ``GET /metrics`` on; empty: nowhere."
 
 

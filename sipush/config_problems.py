@@ -16,6 +16,9 @@ Place = tuple[str | int, ...]
 
 _SECRET = {"ha1_md5", "ha1_sha256", "url"}
 "Keys whose value is not repeated: it may hold a secret."
+_FILE_KEY = re.compile(r"_file$|^certificate$|^private_key$")
+_PATH = re.compile(r"\.{0,2}/\S*|\S*\.[A-Za-z0-9]{1,8}")
+"What is surely a path: the secret itself may stand where its file belongs."
 _KEY_ITSELF = "[key]"
 "Where pydantic finds fault with the key of a table and not with its value."
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -55,9 +58,15 @@ def _sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
     if error["type"] in ("too_short", "string_too_short"):
         return "is empty (allowed: at least one)"
     allowed = re.sub(r"^Input should be ", "", error["msg"]).replace("'", '"')
-    if place and place[-1] in _SECRET:
+    if error["type"] in ("model_type", "dict_type"):
+        allowed = "a table"
+    if place and _may_be_secret(str(place[-1]), error["input"]):
         return f"cannot be used (allowed: {allowed})"
     return f"is {_toml(error['input'])} (allowed: {allowed})"
+
+
+def _may_be_secret(key: str, value: object) -> bool:
+    return key in _SECRET or bool(_FILE_KEY.search(key) and not _PATH.fullmatch(str(value)))
 
 
 def _unknown_key(place: Place, schema: type[BaseModel]) -> str:

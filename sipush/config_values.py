@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
@@ -47,7 +47,11 @@ def _path(value: object, info: ValidationInfo) -> object:
 
 
 def _readable(path: Path) -> Path:
-    if not (path.is_file() and os.access(path, os.R_OK)):
+    try:
+        is_file = path.is_file()
+    except OSError:  # a folder that is closed to us, a name that is too long
+        is_file = False
+    if not (is_file and os.access(path, os.R_OK)):
         raise ValueError
     return path
 
@@ -60,6 +64,14 @@ def _ip_address(value: str) -> str:
 def _ip_port(value: str) -> str:
     if value:
         parse_address(value)
+    return value
+
+
+def _listen(value: str) -> str:
+    if value:
+        host, _, port = value.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise ValueError
     return value
 
 
@@ -158,8 +170,14 @@ def _payload(value: object) -> object:
 
 
 def _redis_url(value: str) -> str:
-    if urlsplit(value).password is not None:
+    url = urlsplit(value)
+    names = {name.lower() for name, _ in parse_qsl(url.query, keep_blank_values=True)}
+    if url.password is not None or any(name.endswith("password") for name in names):
         refuse("holds a password (allowed: a URL without it, and password_file)")
+    if "username" in names:
+        refuse("holds a username behind the ? (allowed: one before the host, redis://user@host)")
+    if url.port == 0:  # raises ValueError beyond 65535
+        raise ValueError
     return _url("redis", "rediss", "unix")(value)
 
 
@@ -186,6 +204,9 @@ FilePath = Annotated[
 IpAddress = Annotated[str, AfterValidator(_guard("an IPv4 or IPv6 address", _ip_address))]
 IpPort = Annotated[
     str, AfterValidator(_guard("an IP address and a port, such as 127.0.0.1:9061", _ip_port))
+]
+Listen = Annotated[
+    str, AfterValidator(_guard("a host and a port, such as 127.0.0.1:9060", _listen))
 ]
 Network = Annotated[
     IPv4Network | IPv6Network,

@@ -60,6 +60,7 @@ def test_domains_and_digests_are_kept_in_lower_case(tmp_path: Path) -> None:
     assert config.users["1@example.com"].ha1_md5 == "ab" * 16
 
 
+PEM = "-----BEGIN PRIVATE KEY-----\nMIGTAgEAMBMGByqGSM49/\n-----END PRIVATE KEY-----\n"
 HA1 = 'ha1_md5 = "00000000000000000000000000000000"'
 WRONG = [
     ("lgo.level = 1", "lgo: unknown key (did you mean log?)"),
@@ -92,6 +93,42 @@ WRONG = [
         'store.redis.password_file: is "/none" '
         "(allowed: a file that exists and that this user may read)",
     ),
+    *(
+        (
+            f"{key} = {value}",
+            f"{key}: cannot be used (allowed: a file that exists and that this user may read)",
+        )
+        for key in ("store.redis.password_file", "admin.token_file", "hep.key_file")
+        for value in ('"hunter2"', '"hunter/2"', f'"""{PEM}"""', f'"{"x" * 5000}"')
+    ),
+    *(
+        (
+            f'store.redis.url = "redis://db/0?{query}"',
+            "store.redis.url: holds a password (allowed: a URL without it, and password_file)",
+        )
+        for query in ("password=hunter2", "db=1&Pass%77ord=hunter2", "ssl_password=hunter2")
+    ),
+    (
+        'store.redis.url = "redis://db/0?username=sipush"',
+        "store.redis.url: holds a username behind the ? "
+        "(allowed: one before the host, redis://user@host)",
+    ),
+    *(
+        (
+            f'store.redis.url = "redis://{place}/0"',
+            "store.redis.url: cannot be used (allowed: a URL such as redis://host:6379/0)",
+        )
+        for place in ("127.0.0.1:99999", "db:0", "db:x", "[::1")
+    ),
+    *(
+        (
+            f'metrics.listen = "{listen}"',
+            f'metrics.listen: is "{listen}" (allowed: a host and a port, such as 127.0.0.1:9060)',
+        )
+        for listen in ("9060", "127.0.0.1:99999", ":9060", "127.0.0.1:", "127.0.0.1:x")
+    ),
+    ("wake = 3", "wake: is 3 (allowed: a table)"),
+    ("apps = 3", "apps: is 3 (allowed: a table)"),
     (
         "registration = {min_expires = 60, max_expires = 30}",
         "registration: expiries are 60, 3600, 30 "
@@ -320,6 +357,11 @@ def test_a_fault_is_named_with_its_key_and_what_is_allowed(
     tmp_path: Path, text: str, problem: str
 ) -> None:
     assert problems(tmp_path, text) == [problem]
+
+
+def test_a_file_behind_too_long_a_name_is_a_fault_of_its_key(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, f'hep.key_file = "/{"x" * 5000}"')
+    assert problem.startswith("hep.key_file: is ")
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:

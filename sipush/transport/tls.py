@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sipush.config import TlsConfig
 from sipush.errors import ConfigError
@@ -47,11 +49,14 @@ class Certificate:
     """One certificate, ready to be shown."""
 
     def __init__(self, config: TlsConfig) -> None:
+        leaf = _leaf(config.certificate)
+        _check_key(config.private_key)
         try:
             self.context = _server_context(config)
-            leaf = x509.load_pem_x509_certificate(config.certificate.read_bytes())
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
+            if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+                reason = "they do not belong together"
             files = f"certificate {config.certificate}, private_key {config.private_key}"
             raise ConfigError([f"tls: {files}: {reason}"]) from error
         self.file = config.certificate
@@ -72,6 +77,28 @@ class Certificate:
     def is_for(self, server_name: str) -> bool:
         """Whether it carries this lower-case name, or the wildcard of its parent domain."""
         return server_name in self._names or f"*.{server_name.partition('.')[2]}" in self._names
+
+
+def _leaf(file: Path) -> x509.Certificate:
+    """OpenSSL would not say what is wrong with which of two files."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except OSError as error:
+        raise ConfigError([f"tls: certificate {file}: {error.strerror}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"tls: certificate {file}: has no certificate in PEM"]) from error
+
+
+def _check_key(file: Path) -> None:
+    try:
+        load_pem_private_key(file.read_bytes(), None)
+    except OSError as error:
+        raise ConfigError([f"tls: private_key {file}: {error.strerror}"]) from error
+    except TypeError as error:
+        problem = "is encrypted (allowed: a key without a passphrase)"
+        raise ConfigError([f"tls: private_key {file}: {problem}"]) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError([f"tls: private_key {file}: has no private key in PEM"]) from error
 
 
 def _server_context(config: TlsConfig) -> ssl.SSLContext:

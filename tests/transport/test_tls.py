@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from cryptography import x509
 
-from sipush.config import ListenConfig
+from sipush.config import ListenConfig, TlsConfig
 from sipush.errors import ConfigError, TransportError
 from sipush.transport.connection import Limits
 from sipush.transport.listeners import Listeners
@@ -166,22 +166,44 @@ def test_a_certificate_is_due_two_weeks_or_a_quarter_of_its_life_before_its_end(
     assert not certificate.is_due(certificate.expires - timedelta(days=notice + 0.1))
 
 
-@pytest.mark.parametrize("fault", ["missing", "not the key", "encrypted key"])
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        ("missing", "private_key {key}: No such file or directory"),
+        ("no key", "private_key {key}: has no private key in PEM"),
+        (
+            "not the key",
+            "certificate {certificate}, private_key {key}: they do not belong together",
+        ),
+        (
+            "encrypted key",
+            "private_key {key}: is encrypted (allowed: a key without a passphrase)",
+        ),
+        ("no certificate", "certificate {certificate}: has no certificate in PEM"),
+        ("swapped", "certificate {certificate}: has no certificate in PEM"),
+    ],
+)
 def test_a_certificate_that_cannot_be_used_is_a_configuration_error(
-    authority: Authority, fault: str
+    authority: Authority, fault: str, problem: str
 ) -> None:
+    password = b"secret" if fault == "encrypted key" else None
+    config = authority.issue("a.example.com", password=password)
     match fault:
         case "missing":
-            config = authority.issue("a.example.com")
             config.private_key.unlink()
+        case "no key":
+            config.private_key.write_text("half written")
         case "not the key":
             other = authority.issue("b.example.com")
-            config = authority.issue("a.example.com")
             config.private_key.write_bytes(other.private_key.read_bytes())
-        case _:
-            config = authority.issue("a.example.com", password=b"secret")
-    with pytest.raises(ConfigError, match=str(config.private_key)):
+        case "no certificate":
+            config.certificate.write_text("half written")
+        case "swapped":
+            config = TlsConfig(certificate=config.private_key, private_key=config.certificate)
+    with pytest.raises(ConfigError) as caught:
         Listeners([ListenConfig(transport="tls", tls=config)])
+    told = problem.format(certificate=config.certificate, key=config.private_key)
+    assert caught.value.problems == [f"tls: {told}"]
 
 
 async def test_we_connect_to_a_server_whose_certificate_is_right(
