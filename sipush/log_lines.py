@@ -33,10 +33,12 @@ SECRET_TEXT: Final = re.compile(
       | \b(?:response|device-uid|pn-prid|pn-tok|auth|password|access_token|ha1_md5|ha1_sha256)
         ["']?\s*[:=]\s*+["']?+
       | (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
+      | \bsips?:[^\s:@<>"]*+:(?=[^\s:@<>"]{1,128}@)
     )
     (?P<secret>
         (?<=digest\s)[^\r\n]+
       | (?<=")[^"\r\n]++
+      | [^\s:@<>"]{1,128}+(?=@)
       | (?: [^\s"',;>@]++ | \s++(?=\|) | (?<=\|)\s++ )+  # ``a | b`` are two tokens
     )
   | \b[0-9a-f]{64,}\b                          # APNs tokens, SHA-256 digests
@@ -74,6 +76,8 @@ def _may_lead_to_secret(lower: str) -> bool:
         return True
     if ":" not in lower and "=" not in lower:  # behind whatever else leads to one
         return False
+    if "@" in lower and ":" in lower[4 : lower.rfind("@")]:  # sip:user:password@host
+        return True
     return (
         "auth" in lower
         or "response" in lower

@@ -157,6 +157,12 @@ def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
         ('{"Authorization": "Bearer abc.def"}', "abc.def"),
         ("bearer eyJhbGciOi.eyJpc3MiOi.MEUCIQ", "eyJhbGciOi"),
         ("redis://user:hunter2@db/0 refused", "hunter2"),
+        ("sip:101:hunter2@example.com", "hunter2"),
+        ("SIPS:+49.30;x=1:hunter2@h", "hunter2"),
+        ("sip::hunter2@example.com", "hunter2"),
+        ('"Bob" <sip:101@a>, <sip:101:hunter2@192.0.2.7:5062;transport=tcp>;expires=60', "hunter2"),
+        ("INVITE sip:101:hu'nt&=+$,%40er2@example.com", "er2"),
+        (f"sip:101:{'hunter2' * 10}@example.com", "hunter2"),
     ],
 )
 def test_a_secret_in_a_text_is_taken_out(text: str, secret: str) -> None:
@@ -214,6 +220,9 @@ def test_a_secret_in_a_traceback_is_taken_out() -> None:
         " |",
         "| ",
         "device-uid=",
+        "auth=,",
+        "sip:",
+        "sip:a:b,",
     ],
 )
 def test_what_a_stranger_writes_is_searched_in_one_go(unit: str) -> None:
@@ -238,6 +247,8 @@ def test_of_a_long_text_the_beginning_is_logged_and_no_part_of_a_secret(before: 
     [
         {"call_id": "a84b4c76e66710@pc33.atlanta.com"},
         {"contact": "sip:101@192.0.2.7:5062;transport=tcp;ob"},
+        {"contact": "sip:192.0.2.7:5062;transport=tcp"},
+        {"routes": "sip:192.0.2.7:5062, sip:101@example.com"},
         {"instance": "urn:uuid:00000000-0000-1000-8000-AABBCCDDEEFF"},
         {"flow": "udp/192.0.2.1:5060/192.0.2.7:33044"},
         {"push_id": "6ba7b810-9dad-11d1-80b4-00c04fd430c8"},

@@ -16,16 +16,19 @@ _END_OF_HEAD = re.compile(rb"\r?\n\r?\n").search
 _GUARDED = re.compile(
     rb"""
     (?<![^\r\n])
-    (?: ( (?:proxy-)?authorization ) | x-push | x-p-push | portsip-push ) [ \t]*:
+    (?: ( (?:proxy-)?auth(?:orization|entication-info) )
+      | x-push | x-p-push | portsip-push ) [ \t]*:
     ( [^\r\n]* (?: \r?\n [ \t] [^\r\n]* )* )
     """,
     re.VERBOSE,
 ).finditer
 "Header fields of which only what is known to be harmless is shown."
+_OF_GUARDED = (b"authorization", b"push", b"authentication-info")
+"One of them is in each of their names."
 _HARMLESS = re.compile(
     rb"""
     (?: digest\s+ )?
-    (?: username | realm | nonce | uri | algorithm | opaque | qop | nc
+    (?: username | realm | (?:next)?nonce | uri | algorithm | opaque | qop | nc
       | device-os | app-id | allow-call-push | allow-message-push )
     \s*=\s* (?: "[^"\\]*" | [^\s"=]* )
     """,
@@ -79,7 +82,7 @@ def blanked(message: bytes, *, bodies: bool) -> bytes:
     for match in (*_URI_SECRET(searched), *_URI_PASSWORD(searched), *_SDP_SECRET(searched, size)):
         _hide(shown, *match.span(1))
         _hide(searched, *match.span(1))
-    if b"authorization" in searched or b"push" in searched:
+    if any(name in searched for name in _OF_GUARDED):
         for line in list(_GUARDED(searched)):
             for span in _guarded_spans(line):
                 _hide(shown, *span)

@@ -144,6 +144,15 @@ def ladder_of(*steps: tuple[str, str, dict[str, object]], **changed: str) -> Lad
     return kept
 
 
+def test_a_password_in_a_uri_is_shown_to_nobody() -> None:
+    uri = "sip:bob:hunter2@example.com"
+    invite = request("INVITE", uri, from_="<sip:alice:hunter2@example.com>;tag=a1", to=f"<{uri}>")
+    kept = CallHistory(10).arrived(invite, "udp/x")
+    assert kept is not None
+    kept.add("falling_back", invite, {"to": uri})
+    assert "hunter2" not in json.dumps(views.ladder(kept))
+
+
 @pytest.mark.parametrize(
     ("steps", "state"),
     [

@@ -30,6 +30,7 @@ def stars(text: str) -> str:
     return "*" * len(text)
 
 
+NEXT = 'nextnonce="c3b1"'
 DIGEST = 'username="101", realm="example.com", nonce="c3b1", uri="sip:example.com", qop=auth'
 
 
@@ -42,6 +43,9 @@ DIGEST = 'username="101", realm="example.com", nonce="c3b1", uri="sip:example.co
         (f'Proxy-Authorization:Digest response="66", {DIGEST}', '"66"'),
         (f'Authorization: Digest {DIGEST},\r\n response="66"', '"66"'),
         (f"Authorization: Digest {DIGEST}, rspauth=66", "rspauth=66"),
+        (f"Authentication-Info: qop=auth, {NEXT}, rspauth=66ab", "rspauth=66ab"),
+        (f'Authentication-Info: {NEXT},cnonce="0a4f",nc=00000001', '"0a4f"'),
+        (f"Proxy-Authentication-Info: {NEXT},\r\n\trspauth=66", "rspauth=66"),
         ("Authorization: Basic YWxpY2U6c2VjcmV0Cg==", "Basic YWxpY2U6c2VjcmV0Cg=="),
         ("Authorization: Bearer abcdef", "Bearer abcdef"),
         (f"X-Push: device-os=ios;device-uid={APNS}|{APNS};app-id=com.x", f"{APNS}|{APNS}"),
