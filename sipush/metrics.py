@@ -37,7 +37,7 @@ class Tally(Collector):
 
 
 REGISTERS = Tally("sipush_registers", "REGISTER requests by outcome.", ["outcome"])
-REGISTERS.counts.update({("registered",): 0, ("unregistered",): 0, ("refused",): 0})
+REGISTERS.counts.update({("registered",): 0, ("unregistered",): 0, ("refused",): 0, ("failed",): 0})
 UNUSABLE_PUSH_HEADERS = Tally(
     "sipush_unusable_push_headers", "Registrations whose push header could not be used.", []
 )

@@ -99,6 +99,7 @@ class Api:
         try:
             async with asyncio.timeout(STORE_PATIENCE):
                 await self._proxy.store.lookup("readyz@invalid", time.time())
+                await self._proxy.store.try_to_write()
         except TimeoutError:
             return "the store does not answer"
         except LocationError as fault:

@@ -193,6 +193,9 @@ class MemoryStore:
         """Whether there was one."""
         return self._bans.pop(source, None) is not None
 
+    async def try_to_write(self) -> None:
+        """Memory can always be written."""
+
     async def secret(self) -> bytes:
         """32 random bytes."""
         return self._secret

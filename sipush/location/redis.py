@@ -282,6 +282,10 @@ class RedisStore:
         """Whether there was one."""
         return bool(await self._redis.call(b"ZREM", self._bans, source.encode()))
 
+    async def try_to_write(self) -> None:
+        """By a command that is refused whenever a REGISTER is."""
+        await self._redis.call(b"SET", self._prefix + b":written", b"1")
+
     async def secret(self) -> bytes:
         """32 random bytes."""
         key = self._prefix + b":secret"

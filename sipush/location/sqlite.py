@@ -83,6 +83,7 @@ _PURGE_MESSAGES = (
 _PUT_GONE_MESSAGE = "INSERT OR REPLACE INTO gone_messages (aor, key, until_epoch) VALUES (?,?,?)"
 _SELECT_GONE_MESSAGES = "SELECT aor, key, until_epoch FROM gone_messages WHERE until_epoch > ?"
 _PURGE_GONE_MESSAGES = "DELETE FROM gone_messages WHERE until_epoch <= ?"
+_TRY = "INSERT OR REPLACE INTO meta VALUES ('written', strftime('%s', 'now'))"
 _NEXT_ID = (
     "INSERT INTO meta VALUES ('message_id', ?1) ON CONFLICT (key)"
     " DO UPDATE SET value = max(CAST(value AS INTEGER) + 1, CAST(?1 AS INTEGER))"
@@ -362,6 +363,10 @@ class SqliteStore:
         """Whether there was one."""
         sql, key = "DELETE FROM bans WHERE source = ?", (source,)
         return await self._write(lambda connection: connection.execute(sql, key).rowcount > 0)
+
+    async def try_to_write(self) -> None:
+        """A row of ``meta``, as durable as a REGISTER."""
+        await self._write_soon(lambda connection: connection.execute(_TRY).rowcount)
 
     async def secret(self) -> bytes:
         """32 random bytes, kept in ``meta``."""

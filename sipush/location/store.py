@@ -141,5 +141,8 @@ class LocationStore(Protocol):
     async def remove_ban(self, source: str) -> bool:
         """Whether there was one."""
 
+    async def try_to_write(self) -> None:
+        """Store something that nobody asks for: a store that can be read may take nothing."""
+
     async def secret(self) -> bytes:
         """32 random bytes, made at the first call ever and the same for every process since."""

@@ -31,6 +31,7 @@ from sipush.core.registration import Rejection as RegisterRejection
 from sipush.core.routing import Rejection, server_uri, validate
 from sipush.core.target_set import Target, TargetSet
 from sipush.errors import TransportError
+from sipush.metrics import REGISTERS
 from sipush.server.answers import (
     DRAINING,
     RETRY_AFTER,
@@ -125,6 +126,7 @@ class Edge:
             here = self._here(aor, flow)
             answer = await self._ask(register_request(request, aor, told, wanted, here), flow)
         except TransportError as error:
+            REGISTERS.counts[("failed",)] += 1
             log.warning("registrar_unreachable", aor=aor, reason=str(error))
             reject(transaction, NOT_REACHABLE, tag)
             return

@@ -6,6 +6,7 @@ import structlog
 
 from sipush.core.routing import Rejection
 from sipush.errors import LocationError, MessageError, TransportError
+from sipush.metrics import REGISTERS
 from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject
 from sipush.server.edge import Edge, pass_back
 from sipush.server.proxy import Proxy
@@ -61,6 +62,8 @@ class Endpoint:
             rejection = Rejection(Status(error.status), error.reason)
             reject(transaction, rejection, self._proxy.new_id())
         except LocationError as error:
+            if request.method == "REGISTER":
+                REGISTERS.counts[("failed",)] += 1
             log.error("store_unavailable", reason=str(error))
             reject(transaction, STORE_DOWN, self._proxy.new_id())
         except Exception:

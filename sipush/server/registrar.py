@@ -122,6 +122,7 @@ class Registrar:
         gate.signed_in(flow, user)
         if user != aor:  # §10.3 step 4
             log.warning("registration_for_another_user", user=user, aor=aor)
+            REGISTERS.counts[("refused",)] += 1
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")
             transaction.respond(rejection_response(request, rejection, tag))
             return
@@ -142,6 +143,7 @@ class Registrar:
             if refreshes is not None and stored is None:
                 refreshes.learn(said, policy, decision)
         if isinstance(decision, Rejection):
+            REGISTERS.counts[("refused",)] += 1
             transaction.respond(rejection_response(request, decision, tag))
             return
         location: Location | Refusal

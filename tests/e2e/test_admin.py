@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import resource
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from tests.e2e.browser import Browser, BrowserPhone
 from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.test_faults import let_files_grow
+from tests.e2e.test_metrics import read
 from tests.e2e.wire import PATIENCE, Account
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 from tests.servers.ports import free_port
@@ -423,6 +428,61 @@ async def test_a_server_whose_store_is_gone_is_not_ready_until_it_is_back(
     assert "store" in is_refused(await admin.ask("GET", "/api/locations?aor=bob"), 503)
     own_redis_server.start()
     assert await admin.get("/readyz") == {"status": "ready"}
+
+
+@asynccontextmanager
+async def full_disk(daemon: Daemon) -> AsyncIterator[None]:
+    """Meanwhile no file of the daemon may grow."""
+    let_files_grow(daemon, 0)
+    yield
+    let_files_grow(daemon, resource.RLIM_INFINITY)
+
+
+@asynccontextmanager
+async def no_memory(server: RedisServer) -> AsyncIterator[None]:
+    """Meanwhile Redis takes nothing more."""
+    async with Redis.from_url(server.url) as operator:
+        await operator.config_set("maxmemory", "1")
+        yield
+        await operator.config_set("maxmemory", "0")
+
+
+@asynccontextmanager
+async def demoted(server: RedisServer) -> AsyncIterator[None]:
+    """Meanwhile Redis follows another one, which is not there."""
+    async with Redis.from_url(server.url) as operator:
+        await operator.replicaof("127.0.0.1", "1")
+        yield
+        await operator.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("store_type", "fault"),
+    [("sqlite", full_disk), ("redis", no_memory), ("redis", demoted)],
+    indirect=["store_type"],
+)
+async def test_a_server_whose_store_takes_nothing_is_not_ready_and_counts_who_was_told(
+    world: World,
+    own_redis_server: RedisServer,
+    store_type: str,
+    fault: Callable[[Any], AbstractAsyncContextManager[None]],
+) -> None:
+    if store_type == "redis":
+        world.store["redis"]["url"] = own_redis_server.url
+    metrics = {"listen": "127.0.0.1:0"}
+    daemon = await world.start(admin={"listen": "127.0.0.1:0"}, metrics=metrics)
+    admin = Admin(await address_of(daemon), [], token="none")
+    counted = (await daemon.log_event("metrics_served"))["address"]
+    bob = await world.registered(daemon, "bob", "UDP", "")
+    assert await admin.get("/readyz") == {"status": "ready"}
+    async with fault(daemon if store_type == "sqlite" else own_redis_server):
+        assert (await bob.register()).response.status == 503
+        assert "store cannot be used" in is_refused(await admin.ask("GET", "/readyz"), 503)
+    samples = await read(counted)
+    assert samples["sipush_registers_total outcome=failed"] == 1
+    assert samples["sipush_registers_total outcome=refused"] == 0
+    assert await admin.get("/readyz") == {"status": "ready"}
+    assert (await bob.register()).response.status == 200
 
 
 async def test_a_user_whom_nobody_knows_is_told_from_one_who_has_not_registered(

@@ -639,6 +639,17 @@ async def test_the_secret_stays_the_same(store: LocationStore):
     assert await store.secret() == secret
 
 
+async def test_a_try_to_write_changes_nothing_that_is_asked_for(store: LocationStore):
+    secret, bound = await store.secret(), await store.bind(registration(binding()))
+    for _ in range(2):
+        await store.try_to_write()
+    assert await store.secret() == secret
+    assert await store.lookup(AOR, NOW) == bound
+    assert [aor async for aor in store.aors()] == [AOR]
+    assert [each async for each in store.subscribers()] == []
+    assert await store.bans(NOW) == {}
+
+
 async def test_closing_twice_is_harmless(store: LocationStore):
     await store.close()
     await store.close()

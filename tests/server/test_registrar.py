@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.metrics import REGISTERS
 from sipush.sip.message import Response, parse_datagram
 from tests.bench.in_process import Server, configuration, register_from
 
@@ -62,3 +63,24 @@ async def test_a_device_that_comes_or_goes_is_news_and_a_refresh_is_not(tmp_path
     assert await told(leaves=True) == ["unregistered"]
     assert await told() == ["registered"]
     assert await told() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "into", "status"),
+    [
+        (b"Expires: 3600", b"Expires: 1", 423),
+        (b"Expires: 3600", b"Expires: 3600\r\nRequire: gruu", 420),
+        (b"To: <sip:u000001@", b"To: <sip:u000002@", 403),
+    ],
+)
+async def test_a_user_who_signed_in_and_is_refused_is_counted(
+    tmp_path: Path, changed: bytes, into: bytes, status: int
+) -> None:
+    server = Server(configuration(tmp_path))
+    await server.register()
+    before = dict(REGISTERS.counts)
+    register = register_from(1, server.credentials())
+    assert changed in register
+    await server.send(server.phone, register.replace(changed, into))
+    assert answers(server)[-1].status == status
+    assert REGISTERS.counts == before | {("refused",): before["refused",] + 1}
