@@ -186,8 +186,9 @@ def _add_user_commands(
     import_ = commands.add_parser(
         "import",
         help="Add users from a CSV file.",
-        description="Add the users of a CSV file, all or none: lines of aor,password or "
-        "aor,ha1_md5,ha1_sha256 (either may be empty).",
+        description="Add the users of a CSV file in UTF-8, all or none: lines of aor,password or "
+        "aor,ha1_md5,ha1_sha256 (either may be empty); a first line may name the columns. Users "
+        "who are there already get the new password and keep their hold and fallback.",
         parents=[configured],
     )
     import_.add_argument("file", type=Path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import csv
 import getpass
+import io
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from sipush.config import Config, UserConfig
 from sipush.config_problems import describe
 from sipush.core.abuse import source_name
 from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
-from sipush.errors import ConfigError, SipushError
+from sipush.errors import ConfigError, MessageError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.log_lines import device_name, fingerprint, printable, redact_text
 from sipush.sip.digest import Algorithm, compute_ha1
+from sipush.sip.uri import parse_sip_uri
 
 Work = Callable[[LocationStore], Awaitable[None]]
 
@@ -76,12 +78,13 @@ def remove_user(options: argparse.Namespace, config: Config) -> Work:
 
 def import_users(options: argparse.Namespace, config: Config) -> Work:
     """``user import``: nothing is stored unless every line is good."""
-    with options.file.open(newline="", encoding="utf-8") as file:
-        subscribers = _read_csv(options.file, csv.reader(file), config)
+    subscribers = _read_csv(options.file, config)
 
     async def work(store: LocationStore) -> None:
-        for subscriber in subscribers:
-            await store.put_subscriber(subscriber)
+        for new in subscribers:
+            known = await store.subscriber(new.aor) or new
+            both = replace(known, ha1_md5=new.ha1_md5, ha1_sha256=new.ha1_sha256)
+            await store.put_subscriber(both)
         print(f"{len(subscribers)} users imported.")
 
     return work
@@ -138,13 +141,25 @@ def list_bindings(options: argparse.Namespace, config: Config) -> Work:
         else:
             aors = sorted([aor async for aor in store.aors()])
         for aor in aors:
-            for line in _location_lines(aor, await store.lookup(aor, now), now):
+            location = await store.lookup(aor, now)
+            if not (location.bindings or location.push_records) and options.aor:
+                await _check_known(aor, config, store)
+            for line in _location_lines(aor, location, now):
                 print(printable(line))
 
     return work
 
 
+async def _check_known(aor: Aor, config: Config, store: LocationStore) -> None:
+    domain = config.domains.get(aor.rpartition("@")[2])
+    if domain is not None and domain.registrar:
+        return  # only the registrar knows
+    if aor not in config.users and await store.subscriber(aor) is None:
+        raise SipushError(f"{aor}: there is no such user")
+
+
 def _aor(text: str, config: Config) -> Aor:
+    text = text.removeprefix("sip:")
     user, at, domain = text.rpartition("@")
     if not at:
         user, domain = text, config.sip.domains[0]
@@ -160,7 +175,20 @@ def _new_aor(text: str, config: Config) -> Aor:
     domain = config.domains.get(aor.rpartition("@")[2])
     if domain is not None and domain.registrar:
         raise SipushError(f"{aor} is a user of the registrar {domain.registrar}: add it there")
+    user = aor.rpartition("@")[0]
+    if user in config.emergency.numbers:
+        raise SipushError(f"{user} is an emergency number (allowed: another name)")
+    if not _stands_in_uri(aor):
+        raise SipushError(f"{printable(user)} cannot stand in a SIP URI (allowed: such as 101)")
     return aor
+
+
+def _stands_in_uri(aor: Aor) -> bool:
+    """Whether a phone that writes it down is understood as this user."""
+    try:
+        return aor.isprintable() and parse_sip_uri(f"sip:{aor}").aor == aor
+    except MessageError:
+        return False
 
 
 def _writable_aor(text: str, config: Config) -> Aor:
@@ -184,16 +212,26 @@ def _checked_settings(options: argparse.Namespace, aor: Aor) -> UserConfig:
 
 
 def _read_password(options: argparse.Namespace) -> str:
-    if options.password_file:
-        password = next(iter(options.password_file.read_text().splitlines()), "")
-    elif sys.stdin.isatty():
-        password = getpass.getpass()
-        if getpass.getpass("Again: ") != password:
-            raise SipushError("the passwords differ")
-    else:
-        password = sys.stdin.readline().rstrip("\r\n")
+    try:
+        password = _given_password(options)
+    except EOFError:
+        raise SipushError("no password was given") from None  # Ctrl-D
+    except UnicodeDecodeError:
+        raise SipushError("the password is not UTF-8") from None
     if not password:
         raise SipushError("the password is empty")
+    return password
+
+
+def _given_password(options: argparse.Namespace) -> str:
+    if options.password_file:
+        text: str = options.password_file.read_text(encoding="utf-8")
+        return next(iter(text.splitlines()), "")
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    password = getpass.getpass()
+    if getpass.getpass("Again: ") != password:
+        raise SipushError("the passwords differ")
     return password
 
 
@@ -206,19 +244,44 @@ def _subscriber(aor: Aor, password: str) -> Subscriber:
     )
 
 
-def _read_csv(path: Path, rows: Iterable[list[str]], config: Config) -> list[Subscriber]:
-    subscribers: list[Subscriber] = []
+_HEADS = (["password"], ["ha1_md5", "ha1_sha256"])
+"The columns after the first, where the first line names them."
+
+
+def _read_csv(path: Path, config: Config) -> list[Subscriber]:
+    """Raises ConfigError with everything that is wrong."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")  # as Excel writes it
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError([f"{path} line {line}: is not UTF-8"]) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    subscribers: dict[Aor, Subscriber] = {}
+    lines: dict[Aor, int] = {}
     problems: list[str] = []
-    for number, row in enumerate(rows, 1):
-        if not row:
-            continue
-        try:
-            subscribers.append(_subscriber_of_row(row, config))
-        except SipushError as error:
-            problems.append(f"{path} line {number}: {error}")
+    try:
+        for row in reader:
+            if not row or (reader.line_num == 1 and _is_head(row)):
+                continue
+            try:
+                subscriber = _subscriber_of_row(row, config)
+                aor = subscriber.aor
+                if aor in subscribers:
+                    raise SipushError(f"{aor} stands in line {lines[aor]} already")
+                subscribers[aor], lines[aor] = subscriber, reader.line_num
+            except SipushError as error:
+                problems.append(f"{path} line {reader.line_num}: {error}")
+    except csv.Error as error:
+        problems.append(f"{path} line {reader.line_num}: {error}: is a quote not closed?")
     if problems:
         raise ConfigError(problems)
-    return subscribers
+    return list(subscribers.values())
+
+
+def _is_head(row: list[str]) -> bool:
+    first, *others = [field.strip().lower() for field in row]
+    return first in ("aor", "user", "username") and others in _HEADS
 
 
 def _subscriber_of_row(row: list[str], config: Config) -> Subscriber:

@@ -1,10 +1,13 @@
 """The commands, as an operator types them."""
 
+import os
+import pty
 import re
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import md5, sha256
 from pathlib import Path
@@ -46,6 +49,30 @@ class Shell:
         done = self.run(*arguments, "--config", "sipush.toml", stdin=stdin)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
+
+    def on_terminal(self, *arguments: str, typed: str) -> str:
+        """What is shown to somebody who types that at the first prompt."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "sipush.cli", *arguments, "--config", "sipush.toml"]
+        shown = b""
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        ) as process:
+            os.close(theirs)
+            while not shown.endswith(b": "):
+                shown += os.read(ours, 1024)
+            os.write(ours, typed.encode())
+            with suppress(OSError):  # EIO: nobody has the terminal any more
+                while more := os.read(ours, 1024):
+                    shown += more
+            assert process.wait() == 1
+        os.close(ours)
+        return shown.decode().replace("\r\n", "\n")
 
     def refused(self, *arguments: str, stdin: str = "") -> list[str]:
         done = self.run(*arguments, "--config", "sipush.toml", stdin=stdin)
@@ -191,6 +218,11 @@ def test_a_removed_user_is_gone(shell: Shell) -> None:
         (("101@example.net",), "pw", "101@example.net is no address-of-record of ours"),
         (("100",), "pw", "100@example.com is a user of the configuration file: change it there"),
         (("101",), "", "the password is empty"),
+        *(
+            ((name,), "pw", f"{name} cannot stand in a SIP URI")
+            for name in ("1 0 2", "1:2", "<101>", "10%31", '"101"')
+        ),
+        (("1\x1b[2J",), "pw", "1\\u001b[2J cannot stand in a SIP URI"),
         (("101", "--password-file", "none"), "", "[Errno 2] No such file"),
         (("101", "--fallback", "tel:1"), "pw", '101@example.com: fallback: is "tel:1" (allowed:'),
         (("101", "--hold-seconds", "-1"), "pw", "101@example.com: hold_seconds: is -1.0 (allowed:"),
@@ -201,6 +233,32 @@ def test_a_user_that_cannot_be_added_is_told_why(
 ) -> None:
     (line,) = shell.refused("user", "add", *arguments, stdin=stdin)
     assert line.startswith(f"sipush: {problem}")
+
+
+def test_the_uri_of_a_user_is_taken_for_the_user(shell: Shell) -> None:
+    assert shell.ok("user", "add", "sip:102@example.com", stdin="pw") == "102@example.com added.\n"
+    assert shell.ok("user", "add", "müller+x;y", stdin="pw") == "müller+x;y@example.com added.\n"
+    assert shell.ok("bindings", "sip:102@example.com").startswith("102@example.com:")
+
+
+def test_an_emergency_number_is_no_user(shell: Shell) -> None:
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write('[emergency]\nnumbers = ["112"]\nroute = ["sip:112@192.0.2.20"]\n')
+    (line,) = shell.refused("user", "add", "112", stdin="pw")
+    assert line == "sipush: 112 is an emergency number (allowed: another name)"
+
+
+def test_a_password_that_is_no_text_is_told(shell: Shell) -> None:
+    (shell.folder / "password").write_bytes(b"p\xfc\n")
+    assert shell.refused("user", "add", "101", "--password-file", "password") == [
+        "sipush: the password is not UTF-8"
+    ]
+
+
+def test_whoever_ends_the_prompt_for_the_password_adds_nobody(shell: Shell) -> None:
+    done = shell.on_terminal("user", "add", "101", typed="\x04")
+    assert done == "Password: sipush: no password was given\n"
+    assert len(shell.ok("user", "list").splitlines()) == 1
 
 
 def test_a_group_is_no_user(shell: Shell) -> None:
@@ -242,6 +300,43 @@ def test_an_import_with_a_fault_names_every_line_and_imports_nobody(shell: Shell
         "ha1_sha256: cannot be used (allowed: 64 hex digits)",
     ]
     assert "101" not in shell.ok("user", "list")
+
+
+def test_a_file_as_excel_writes_it_is_imported_without_its_head(shell: Shell) -> None:
+    for head in ("aor,password", "AOR, Password", "user,password"):
+        text = f"\ufeff{head}\r\n101,pw\r\n"
+        (shell.folder / "users.csv").write_bytes(text.encode())
+        assert shell.ok("user", "import", "users.csv") == "1 users imported.\n"
+    (shell.folder / "users.csv").write_text(f"aor,ha1_md5,ha1_sha256\n101,{HA1},\n")
+    shell.ok("user", "import", "users.csv")
+    assert shell.ok("user", "list").splitlines()[1:] == ["101@example.com  MD5  hold  [store]"]
+
+
+def test_users_who_are_imported_again_keep_what_the_file_does_not_say(shell: Shell) -> None:
+    shell.ok("user", "add", "101", "--no-hold", "--fallback", "sip:vm@h", stdin="old")
+    (shell.folder / "users.csv").write_text(f"101,,{HA1 * 2}\n")
+    shell.ok("user", "import", "users.csv")
+    assert shell.ok("user", "list").splitlines()[1:] == [
+        "101@example.com  SHA-256  no hold, then sip:vm@h  [store]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"101,pw\n102,p\xfcw\n", "line 2: is not UTF-8"),
+        (b'101,"pw\n102,pw\n', "line 2: unexpected end of data: is a quote not closed?"),
+        (b"101,pw\n102,a\n101@example.com,b\n", "line 3: 101@example.com stands in line 1 already"),
+        (b"sip:101@example.com,a\n101,b\n", "line 2: 101@example.com stands in line 1 already"),
+        (b"1 0 1,pw\n", "line 1: 1 0 1 cannot stand in a SIP URI (allowed: such as 101)"),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_say_what_it_means_is_refused(
+    shell: Shell, data: bytes, problem: str
+) -> None:
+    (shell.folder / "users.csv").write_bytes(data)
+    assert shell.refused("user", "import", "users.csv") == [f"sipush: users.csv {problem}"]
+    assert len(shell.ok("user", "list").splitlines()) == 1
 
 
 def test_a_store_that_lives_in_the_server_is_out_of_reach(shell: Shell) -> None:
@@ -295,7 +390,10 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     assert "push: apns, com.example.phone, call token " in awake
     assert asleep.startswith("  asleep  token ")
     assert shell.ok("bindings", "102") == "102@example.com\n" + asleep
-    assert shell.ok("bindings", "103") == "103@example.com: nothing registered\n"
+    shell.ok("user", "add", "103", stdin="pw")
+    for user in ("103", "100"):  # of the store, of the configuration
+        assert shell.ok("bindings", user) == f"{user}@example.com: nothing registered\n"
+    assert shell.refused("bindings", "104") == ["sipush: 104@example.com: there is no such user"]
 
 
 async def test_what_a_phone_registered_does_not_steer_the_terminal(shell: Shell) -> None:
