@@ -229,6 +229,14 @@ class ResponseContext:
             return actions
         return self._complete(branch, Status.FLOW_FAILED, now)
 
+    def not_sent(self, branch_id: int, status: int, now: float) -> list[Action]:
+        """Nothing has left on a branch, nor will: ``status`` says what is in the way."""
+        branch = self.branches[branch_id]
+        branch.cancelling, branch.awaited = None, False
+        if branch.state is BranchState.COMPLETED:
+            return []
+        return self._complete(branch, status, now)
+
     def response_received(self, branch_id: int, status: int, now: float) -> list[Action]:
         """A response arrived on a branch; a client transaction that timed out gives 408 (§16.7)."""
         branch = self.branches[branch_id]

@@ -31,7 +31,7 @@ from sipush.sip.fields import CSeq, parse_name_addr, parse_via
 from sipush.sip.grammar import number
 from sipush.sip.headers import Headers
 from sipush.sip.message import DEFAULT_MAX_FORWARDS, Message, Request, Response
-from sipush.sip.push_params import without_push_params
+from sipush.sip.push_params import cut_push_params, without_push_params
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
 
@@ -199,7 +199,10 @@ def _has_looped(request: Request, realm: Realm) -> bool:
 
 
 def validate(request: Request, realm: Realm) -> Rejection | None:
-    """§16.3: what makes a request unfit to be forwarded."""
+    """§16.3: what makes a request unfit to be forwarded.
+
+    A malformed Contact does only where push parameters are to be taken out of it.
+    """
     try:
         hops = request.max_forwards
     except MessageError as error:
@@ -208,7 +211,14 @@ def validate(request: Request, realm: Realm) -> Rejection | None:
         return Rejection(Status.TOO_MANY_HOPS)
     if _has_looped(request, realm):
         return Rejection(Status.LOOP_DETECTED)
-    if "proxy-require" not in request.headers.first:
+    first = request.headers.first
+    if "contact" in first and ";pn-" in first["contact"]:
+        try:
+            for value in request.headers.values("contact"):
+                parse_name_addr(value)
+        except MessageError as error:
+            return Rejection(Status(error.status), f"{error.reason} in Contact")
+    if "proxy-require" not in first:
         return None
     unsupported = request.headers.values("proxy-require")
     if unsupported:
@@ -532,7 +542,11 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion], target: T
 
 
 def strip_push_params(message: Message) -> None:
-    """RFC 8599 §4.1: nobody but the registrar needs what a device can be pushed by."""
+    """RFC 8599 §4.1: nobody but the registrar needs what a device can be pushed by.
+
+    Never raises, for it is asked of what comes back while a call is under way: of a Contact that
+    cannot be read, whatever looks like such a parameter goes.
+    """
     for name, line in message.headers.lines("contact"):
         if ";pn-" in line.lower():
             values = [_without_push_params(value) for value in message.headers.values(name)]
@@ -541,7 +555,10 @@ def strip_push_params(message: Message) -> None:
 
 
 def _without_push_params(contact: str) -> str:
-    uri = parse_name_addr(contact).uri
+    try:
+        uri = parse_name_addr(contact).uri
+    except MessageError:
+        return cut_push_params(contact)
     return contact.replace(uri, without_push_params(uri), 1)
 
 

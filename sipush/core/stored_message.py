@@ -79,10 +79,7 @@ def lifetime(request: Request, longest: float) -> float:
 
 
 def from_sender(request: Request) -> Request:
-    """The MESSAGE without push ids that its sender made up, and fit to be sent on.
-
-    Raises MessageError.
-    """
+    """The MESSAGE without push ids that its sender made up, and fit to be sent on."""
     clean = request.like(request.uri, request.headers.copy())
     for name in _PUSH_IDS:
         clean.headers.remove(name)

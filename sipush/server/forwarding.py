@@ -475,7 +475,11 @@ class Forwarding:
         self._performing = True
         try:
             while self._queue:
-                self._perform_one(self._queue.pop(0))
+                action = self._queue.pop(0)
+                try:
+                    self._perform_one(action)
+                except Exception as error:
+                    self._not_performed(action, error)
         finally:
             self._performing = False
         if self._unheard_at is not None and self._unstored and not self.context.probing:
@@ -493,6 +497,15 @@ class Forwarding:
                 stored.add_done_callback(partial(self._answer, finals))
         if self.context.done:
             self.finish()
+
+    def _not_performed(self, action: Action, error: Exception) -> None:
+        """A bug of ours costs one branch, or one answer, not the call: what waits must go on."""
+        log.error("internal_error", call_id=self.call_id, exc_info=error)
+        status = Status.SERVER_INTERNAL_ERROR
+        if isinstance(action, Forward):
+            self._queue += self.context.not_sent(action.branch, status, self._now)
+        elif isinstance(action, Respond) and action.status >= 200:
+            self.transaction.respond(make_response(self.request, status, to_tag=self.tag))
 
     def _perform_one(self, action: Action) -> None:
         # mypyc compiles isinstance to a comparison, a case of match to a call.

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+import structlog
+
 from sipush.core.bindings import Aor, Location
+
+log = structlog.get_logger()
 
 Refreshed = Callable[[Aor, Location, Collection[str]], None]
 """(AOR, what the store now holds, device keys that have just registered)."""
 
 
 class PushBucket:
-    """Hands every accepted REGISTER to the requests that wait for that AOR."""
+    """Hands every accepted REGISTER to the requests that wait for that AOR.
+
+    One of them that fails, which is our bug and logged, keeps nothing from the others.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[Aor, list[Refreshed]] = {}
@@ -43,7 +50,10 @@ class PushBucket:
         """A REGISTER of these devices was accepted and its 200 has been sent."""
         if aor in self._waiting:
             for refreshed in list(self._waiting[aor]):
-                refreshed(aor, location, devices)
+                try:
+                    refreshed(aor, location, devices)
+                except Exception as error:
+                    log.error("internal_error", exc_info=error)
 
     def watch_flow(self, name: str, active: Callable[[str], None]) -> None:
         """Be told of signs of life on a flow."""
@@ -61,4 +71,7 @@ class PushBucket:
         """Something came over a flow."""
         if name in self._waiting_on:
             for active in list(self._waiting_on[name]):
-                active(name)
+                try:
+                    active(name)
+                except Exception as error:
+                    log.error("internal_error", exc_info=error)

@@ -289,6 +289,11 @@ def without_push_params(uri: str) -> str:
     return user + at + _PARAMS.sub("", rest)
 
 
+def cut_push_params(text: str) -> str:
+    """The same of what is no URI: whatever looks like one of the parameters goes."""
+    return _PARAMS.sub("", text)
+
+
 def _check_token(token: str, name: str) -> None:
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise _FaultError(f"{name} is not a token")

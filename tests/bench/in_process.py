@@ -138,9 +138,9 @@ class Server:
         self._nonce = b""
         self._count = 0
 
-    def wire(self, number: int) -> Wire:
+    def wire(self, number: int, kind: type[Wire] = Wire) -> Wire:
         """A new flow."""
-        wire = Wire(number)
+        wire = kind(number)
         self._wires.flows[wire.name] = wire
         return wire
 

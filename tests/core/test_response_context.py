@@ -101,6 +101,8 @@ def feed(context: ResponseContext, text: str) -> list[Action]:
     match text:
         case "flow failed":
             return context.flow_failed(0, NOW)
+        case "cannot be sent":
+            return context.not_sent(0, 500, NOW)
         case "probe timer":
             return context.timer_fired(NOW + PROBE)
         case "Bucket Timer":

@@ -459,6 +459,39 @@ def test_push_parameters_do_not_leave_towards_others() -> None:
     )
 
 
+UNREADABLE = [
+    '"x" y" <sip:a@10.0.0.1;pn-prid=secret>',
+    "<sip:a@10.0.0.1;pn-provider=fcm;pn-prid=secret",
+    "<sip:b@c>;x, <sip:a@10.0.0.1;pn-prid=secret",
+]
+
+
+@pytest.mark.parametrize("contact", UNREADABLE)
+def test_push_parameters_are_cut_out_of_what_cannot_be_read(contact: str) -> None:
+    request = invite()
+    request.headers.set("Contact", contact)
+    strip_push_params(request)
+    left = request.headers.get("contact")
+    assert left is not None
+    assert "secret" not in left
+    assert "sip:a@10.0.0.1" in left
+
+
+@pytest.mark.parametrize("contact", UNREADABLE)
+def test_a_contact_that_hides_push_parameters_is_refused(contact: str) -> None:
+    request = invite()
+    request.headers.set("Contact", contact)
+    refused = Rejection(Status.BAD_REQUEST, "Malformed Address in Contact")
+    assert validate(request, REALM) == refused
+
+
+def test_any_other_contact_is_for_the_one_it_is_meant_for() -> None:
+    for contact in ("<sip:a@10.0.0.1", "<sip:a@10.0.0.1;pn-provider=fcm;pn-prid=x>"):
+        request = invite()
+        request.headers.set("Contact", contact)
+        assert validate(request, REALM) is None
+
+
 # -- small questions --
 
 

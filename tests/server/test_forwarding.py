@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from pathlib import Path
 
 from sipush.config import load
@@ -35,9 +36,9 @@ class StoreThatLooksLong(ChangedStore):
         return found
 
 
-async def registers(server: Server, user: Aor, number: int) -> Wire:
+async def registers(server: Server, user: Aor, number: int, kind: type[Wire] = Wire) -> Wire:
     """A phone does, and its user is heard of."""
-    wire = server.wire(number)
+    wire = server.wire(number, kind)
     contact = f"sip:u@127.0.0.1:{wire.remote[1]}"
     phone = binding(aor=user, contact=contact, flow=wire.name, cseq=number)
     location = await server.proxy.store.bind(registration(phone))
@@ -124,6 +125,68 @@ async def test_what_is_no_repeated_answer_makes_nobody_wait_for_an_ack(tmp_path:
     draining = asyncio.ensure_future(server.proxy.acknowledgements.drain())
     await asyncio.sleep(0)
     assert draining.done()
+
+
+UNREADABLE = b"Contact: <sip:a@127.0.0.1;pn-prid=secret"
+
+
+def with_contact(message: bytes, line: bytes) -> bytes:
+    return re.sub(rb"Contact: [^\r]*", line, message)
+
+
+async def test_an_unreadable_contact_with_push_parameters_costs_nobody_else_a_call(
+    tmp_path: Path,
+) -> None:
+    server = Server(configuration(tmp_path))
+    await server.register()
+    server.phone_leaves()
+    await server.send(server.caller, with_contact(invite(1), UNREADABLE))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 400 Malformed Address in Contact")
+    assert (server.proxy.active, server.proxy.bucket.watched) == (0, [])
+    await server.send(server.caller, invite(2))
+    await server.phone_returns()
+    assert server.phone.sent[-1].startswith(b"INVITE ")
+
+
+async def test_a_call_goes_on_whose_answers_have_an_unreadable_contact(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    phone = await registers(server, BOB, 3)
+    await server.send(server.caller, invite(1))
+    request = phone.sent[-1]
+    for status in ("180 Ringing", "200 OK", "200 OK"):  # the last is repeated
+        sent = len(server.caller.sent)
+        await server.send(phone, with_contact(response(request, status), UNREADABLE))
+        (answer,) = server.caller.sent[sent:]
+        assert answer.startswith(f"SIP/2.0 {status}".encode())
+        assert b"Contact: <sip:a@127.0.0.1\r\n" in answer
+
+
+class BrokenWire(Wire):
+    """Sending over it runs into a bug of ours."""
+
+    def send(self, data: bytes) -> None:
+        raise ValueError("a bug")
+
+
+async def test_a_bug_on_the_way_to_one_device_leaves_the_call_to_the_others(
+    tmp_path: Path,
+) -> None:
+    server = Server(configuration(tmp_path))
+    broken = await registers(server, BOB, 3, BrokenWire)
+    phone = await registers(server, BOB, 4)
+    await server.send(server.caller, invite(1))
+    await server.send(phone, response(phone.sent[-1], "486 Busy Here"))
+    assert not broken.sent
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 486 ")
+    assert (server.proxy.active, server.proxy.bucket.watched) == (0, [])
+
+
+async def test_a_bug_on_the_only_way_is_told_to_the_caller(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    await registers(server, BOB, 3, BrokenWire)
+    await server.send(server.caller, invite(1))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 500 ")
+    assert (server.proxy.active, server.proxy.bucket.watched) == (0, [])
 
 
 def in_memory(server: Server) -> list[Forwarding]:

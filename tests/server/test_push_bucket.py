@@ -36,6 +36,22 @@ def test_a_sign_of_life_reaches_those_who_wait_on_that_flow_only() -> None:
     assert heard == [FLOW]
 
 
+def test_a_waiter_that_fails_keeps_the_news_from_nobody() -> None:
+    bucket = PushBucket()
+    heard: list[str] = []
+
+    def fails(*news: object) -> None:
+        raise ValueError
+
+    for waiter in (fails, lambda aor, location, devices: heard.append(aor)):
+        bucket.watch(AOR, waiter)
+    for active in (fails, heard.append):
+        bucket.watch_flow(FLOW, active)
+    bucket.refreshed(AOR, Location(), {"d"})
+    bucket.flow_active(FLOW)
+    assert heard == [AOR, FLOW]
+
+
 def test_a_waiter_may_stop_waiting_while_it_is_told() -> None:
     bucket = PushBucket()
     heard: list[str] = []
