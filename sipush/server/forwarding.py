@@ -102,10 +102,12 @@ MAX_FALLBACKS: Final = 5
 class _Attempt:
     """What is out on one branch, and what came back."""
 
-    __slots__ = ("flow", "handle", "response")
+    __slots__ = ("cancelled", "flow", "handle", "response")
 
     def __init__(self) -> None:
         self.handle: ClientTransactionHandle | None = None
+        self.cancelled: CancelCause | None = None
+        "Why it is to be cancelled as soon as it is out."
         self.flow: Flow | None = None
         "Over which it went out, or an answer came."
         self.response: Response | None = None
@@ -615,22 +617,38 @@ class Forwarding:
         target = self.context.branches[branch].target
         self.attempts[branch] = _Attempt()
         if not target.flow:
-            self.proxy.tasks.spawn(self._connect(branch, target))
+            self.proxy.tasks.spawn(self._connect(branch, target, was_over=self._is_over(branch)))
         elif (flow := self.proxy.transports.flow(target.flow)) is not None and not flow.closed:
             self._send(branch, flow)
         else:
             self._perform(self.context.flow_failed(branch, self._now))
 
-    async def _connect(self, branch: int, target: Target) -> None:
-        """Reach a server by URI: a fallback, or the first hop of a Path."""
+    def _is_over(self, branch: int) -> bool:
+        """Whether nobody waits for what its device might answer."""
+        state = self.context.branches[branch].state
+        return self.context.closed or state is BranchState.COMPLETED
+
+    async def _connect(self, branch: int, target: Target, *, was_over: bool) -> None:
+        """Reach a server by URI: a fallback, or the first hop of a Path.
+
+        ``was_over``: the device woke late, or perhaps has the call from a process that died. It is
+        to see the end. No device sees the beginning when the call ends while we connect.
+        """
         try:
             flow = await self.proxy.next_hop(target)
+            if was_over or not self._is_over(branch):
+                self._send(branch, flow)
+                if (cause := self.attempts[branch].cancelled) is not None:
+                    self._cancel(branch, cause)
+                return
+            actions = self.context.not_sent(branch, Status.REQUEST_TERMINATED, self._now)
         except (TransportError, MessageError) as error:
             self.warn("next_hop_unreachable", target=target.device, reason=str(error))
-            self._perform(self.context.flow_failed(branch, self._now))
-            return
-        if self.context.branches[branch].state is not BranchState.COMPLETED:
-            self._send(branch, flow)
+            actions = self.context.flow_failed(branch, self._now)
+        except Exception as error:
+            log.error("internal_error", call_id=self.call_id, exc_info=error)
+            actions = self.context.flow_failed(branch, self._now)
+        self._perform(actions)
 
     def _send(self, branch: int, flow: Flow) -> None:
         target, left = self.context.branches[branch].target, self._breadth_left()
@@ -719,11 +737,15 @@ class Forwarding:
         self._perform(actions)
 
     def _cancel(self, branch: int, cause: CancelCause) -> None:
-        attempt = self.attempts.get(branch)  # None: it was made by a process that died
-        if attempt is not None and (handle := attempt.handle) is not None:
-            reason = self.cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
-            handle.cancel(reason)
-            self.step("cancelled", branch=branch, cause=cause.value)
+        attempt = self.attempts.get(branch)
+        if attempt is None:  # it was made by a process that died
+            return
+        if attempt.handle is None:
+            attempt.cancelled = cause
+            return
+        reason = self.cancel_reason if cause is CancelCause.CALLER else _REASONS.get(cause)
+        attempt.handle.cancel(reason)
+        self.step("cancelled", branch=branch, cause=cause.value)
 
     def _hang_up(self, branch: int) -> None:
         attempt = self.attempts[branch]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.daemon import in_time
+from tests.e2e.daemon import PBX, in_time
 from tests.e2e.robots import branch_of
 from tests.e2e.wire import FINAL, InCall, Phone
 from tests.e2e.world import World, apns_token, x_push
@@ -222,6 +222,34 @@ async def test_a_phone_that_died_behind_an_sbc_is_pushed_and_woken(world: World,
     assert woken.push_id == pushed.push_id
     answer, _ = await in_time(call.final(), woken.answer())
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_a_phone_behind_a_peer_that_wakes_too_late_sees_the_call_begin_and_end(
+    world: World, crash: bool
+) -> None:
+    daemon = await world.start(wake={"hold": 60.0})
+    sbc = await world.phone(daemon, "bob", ip=PBX)
+    push = x_push(apns_token())
+    path = [f"Path: <sip:{sbc.wire.host_port};lr>", "Supported: path"]
+    contact = f'<sip:bob@192.0.2.77>;+sip.instance="<urn:uuid:{uuid.uuid4()}>"'
+    for expires in ("600", "0"):
+        with_expires = f"{contact};expires={expires}"
+        answer = (await sbc.register(push, contact=with_expires, headers=path)).response
+        assert answer.status == 200
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    _, final = await in_time(call.cancel(), call.final())
+    assert final.status == 487
+    assert (await sbc.register(push, contact=contact, headers=path)).response.status == 200
+    late = await sbc.incoming()
+    if crash:
+        await daemon.restart_after_kill()
+        again = await sbc.incoming()
+        assert branch_of(again.invite) == branch_of(late.invite)
+    late.reply(180)
+    await late.cancelled()
 
 
 async def test_nobody_can_make_up_a_way_to_a_flow(world: World) -> None:

@@ -83,6 +83,24 @@ async def test_a_phone_that_died_on_the_other_node_is_woken_here(world: World) -
     await in_time(incoming.hang_up(), call.requested("BYE"))
 
 
+async def test_a_phone_that_wakes_too_late_on_the_other_node_sees_the_call_begin_and_end(
+    world: World, transport: str
+) -> None:
+    first, second = await two_nodes(world, transport)
+    push = x_push(apns_token())
+    await world.sleeping(second, "bob", "UDP", push)
+    alice = await world.phone(first, "alice")
+    call = await alice.call("bob")
+    pushed = await world.pushes.next()
+    await in_time(call.cancel('Reason: SIP;cause=200;text="changed my mind"'), call.final())
+    bob = await world.registered(second, "bob", "UDP", push)
+    incoming = await bob.incoming()
+    incoming.reply(180)
+    cancel = await incoming.cancelled()
+    assert cancel["reason"] == 'SIP;cause=200;text="changed my mind"'
+    assert incoming.push_id == pushed.push_id
+
+
 async def test_the_phones_of_a_node_that_died_are_woken(world: World) -> None:
     first, second = await two_nodes(world, "TCP")
     push = x_push(apns_token())

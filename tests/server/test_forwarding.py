@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from sipush.config import load
@@ -12,9 +14,10 @@ from sipush.core.bindings import Aor, Location
 from sipush.core.outbound import decode_route_token
 from sipush.server.forwarding import Forwarding
 from sipush.sip.message import parse_datagram
-from tests.bench.in_process import Server, Wire, configuration, invite, response
+from sipush.transport.flow import Address, Flow
+from tests.bench.in_process import Server, Wire, Wires, configuration, invite, response
 from tests.bench.servers import DOMAIN, aor, ha1
-from tests.location.rows import binding, registration
+from tests.location.rows import PHONE, TABLET, binding, registration
 from tests.server.stores import ChangedStore
 
 BOB, CAROL = aor(1), aor(3)
@@ -36,11 +39,18 @@ class StoreThatLooksLong(ChangedStore):
         return found
 
 
-async def registers(server: Server, user: Aor, number: int, kind: type[Wire] = Wire) -> Wire:
+async def registers(
+    server: Server,
+    user: Aor,
+    number: int,
+    kind: type[Wire] = Wire,
+    path: tuple[str, ...] = (),
+    device: str = PHONE,
+) -> Wire:
     """A phone does, and its user is heard of."""
     wire = server.wire(number, kind)
     contact = f"sip:u@127.0.0.1:{wire.remote[1]}"
-    phone = binding(aor=user, contact=contact, flow=wire.name, cseq=number)
+    phone = binding(device, contact, aor=user, flow=wire.name, cseq=number, path=path)
     location = await server.proxy.store.bind(registration(phone))
     assert isinstance(location, Location)
     server.proxy.bucket.refreshed(user, location, [phone.device])
@@ -173,7 +183,7 @@ async def test_a_bug_on_the_way_to_one_device_leaves_the_call_to_the_others(
 ) -> None:
     server = Server(configuration(tmp_path))
     broken = await registers(server, BOB, 3, BrokenWire)
-    phone = await registers(server, BOB, 4)
+    phone = await registers(server, BOB, 4, device=TABLET)
     await server.send(server.caller, invite(1))
     await server.send(phone, response(phone.sent[-1], "486 Busy Here"))
     assert not broken.sent
@@ -187,6 +197,85 @@ async def test_a_bug_on_the_only_way_is_told_to_the_caller(tmp_path: Path) -> No
     await server.send(server.caller, invite(1))
     assert server.caller.sent[-1].startswith(b"SIP/2.0 500 ")
     assert (server.proxy.active, server.proxy.bucket.watched) == (0, [])
+
+
+class HeardWire(Wire):
+    """Tells when something is sent on it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.heard = asyncio.Event()
+
+    def send(self, data: bytes) -> None:
+        super().send(data)
+        self.heard.set()
+
+
+class WiresToAnEdge(Wires):
+    """To the proxy at our edge it takes time to connect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edge = HeardWire(9)
+        self.asked, self.may = asyncio.Event(), asyncio.Event()
+
+    async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
+        self.asked.set()
+        await self.may.wait()
+        return self.edge
+
+
+EDGE = "<sip:127.0.0.1:20009;lr>"
+"A peer."
+
+
+async def test_who_is_still_being_connected_to_does_not_ring_for_a_call_that_was_answered(
+    tmp_path: Path,
+) -> None:
+    wires = WiresToAnEdge()
+    server = Server(configuration(tmp_path), wires=wires)
+    phone = await registers(server, BOB, 3)
+    await registers(server, BOB, 4, path=(EDGE,), device=TABLET)
+    caller = server.wire(2, HeardWire)
+    calling = asyncio.ensure_future(server.send(caller, invite(1)))
+    await wires.asked.wait()
+    caller.heard.clear()
+    answering = asyncio.ensure_future(server.send(phone, response(phone.sent[-1], "200 OK")))
+    await caller.heard.wait()
+    assert caller.sent[-1].startswith(b"SIP/2.0 200 ")
+    wires.may.set()
+    await asyncio.gather(calling, answering)
+    assert not wires.edge.sent
+    assert server.proxy.active == 0
+
+
+async def test_who_wakes_late_behind_a_proxy_sees_the_call_begin_and_end(tmp_path: Path) -> None:
+    wires = WiresToAnEdge()
+    server = Server(configuration(tmp_path), wires=wires)
+    await server.register()
+    server.phone_leaves()
+    call = invite(1)
+    await server.send(server.caller, call)
+    await server.send(server.caller, cancel(call))
+    known = await server.proxy.store.lookup(BOB, time.time())
+    woken = replace(known.bindings[0], path=(EDGE,))
+    server.proxy.bucket.refreshed(BOB, replace(known, bindings=(woken,)), [woken.device])
+    await wires.asked.wait()
+    wires.may.set()
+    await wires.edge.heard.wait()
+    (late,) = wires.edge.sent
+    assert late.startswith(b"INVITE ")
+    await server.send(wires.edge, response(late, "180 Ringing"))
+    assert wires.edge.sent[-1].startswith(b"CANCEL ")
+    await server.send(wires.edge, response(late, "487 Request Terminated"))
+    assert server.proxy.active == 0
+
+
+def cancel(call: bytes) -> bytes:
+    """Of that INVITE."""
+    head = call.partition(b"\r\n\r\n")[0].replace(b"INVITE", b"CANCEL")
+    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Content-")]
+    return b"\r\n".join([*lines, b"Content-Length: 0", b"", b""])
 
 
 def in_memory(server: Server) -> list[Forwarding]:
