@@ -274,6 +274,9 @@ def pass_back(proxy: Proxy, flow: Flow, response: Response) -> bool:
     if response.status <= Status.TRYING or len(response.headers.values("via")) < 2:
         return False
     response.headers.remove_first_value("via", "Via")
-    ReturnFlow(proxy.transports, response.top_via).send(response.to_bytes())
+    back = ReturnFlow(proxy.transports, response.top_via)
+    if back.transport != "UDP":
+        response.add_length()
+    back.send(response.to_bytes())
     log.info("answer_passed_back", call_id=response.call_id, status=response.status)
     return True

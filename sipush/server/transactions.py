@@ -203,6 +203,8 @@ class _Server(ServerTransaction):
         actions = self.advance(event)
         if not actions:
             return
+        if self.flow.transport != "UDP":
+            response.add_length()
         self._bytes = response.to_bytes()
         if event is not Event.PROVISIONAL and not self.completed:
             self.completed = True
@@ -525,6 +527,7 @@ class TransactionLayer:
     ) -> ClientTransactionHandle:
         """Put our Via on ``request`` and send it in a new client transaction.
 
+        Over UDP it may have no Content-Length, and stays so; a stream needs one.
         ``branch`` begins with the magic cookie and is new; the layer keeps ``request``.
         ``on_response`` gets every response (100 too, every 2xx to an INVITE, no retransmission of
         another final) without our Via; a non-2xx final to an INVITE has been ACKed by then.
@@ -532,6 +535,8 @@ class TransactionLayer:
         method has returned.
         """
         add_via(request, flow, branch)
+        if flow.transport != "UDP":
+            request.add_length()
         return self._start_client(request, flow, branch, on_response, on_failure)
 
     def adopt_request(
@@ -554,7 +559,9 @@ class TransactionLayer:
         return handle
 
     def send_stateless(self, message: Message, flow: Flow) -> None:
-        """Send a message as it is, outside any transaction; lost when the flow cannot take it."""
+        """Send a message outside any transaction; lost when the flow cannot take it."""
+        if flow.transport != "UDP":
+            message.add_length()
         self._send(message.to_bytes(), flow)
 
     def _send(self, data: bytes, flow: Flow) -> None:

@@ -73,6 +73,12 @@ class Message:
             self.headers.set("Content-Type", content_type)
         self.headers.set("Content-Length", str(len(body)))
 
+    def add_length(self) -> None:
+        """Say how long the body is, as a stream needs to be told (§18.3), unless it is said."""
+        headers = self.headers
+        if headers.fields[-1][0] != "content-length" and "content-length" not in headers:
+            headers.append("Content-Length", str(len(self.body)))
+
     def _need(self, name: str, written: str) -> str:
         value = self.headers.get(name)
         if not value:

@@ -42,6 +42,33 @@ def statuses(wire: Wire) -> list[int]:
     return [response.status for response in wire.responses]
 
 
+# What leaves over a stream
+
+
+@pytest.mark.parametrize(("transport", "length"), [("UDP", None), ("TCP", "5"), ("WS", "5")])
+def test_a_stream_is_told_how_long_a_body_is_and_nothing_else_changes(
+    transport: str, length: str | None
+) -> None:
+    wire = call(transport)
+    without = request_bytes("INVITE", without="Content-Length", extra=("l-ater: x",), body=b"12345")
+    invite = parse_datagram(without)
+    assert isinstance(invite, Request)
+    wire.layer.send_request(invite, wire.flow, "z9hG4bKout", _ignore, _ignore)
+    wire.layer.send_stateless(parse_datagram(without), wire.flow)
+    ok = make_response(wire.handles[0].request, 200, to_tag="b1")
+    ok.headers.remove("content-length")
+    ok.body = b"12345"
+    wire.handles[0].respond(ok)
+    line = f"\r\nContent-Length: {length}".encode() if length else b""
+    sent = [data for _, data in wire.flow.sent]
+    assert [message.headers.get("content-length") for message in wire.flow.take()] == [length] * 3
+    assert sent[1] == without.replace(b"\r\n\r\n", line + b"\r\n\r\n")
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
 # Server transactions
 
 
