@@ -316,7 +316,7 @@ class EmergencyConfig(Section):
 
 
 class PeerConfig(Section):
-    """One ``[[peers]]``: a PBX or gateway whose requests are not challenged."""
+    """One ``[[peers]]``: a PBX, gateway or edge whose requests are not challenged."""
 
     name: Name
     address: Network

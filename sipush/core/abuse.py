@@ -182,6 +182,18 @@ class Guard:
         source = self._sources.get(name)
         return "" if source is not None and source.is_peer else name
 
+    def is_peer(self, address: str) -> bool:
+        """Whether the operator trusts that IP address."""
+        if not self._policy.peers:
+            return False
+        # Of a million phones each comes from an address that has been forgotten: for ip_address to
+        # read its text would be a tenth of what the REGISTER takes.
+        if ":" in address:
+            ip = ip_address(address)
+        else:
+            ip = ip_address(bytes([int(part) for part in address.split(".")]))
+        return any(ip in network for network in self._policy.peers)
+
     def is_known(self, address: str, now: float) -> bool:
         """Whether somebody there has signed in lately, or it is a peer that has been heard."""
         name = self._name(address)
@@ -247,7 +259,7 @@ class Guard:
     def _new(self, name: str, address: str, now: float) -> _Source:
         if len(self._sources) >= MAX_SOURCES:
             self._forget(now)
-        source = _Source(name, now, self._policy.stranger_burst, self._is_peer(address))
+        source = _Source(name, now, self._policy.stranger_burst, self.is_peer(address))
         self._sources[name] = source
         return source
 
@@ -259,20 +271,9 @@ class Guard:
         if name is None:
             if len(self._names) >= MAX_NAMES:
                 self._names.clear()
-            name = address if self._is_peer(address) else source_name(address)
+            name = address if self.is_peer(address) else source_name(address)
             self._names[address] = name
         return name
-
-    def _is_peer(self, address: str) -> bool:
-        if not self._policy.peers:
-            return False
-        # Of a million phones each comes from an address that has been forgotten: for ip_address to
-        # read its text would be a tenth of what the REGISTER takes.
-        if ":" in address:
-            ip = ip_address(address)
-        else:
-            ip = ip_address(bytes([int(part) for part in address.split(".")]))
-        return any(ip in network for network in self._policy.peers)
 
     def _forget(self, now: float) -> None:
         """Nobody gains by it: bans are kept, and only with a password is one worth remembering."""

@@ -213,7 +213,8 @@ def _thaw_target(values: dict[str, Any]) -> Target:
     record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
     route = tuple(values.get("route", ()))
     others = tuple(map(_thaw_target, values.get("others", ())))
-    return Target(**values | {"push": record, "route": route, "others": others})
+    known = {name: value for name, value in values.items() if name != "edge"}  # of older versions
+    return Target(**known | {"push": record, "route": route, "others": others})
 
 
 def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:

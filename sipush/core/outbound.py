@@ -34,16 +34,19 @@ class RouteToken:
     """Where requests towards one side of a dialog go."""
 
     flow: str
-    "Name of the flow that side used when the dialog was made; empty when it was dialled by URI."
+    "Name of the flow that side used when the dialog was made; empty: none of ours."
     aor: str
     "AOR of a registered device, or empty."
     device: str
     "``device_digest`` of its device key, or empty."
+    port: int
+    "Of the Contact of a caller who may have to be called back over a connection of ours, or 0."
 
-    def __init__(self, flow: str, aor: str = "", device: str = "") -> None:
+    def __init__(self, flow: str, aor: str = "", device: str = "", port: int = 0) -> None:
         self.flow = flow
         self.aor = aor
         self.device = device
+        self.port = port
 
 
 @lru_cache(maxsize=4096)
@@ -102,7 +105,8 @@ def encode_route_token(token: RouteToken, call_id: str, key: bytes) -> str:
     Good with this Call-ID only: who has seen it in one call must not reach the phone by it later,
     nor know an anonymous caller (RFC 3323) by it.
     """
-    text = f"{token.flow}\n{token.aor}\n{token.device}".encode("utf-8", "surrogateescape")
+    flow = f"{token.flow} {token.port}" if token.port else token.flow
+    text = f"{flow}\n{token.aor}\n{token.device}".encode("utf-8", "surrogateescape")
     mac_key, cipher = _keys(key)
     iv = _iv(text, call_id, mac_key)
     user = b2a_base64(iv + _xored(text, iv, cipher), newline=False).decode()
@@ -121,7 +125,11 @@ def decode_route_token(user: str, call_id: str, key: bytes) -> RouteToken | None
     parts = text.decode("utf-8", "surrogateescape").split("\n")
     if len(parts) != 3 or not compare_digest(iv, _iv(text, call_id, mac_key)):
         return None
-    return RouteToken(parts[0], parts[1], parts[2])
+    flow, port = parts[0], 0
+    if " " in flow:
+        flow, _, named = flow.partition(" ")
+        port = int(named)
+    return RouteToken(flow, parts[1], parts[2], port)
 
 
 def came_from(ip: str, flow: str) -> bool:
@@ -129,8 +137,28 @@ def came_from(ip: str, flow: str) -> bool:
 
     The port is left out: behind a NAT it changes between a REGISTER and the call.
     """
+    return ip != "" and remote_ip(flow) == ip
+
+
+def speaks_sip(port: int | None, token: RouteToken) -> bool:
+    """Whether a side of a dialog has SIP at that port, None for the usual one.
+
+    The port is what the other side wrote into a Request-URI: it must not reach other servers of the
+    host by us.
+    """
+    if port in (None, 5060, 5061, token.port):
+        return True
+    return _remote(token.flow).rpartition(":")[2] == str(port)
+
+
+def remote_ip(flow: str) -> str:
+    """The address of the host that the flow of this name leads to, or empty."""
+    return _remote(flow).rpartition(":")[0].strip("[]")
+
+
+def _remote(flow: str) -> str:
     parts = flow.split("/")
-    return len(parts) > 2 and parts[2].rpartition(":")[0].strip("[]") == ip
+    return parts[2] if len(parts) > 2 else ""
 
 
 @lru_cache(maxsize=4)

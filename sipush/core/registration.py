@@ -20,7 +20,7 @@ from sipush.core.bindings import (
     Registration,
 )
 from sipush.core.nodes import path_here
-from sipush.core.outbound import purr
+from sipush.core.outbound import purr, remote_ip
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
@@ -114,6 +114,8 @@ class Update:
     "Those that speak in this request."
     push_fault: str
     "Why the phone will not be pushed although it asked, for the log; it is in a Warning too."
+    ignored_path: str
+    "The Path that somebody sent who is no peer, for the log likewise."
 
     def __init__(
         self,
@@ -121,11 +123,13 @@ class Update:
         headers: HeaderList,
         devices: tuple[str, ...],
         push_fault: str,
+        ignored_path: str = "",
     ) -> None:
         self.registration = registration
         self.headers = headers
         self.devices = devices
         self.push_fault = push_fault
+        self.ignored_path = ignored_path
 
 
 Decision = Rejection | Fetch | Update
@@ -140,17 +144,22 @@ def register(
     *,
     key: bytes,
     location: Location | None = None,
+    from_peer: bool = False,
 ) -> Decision:
     """Steps 2, 6 and 7 of §10.3 for an authenticated REGISTER that came over ``flow``.
 
     ``location`` is what is stored now, for a request that ``wants_location``: it does not say
     which device speaks. With None such a phone counts as a new device. ``key`` makes the PURRs.
+    ``from_peer``: the flow leads to a trusted peer; only then its Path counts.
     """
     if "require" in request.headers.first and (missing := _missing(request)):
         headers = (("Unsupported", ", ".join(missing)),)
         return Rejection(Status.BAD_EXTENSION, Status.BAD_EXTENSION.phrase, headers)
     try:
-        return _Register(request, aor, flow, policy, now_epoch, key=key, location=location).decide()
+        state = _Register(request, aor, flow, policy, now_epoch, key=key, location=location)
+        if "path" in request.headers.first:
+            state.take_path(from_peer)
+        return state.decide()
     except MessageError as error:
         return Rejection(Status.BAD_REQUEST, error.reason)
     except _TooBriefError as error:
@@ -213,6 +222,7 @@ class _Register:
         "flow",
         "header_push",
         "headers",
+        "ignored_path",
         "key",
         "location",
         "now",
@@ -246,9 +256,7 @@ class _Register:
         self.location = location or _NOTHING
         self.call_id = request.call_id
         self.cseq = request.cseq.number
-        headers = request.headers
-        self.path = tuple(headers.values("path")) if "path" in headers.first else ()
-        self.header_push = parse_push_headers(headers)
+        self.header_push = parse_push_headers(request.headers)
         # Most stay empty: tuples, as Registration wants them.
         self.bind: tuple[Binding, ...] = ()
         self.unbind: tuple[tuple[str, str], ...] = ()
@@ -257,12 +265,30 @@ class _Register:
         self.unpushed: tuple[str, ...] = ()
         self.refreshes: tuple[tuple[str, float], ...] = ()
         self.headers: HeaderList = ()
+        self.path: tuple[str, ...] = ()
         self.fault = ""
+        self.ignored_path = ""
+
+    def take_path(self, from_peer: bool) -> None:
+        """Let requests to the phone go by its Path, if a peer has written it.
+
+        Else any user could have us send requests, with the trust that is put in us, to any server
+        (RFC 3327 §6).
+        """
+        path = tuple(self.request.headers.values("path"))
+        text = ", ".join(path)
+        if path and not from_peer:
+            self.ignored_path = text
+            self._answer_warning(f"Path ignored: {remote_ip(self.flow)} is not a trusted peer")
+            return
+        for value in path:
+            _check_hop(value)
+        self.path = path
+        if path and self._supports("path"):
+            self._answer("Path", text)
 
     def decide(self) -> Decision:
         contacts = self.request.headers.values("contact")
-        if self.path and self._supports("path"):
-            self._answer("Path", ", ".join(self.path))
         if not contacts:
             return Fetch(self.headers)
         unbind_all = "*" in contacts
@@ -275,7 +301,7 @@ class _Register:
             self._apply([parse_name_addr(contact) for contact in contacts])
         registration = self._registration(unbind_all)
         devices = tuple([binding.device for binding in self.bind])
-        return Update(registration, self.headers, devices, self.fault)
+        return Update(registration, self.headers, devices, self.fault, self.ignored_path)
 
     def _registration(self, unbind_all: bool) -> Registration:
         return Registration(
@@ -537,12 +563,23 @@ class _Register:
 
     def _warn(self, text: str) -> None:
         self.fault = text
+        self._answer_warning(text)
+
+    def _answer_warning(self, text: str) -> None:
         host = self.aor.rpartition("@")[2]
         self._answer("Warning", f"399 {host} {quote_string(text)}")
 
     def _answer(self, name: str, value: str) -> None:
         if (name, value) not in self.headers:
             self.headers += ((name, value),)
+
+
+def _check_hop(path: str) -> None:
+    """Raise MessageError for a Path value that leads nowhere."""
+    try:
+        parse_sip_uri(parse_name_addr(path).uri)
+    except MessageError as error:
+        raise MessageError(f"{error.reason} in Path") from error
 
 
 _BY_URI: Final = frozenset({RFC8599, LINPHONE})

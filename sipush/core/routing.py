@@ -427,7 +427,6 @@ class TargetPolicy:
             uri=binding.contact if binding else "",
             flow=binding.flow if binding and not path else "",
             route=path,
-            edge=binding.flow if binding and path else "",
             live=live,
             push=record if hold > 0 else None,
             hold=hold,

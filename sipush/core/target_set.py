@@ -24,8 +24,6 @@ class Target:
     "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
     route: tuple[str, ...]
     "Route values to add, topmost first (the Path of RFC 3327)."
-    edge: str
-    "With ``route``: name of the flow that the REGISTER came over, from a proxy at our edge."
     live: bool
     "Whether a request can be sent there now: its flow is up, or cannot be known to be down."
     push: PushRecord | None
@@ -43,7 +41,6 @@ class Target:
         uri: str = "",
         flow: str = "",
         route: tuple[str, ...] = (),
-        edge: str = "",
         *,
         live: bool = False,
         push: PushRecord | None = None,
@@ -55,7 +52,6 @@ class Target:
         self.uri = uri
         self.flow = flow
         self.route = route
-        self.edge = edge
         self.live = live
         self.push = push
         self.hold = hold

@@ -92,8 +92,16 @@ class Edge:
             return
         flow, now, registrar = transaction.flow.name, time.time(), self.registrar
         before = await registrar.store.lookup(aor, now)
+        has_path = "path" in request.headers.first
         decision = register(
-            request, aor, flow, registrar.policy, now, key=registrar.key, location=before
+            request,
+            aor,
+            flow,
+            registrar.policy,
+            now,
+            key=registrar.key,
+            location=before,
+            from_peer=has_path and self.proxy.gate.is_peer(transaction.flow),
         )
         if isinstance(decision, RegisterRejection):
             transaction.respond(rejection_response(request, decision, tag))

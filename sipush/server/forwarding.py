@@ -69,6 +69,7 @@ from sipush.server.transactions import (
     Failure,
     ServerTransactionHandle,
 )
+from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import TRYING, Request, Response, make_response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow
@@ -713,9 +714,18 @@ class Forwarding:
         came_over = self.transaction.flow
         if self._upstream is None or self._upstream[0] is not came_over:
             device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
-            token = RouteToken(came_over.name, self.caller_aor, device_digest(device))
+            port = 0 if device or came_over.transport == "UDP" else self._contact_port()
+            token = RouteToken(came_over.name, self.caller_aor, device_digest(device), port)
             self._upstream = (came_over, self._route_uri(token, came_over))
         return self._upstream[1]
+
+    def _contact_port(self) -> int:
+        """Where the caller says that he takes connections, or 0."""
+        contacts = self.request.headers.values("contact")
+        try:
+            return (parse_name_addr(contacts[0]).sip_uri.port if contacts else None) or 0
+        except MessageError:
+            return 0
 
     def _route_uri(self, token: RouteToken, flow: Flow) -> str:
         user = make_route_token(token, self.request.call_id, self.proxy.route_key)

@@ -72,6 +72,10 @@ class Gate:
         """Whether what was heard of it came just before it was banned: guesses come in swarms."""
         return self.guard.is_banned(flow.remote[0], self.clock())
 
+    def is_peer(self, flow: Flow) -> bool:
+        """Whether its other end is a trusted peer."""
+        return self.guard.is_peer(flow.remote[0])
+
     def judge(self, flow: Flow) -> Verdict:
         """What becomes of something that came over ``flow``."""
         return self.guard.judge(flow.remote[0], self.clock())

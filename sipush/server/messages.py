@@ -168,7 +168,6 @@ class Messages:
             binding.contact,
             "" if path else binding.flow,
             path,
-            edge=binding.flow if path else "",
             live=bool(path) or (flow is not None and not flow.closed),
         )
 
@@ -212,7 +211,7 @@ class Messages:
         if target.flow:
             return self.proxy.transports.flow(target.flow)
         try:
-            return await self.proxy.connect_edge(target.route[0], target.edge)
+            return await self.proxy.connect_edge(target.route[0])
         except (TransportError, MessageError) as error:
             log.warning("next_hop_unreachable", target=target.route[0], reason=str(error))
             return None

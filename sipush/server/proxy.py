@@ -23,7 +23,7 @@ from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
 from sipush.core.nodes import is_away, is_in_clear, path_to, route_key
-from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in
+from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in, speaks_sip
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
@@ -489,7 +489,8 @@ class Proxy:
         """The flow of the token unless its device has left it, else a peer by its URI.
 
         A phone that has changed networks leaves a connection behind that nobody has closed. Who was
-        never registered and has lost the connection (to a process that died) is called back.
+        never registered and has lost the connection (to a process that died) is called back: where
+        SIP is spoken, as the URI is the other side's word.
         """
         bindings: Sequence[Binding] = ()
         if token.aor:
@@ -509,14 +510,14 @@ class Proxy:
             flow = next((each for each in newest if not each.closed), flow)
         if mine and not names:
             newer = mine[0]
-            return Target("dialog", request.uri, route=newer.path, edge=newer.flow, live=True)
+            return Target("dialog", request.uri, route=newer.path, live=True)
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
         remote = request.sip_uri
         is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
-        live = (is_peer and not token.aor) or is_caller
+        live = ((is_peer and not token.aor) or is_caller) and speaks_sip(remote.port, token)
         return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --
@@ -797,18 +798,18 @@ class Proxy:
     async def next_hop(self, target: Target) -> Flow:
         """A flow to a target that has none: a server, or the first hop of a Path."""
         if target.route:
-            return await self.connect_edge(target.route[0], target.edge)
+            return await self.connect_edge(target.route[0])
         return await self.connect(target.uri)
 
-    async def connect_edge(self, route: str, registered_over: str) -> Flow:
-        """A flow to the first hop of a Path, which any user may have written.
+    async def connect_edge(self, route: str) -> Flow:
+        """A flow to the first hop of a Path: another node, or what a peer has written.
 
-        So it leads only to a peer, or back to where the REGISTER came from. Raises TransportError
-        and MessageError.
+        It leads to a peer too: an edge proxy may let the Path of a phone pass. Raises
+        TransportError and MessageError.
         """
         transport, address, host = await self._resolve(parse_name_addr(route).uri)
-        if not (self.policy.is_peer(address[0]) or came_from(address[0], registered_over)):
-            raise TransportError(f"Path to {host}: neither a peer nor where the REGISTER came from")
+        if not self.policy.is_peer(address[0]):
+            raise TransportError(f"Path to {host}: {address[0]} is not one of [[peers]]")
         return await self.transports.connect(transport, address, host)
 
     async def _resolve(self, text: str) -> tuple[str, Address, str]:

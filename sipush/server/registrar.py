@@ -11,6 +11,7 @@ import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal
+from sipush.core.outbound import remote_ip
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
     Decision,
@@ -134,12 +135,26 @@ class Registrar:
         now, store, flow = time.time(), self.store, transaction.flow.name
         refreshes, policy = self._refreshes, self.policy
         decision: Decision | None = None
+        from_peer = False
+        if "path" in request.headers.first:
+            from_peer = self.gate.is_peer(transaction.flow)
+            if not from_peer:
+                refreshes = None  # what is known of one was said by a peer
         if refreshes is not None:
             said = what_is_said(request, aor)
             decision = refreshes.decide(said, request, flow, policy, now)
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
-            decision = register(request, aor, flow, policy, now, key=self.key, location=stored)
+            decision = register(
+                request,
+                aor,
+                flow,
+                policy,
+                now,
+                key=self.key,
+                location=stored,
+                from_peer=from_peer,
+            )
             if refreshes is not None and stored is None:
                 refreshes.learn(said, policy, decision)
         if isinstance(decision, Rejection):
@@ -200,3 +215,11 @@ def _tell(update: Update, has_come: bool, flow: str) -> None:
     if update.push_fault:
         UNUSABLE_PUSH_HEADERS.counts[()] += 1
         log.warning("push_header_unusable", aor=registration.aor, reason=update.push_fault)
+    if update.ignored_path:
+        log.warning(
+            "path_ignored",
+            aor=registration.aor,
+            path=update.ignored_path,
+            remote=remote_ip(flow),
+            reason="not from a trusted peer: if it is an edge proxy of yours, add it to [[peers]]",
+        )

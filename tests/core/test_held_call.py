@@ -91,6 +91,15 @@ def test_the_other_flows_of_a_device_come_back_too() -> None:
     assert thaw(frozen, 7.0, 1_000_000.0).branches[0].target == twin
 
 
+def test_what_an_older_version_wrote_of_a_device_behind_an_edge_can_be_read() -> None:
+    context = ResponseContext(probe=4, timer_c=180)
+    context.start(TargetSet.of(replace(AWAKE, flow="")), 100.0)
+    frozen = freeze(context, 100.0, 1_000_000.0)
+    frozen["branches"][0]["target"]["edge"] = "udp/a/b"
+    (branch,) = thaw(frozen, 7.0, 1_000_005.0).branches
+    assert branch.target == context.branches[0].target
+
+
 def test_a_ringing_device_can_still_answer() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)

@@ -17,6 +17,8 @@ from sipush.core.outbound import (
     is_purr_of,
     purr,
     purr_in,
+    remote_ip,
+    speaks_sip,
 )
 from sipush.sip.uri import parse_sip_uri
 
@@ -137,3 +139,36 @@ def test_what_is_no_token_is_told_apart(user: str) -> None:
 )
 def test_a_caller_is_known_by_its_host_whatever_the_port(ip: str, flow: str, known: bool) -> None:
     assert came_from(ip, flow) is known
+
+
+def test_the_port_at_which_a_caller_takes_connections_comes_back() -> None:
+    token = RouteToken("tcp/192.0.2.1:5060/192.0.2.7:40000/77", "bob@x", "", 5070)
+    user = encode_route_token(token, CALL, KEY)
+    assert decode_route_token(user, CALL, KEY) == token
+    assert user != encode_route_token(RouteToken(token.flow, "bob@x", ""), CALL, KEY)
+
+
+@pytest.mark.parametrize(
+    ("port", "flow", "named", "spoken"),
+    [
+        (None, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
+        (5060, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
+        (5061, "", 0, True),
+        (40000, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
+        (5080, "udp/[2001:db8::1]:5060/[2001:db8::7]:5080", 0, True),
+        (5070, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 5070, True),
+        (6379, "tcp/192.0.2.1:6379/192.0.2.7:40000/77", 0, False),
+        (6379, "tcp/192.0.2.1:6379/192.0.2.7:40000/77", 5070, False),
+        (6379, "", 0, False),
+    ],
+)
+def test_a_side_is_dialled_where_it_speaks_sip(
+    port: int | None, flow: str, named: int, spoken: bool
+) -> None:
+    assert speaks_sip(port, RouteToken(flow, port=named)) is spoken
+
+
+def test_the_host_of_a_flow_is_in_its_name() -> None:
+    assert remote_ip("tcp/[2001:db8::1]:5060/[2001:db8::7]:5062/3") == "2001:db8::7"
+    assert remote_ip("udp/192.0.2.1:5060/192.0.2.7:5062") == "192.0.2.7"
+    assert not remote_ip("")

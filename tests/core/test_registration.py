@@ -62,9 +62,10 @@ def request(*lines: str, call_id: str = "c1", cseq: int = 7) -> Request:
     return message
 
 
-def decide(*lines: str) -> Decision:
-    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
-    check_refresh(lines, decision)
+def decide(*lines: str, from_peer: bool = True) -> Decision:
+    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY, from_peer=from_peer)
+    if from_peer:
+        check_refresh(lines, decision)
     return decision
 
 
@@ -74,11 +75,11 @@ def check_refresh(lines: tuple[str, ...], decision: Decision) -> None:
     refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
     again, flow, now = request(*lines, call_id="c2", cseq=9), "tcp/a/b/c", NOW + 1234.567
     refreshed = refreshes.decide(what_is_said(again, AOR), again, flow, POLICY, now)
-    assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY))
+    assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY, from_peer=True))
 
 
-def accept(*lines: str) -> Update:
-    decision = decide(*lines)
+def accept(*lines: str, from_peer: bool = True) -> Update:
+    decision = decide(*lines, from_peer=from_peer)
     assert isinstance(decision, Update)
     return decision
 
@@ -203,8 +204,6 @@ def test_contact_star_with_expires_0_removes_all_bindings() -> None:
 )
 def test_a_contact_that_makes_no_sense_is_400(lines: list[str]) -> None:
     decision = decide("Supported: path, outbound", *lines)
-    if "Path" in lines[-1]:
-        decision = decide("Supported: outbound", f"{CONTACT};{INSTANCE};reg-id=1", lines[-1])
     assert isinstance(decision, Rejection)
     assert decision.status == 400
 
@@ -351,13 +350,53 @@ def test_a_token_of_4_kilobytes_is_not_cut() -> None:
 # -- extensions --
 
 
-def test_path_is_stored_always_and_echoed_to_those_who_know_it() -> None:
+def test_path_of_a_peer_is_stored_always_and_echoed_to_those_who_know_it() -> None:
     paths = ["Path: <sip:p1.example;lr>", "Path: <sip:p2.example;lr>"]
     both = ("<sip:p1.example;lr>", "<sip:p2.example;lr>")
     knows, does_not = accept(CONTACT, *paths, "k: path"), accept(CONTACT, *paths)
     assert knows.registration.bind[0].path == does_not.registration.bind[0].path == both
     assert knows.headers == (("Path", ", ".join(both)),)
     assert does_not.headers == ()
+
+
+def test_the_path_of_who_is_no_peer_leads_nowhere_and_the_phone_is_told() -> None:
+    path = "<sip:127.0.0.1:6379;transport=tcp;lr>"
+    update = accept(CONTACT, f"Path: {path}", "Supported: path", from_peer=False)
+    (binding,) = update.registration.bind
+    assert (binding.path, binding.flow) == ((), FLOW)
+    warning = '399 example.com "Path ignored: 192.0.2.1 is not a trusted peer"'
+    assert update.headers == (("Warning", warning),)
+    assert (update.ignored_path, update.push_fault) == (path, "")
+    nonsense = accept(CONTACT, "Path: <sip:edge.example", from_peer=False)
+    assert nonsense.registration.bind[0].path == ()
+    assert accept(CONTACT, "Path: ", from_peer=False).headers == ()
+    unusable = accept(CONTACT, f"Path: {path}", "X-Push: nonsense", from_peer=False)
+    assert [name for name, _ in unusable.headers] == ["Warning", "Warning"]
+
+
+def test_without_its_path_a_phone_has_the_flow_it_came_over() -> None:
+    contact, supported = f"{CONTACT};{INSTANCE};reg-id=1", "Supported: path, outbound"
+    edge = "Path: <sip:edge.example;lr;ob>"
+    on_a_direct_flow = accept(contact, supported, edge, from_peer=False)
+    assert ("Require", "outbound") in on_a_direct_flow.headers
+    assert ("Flow-Timer", "30") in on_a_direct_flow.headers
+    policy = replace(POLICY, node="sip:192.0.2.31")
+    by_node = register(request(CONTACT, edge), AOR, FLOW, policy, NOW, key=KEY)
+    assert isinstance(by_node, Update)
+    (path,) = by_node.registration.bind[0].path
+    assert path.endswith("@192.0.2.31;lr;node>")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("<sip:edge.example", "Malformed Address in Path"),
+        ("<sip:edge.example;lr>, <sip:edge:99999>", "Port Out of Range in URI in Path"),
+        ("<http://edge.example>", "Unsupported URI Scheme http in Path"),
+    ],
+)
+def test_a_path_of_a_peer_that_cannot_be_read_is_400(path: str, reason: str) -> None:
+    assert decide(CONTACT, f"Path: {path}") == Rejection(400, reason)
 
 
 def test_a_required_extension_we_lack_is_420_and_named() -> None:

@@ -17,6 +17,7 @@ from tests.e2e.asterisk import EDGE, Asterisk
 from tests.e2e.daemon import APP, PBX, Daemon, in_time, merged
 from tests.e2e.linphone import Linphone
 from tests.e2e.test_messages import OutMessage, take
+from tests.e2e.test_nodes import NODES
 from tests.e2e.wire import SDP, Account, OutCall, Phone
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 from tests.servers.ports import free_port
@@ -345,10 +346,10 @@ async def test_a_phone_that_comes_back_to_another_node_is_one_contact_and_gets_t
     world: World, asterisk: Asterisk
 ) -> None:
     doors = asterisk.sipush
-    first = await world.start(users=None, **doors, node=node(doors["listen"][0]["port"]))
+    first = await world.start(users=None, **as_node(doors))
     other = free_port("127.0.0.1")
     listen = [{**door, "port": other} for door in doors["listen"]]
-    changed = {**doors, "listen": listen, "node": node(other), "store": first.settings["store"]}
+    changed = as_node({**doors, "listen": listen}) | {"store": first.settings["store"]}
     second = await world.start(users=None, **changed)
     await asterisk.start()
     push = x_push(apns_token())
@@ -366,6 +367,12 @@ async def test_a_phone_that_comes_back_to_another_node_is_one_contact_and_gets_t
     assert len(world.pushes.all) == 1
 
 
-def node(port: int) -> dict[str, str]:
-    """``[node]`` of a daemon with that door."""
-    return {"uri": f"sip:127.0.0.1:{port}"}
+def as_node(sipush: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of one of several nodes, which are peers of each other."""
+    port = free_port(NODES)
+    return {
+        **sipush,
+        "listen": [*sipush["listen"], {"transport": "udp", "address": NODES, "port": port}],
+        "node": {"uri": f"sip:{NODES}:{port}"},
+        "peers": [*sipush["peers"], {"name": "nodes", "address": NODES}],
+    }

@@ -178,11 +178,10 @@ async def test_a_bye_under_way_follows_a_phone_that_moves(world: World, old_sock
 
 async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> None:
     daemon = await world.daemon()
-    sbc = await world.phone(daemon, "bob")
-    phone = await world.phone(daemon, "bob")
+    sbc = await world.phone(daemon, "bob", ip=PBX)
     path = f"<sip:{sbc.wire.host_port};lr;x=1>"
     contact = "<sip:bob@192.0.2.77:5099>"
-    registered = await phone.register(contact=contact, headers=[f"Path: {path}", "Supported: path"])
+    registered = await sbc.register(contact=contact, headers=[f"Path: {path}", "Supported: path"])
     assert registered.response.all("path") == [path]
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
@@ -197,8 +196,8 @@ async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> N
 async def test_a_phone_that_died_behind_an_sbc_is_pushed_and_woken(world: World, said: int) -> None:
     """The 100 is the SBC's own; 477 is what Kamailio says of a connection that is gone."""
     daemon = await world.daemon(wake={"hold": 60.0})
-    sbc = await world.phone(daemon, "bob")
-    phone = await world.phone(daemon, "bob", instance=f"urn:uuid:{uuid.uuid4()}")
+    sbc = await world.phone(daemon, "bob", ip=PBX)
+    phone = await world.phone(daemon, "bob", ip=PBX, instance=f"urn:uuid:{uuid.uuid4()}")
     push, path = x_push(apns_token()), f"Path: <sip:{sbc.wire.host_port};lr>"
 
     async def registers_at(port: int) -> None:
@@ -322,17 +321,44 @@ async def test_a_register_in_compact_form_folded_and_on_ipv6_is_understood(world
     assert "[::1]" in bob.contact_uri
 
 
-async def test_a_path_to_a_stranger_is_not_dialled(world: World) -> None:
+@pytest.mark.parametrize("written_by", ["a user", "a peer"])
+async def test_a_path_to_a_stranger_is_not_dialled(world: World, written_by: str) -> None:
     """Whoever may register must not be able to send our INVITEs anywhere."""
     daemon = await world.start()
     stranger = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.99", 0)
     port = stranger.sockets[0].getsockname()[1]
-    bob = await world.phone(daemon, "bob")
+    bob = await world.phone(daemon, "bob", ip=PBX if written_by == "a peer" else "127.0.0.1")
     path = f"Path: <sip:127.0.0.99:{port};transport=tcp;lr>"
     assert (await bob.register(headers=[path])).response.status == 200
     alice = await world.phone(daemon, "alice")
     call = await alice.call("bob")
-    assert (await call.final()).status == 480
-    refused = await daemon.log_event("next_hop_unreachable")
-    assert "neither a peer nor where the REGISTER came from" in refused["reason"]
+    if written_by == "a peer":
+        assert (await call.final()).status == 480
+        refused = await daemon.log_event("next_hop_unreachable")
+        assert "is not one of [[peers]]" in refused["reason"]
+    else:
+        await (await bob.incoming()).refuse(486)  # over its own flow
+        assert (await call.final()).status == 486
     stranger.close()
+
+
+async def test_a_user_cannot_have_a_peer_called_in_our_name(world: World) -> None:
+    """Neither by a Path to it, nor by a Contact there: a call to a PBX may cost money."""
+    daemon = await world.daemon()
+    pbx = await world.phone(daemon, "alice", ip=PBX)
+    bob = await world.phone(daemon, "bob")
+    contact = f"<sip:00900123456@{pbx.wire.host_port}>"
+    path = f"<sip:{pbx.wire.host_port};lr>"
+    answer = (
+        await bob.register(contact=contact, headers=[f"Path: {path}", "Supported: path"])
+    ).response
+    assert (answer.status, answer.all("path")) == (200, [])
+    assert "Path ignored: 127.0.0.1 is not a trusted peer" in answer["warning"]
+    told = await daemon.log_event("path_ignored", path=path)
+    assert (told["aor"], told["remote"]) == (world.aor("bob"), "127.0.0.1")
+    call = await (await world.phone(daemon, "alice")).call("bob")
+    incoming = await bob.incoming()
+    assert incoming.invite.uri == contact.strip("<>")
+    await incoming.refuse(486)
+    assert (await call.final()).status == 486
+    assert pbx.wire.count("INVITE") == 0

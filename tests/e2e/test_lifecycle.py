@@ -197,6 +197,30 @@ async def test_a_caller_who_never_registered_is_called_back_after_a_restart(worl
         hanging_up.cancel()
 
 
+async def test_who_calls_back_reaches_no_other_server_of_the_caller_s_host(world: World) -> None:
+    """The URI is the word of who calls back, who may want to write into a database there."""
+    daemon = await world.start()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", "TCP")
+    heard: list[bytes] = []
+
+    class Database(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            heard.append(b"")
+
+    database = await asyncio.get_running_loop().create_server(Database, "127.0.0.1", 0)
+    port = database.sockets[0].getsockname()[1]
+    call = await alice.call("bob")
+    _, incoming = await in_time(call.final(), bob.rings_and_answers())
+    await daemon.restart_after_kill()
+    contact = f"<sip:alice@127.0.0.1:{port};transport=tcp>"
+    headers = [(n, contact if n == "contact" else v) for n, v in incoming.invite.headers]
+    incoming.invite.headers = headers
+    assert (await incoming.request("INFO")).status == 480
+    assert heard == []
+    database.close()
+
+
 async def test_a_register_that_is_repeated_around_a_restart_counts_once(world: World) -> None:
     daemon = await world.start()
     push = x_push(apns_token())

@@ -436,7 +436,7 @@ async def test_a_message_and_a_register_at_the_same_moment_lose_nothing(
 
 async def test_a_phone_behind_an_edge_proxy_gets_its_messages_there(world: World) -> None:
     daemon = await world.daemon()
-    edge = await world.phone(daemon, "bob")
+    edge = await world.phone(daemon, "bob", ip=PBX)
     path = f"Path: <sip:{edge.wire.host_port};lr>"
     alice = await world.phone(daemon, "alice")
     await edge.register(headers=("Supported: path", path))

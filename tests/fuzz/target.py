@@ -162,7 +162,14 @@ def _store(request: Request) -> None:
 def _register(request: Request) -> None:
     wants_location(request)
     decision = register(
-        request, "101@example.com", "udp/a/b", POLICY, NOW, key=KEY, location=Location()
+        request,
+        "101@example.com",
+        "udp/a/b",
+        POLICY,
+        NOW,
+        key=KEY,
+        location=Location(),
+        from_peer=True,
     )
     match decision:
         case Update(registration):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from structlog.testing import capture_logs
 
 from sipush.metrics import REGISTERS
 from sipush.sip.message import Response, parse_datagram
-from tests.bench.in_process import Server, configuration, register_from
+from tests.bench.in_process import Server, Wire, authorization, configuration, register_from
+from tests.bench.servers import DOMAIN
 
 _CREDENTIALS = 'username="u000001", realm="elsewhere", nonce="n", uri="u", response="r"'
 FORGED = f"Authorization: Digest {_CREDENTIALS}\r\n"
@@ -84,3 +86,57 @@ async def test_a_user_who_signed_in_and_is_refused_is_counted(
     await server.send(server.phone, register.replace(changed, into))
     assert answers(server)[-1].status == status
     assert REGISTERS.counts == before | {("refused",): before["refused",] + 1}
+
+
+PATH = "<sip:127.0.0.1:6379;transport=tcp;lr>"
+
+
+async def registered_with_path(server: Server, wire: Wire, path: str = PATH) -> Response:
+    """The final answer to a REGISTER with a Path that comes over ``wire``."""
+    credentials = ""
+    for _ in ("challenged", "accepted"):
+        data = register_from(7, credentials).replace(
+            b"Expires", b"Path: %s\r\nExpires" % path.encode()
+        )
+        await server.send(wire, data)
+        if nonce := re.search(rb'nonce="([^"]*)"', wire.sent[-1]):
+            credentials = authorization(nonce[1].decode(), 1)
+    answer = parse_datagram(wire.sent[-1])
+    assert isinstance(answer, Response)
+    return answer
+
+
+def wire_of(server: Server, ip: str, number: int) -> Wire:
+    """A flow to a host that is not the callers' own."""
+    wire = server.wire(number)
+    wire.remote = (ip, 5060)
+    return wire
+
+
+async def test_only_the_path_of_a_peer_leads_anywhere(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    peer, user = wire_of(server, "127.0.0.1", 3), wire_of(server, "192.0.2.66", 4)
+    aor = f"u000001@{DOMAIN}"
+
+    async def paths() -> list[tuple[str, ...]]:
+        return [b.path for b in (await server.proxy.store.lookup(aor, 0.0)).bindings]
+
+    with capture_logs() as lines:
+        assert (await registered_with_path(server, peer)).status == 200
+        assert await paths() == [(PATH,)]
+        for _ in range(2):  # what is known of the peer's does not count, nor is it forgotten
+            answer = await registered_with_path(server, user)
+            assert (answer.status, "path" in answer.headers) == (200, False)
+            assert answer.headers.get("warning") is not None
+            assert await paths() == [()]
+        assert (await registered_with_path(server, peer)).headers.get("warning") is None
+        assert await paths() == [(PATH,)]
+    told = [line for line in lines if line["event"] == "path_ignored"]
+    assert [(line["path"], line["aor"]) for line in told] == [(PATH, aor)] * 2
+    assert all("[[peers]]" in line["reason"] for line in told)
+
+
+async def test_a_peer_is_told_of_a_path_that_cannot_be_read(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    answer = await registered_with_path(server, wire_of(server, "127.0.0.1", 3), "<sip:edge")
+    assert (answer.status, answer.reason) == (400, "Malformed Address in Path")
