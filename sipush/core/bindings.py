@@ -223,10 +223,12 @@ class Registration:
     max_contacts: int
     bind: tuple[Binding, ...]
     """Added or refreshed. A binding replaces those of the same device, and those with the same
-    ``contact_key`` unless both devices are instances (``instance:…``); the push record of a
+    ``contact_key`` unless both devices are instances (``instance:…``), or have tokens (``token:…``)
+    and flows to different hosts: two phones may have the same private address. The push record of a
     device so replaced goes too."""
     unbind: tuple[tuple[str, str], ...]
-    "(device, contact_key) removed, where either matches."
+    """(device, contact_key) removed, where either matches; the second not if both devices have
+    tokens and this REGISTER came from another host."""
     unbind_all: bool
     "``Contact: *``."
     push: tuple[PushRecord, ...]
@@ -240,6 +242,8 @@ class Registration:
     what the device had due before."""
     max_push_records: int
     "Of those above, the ones that were refreshed longest ago are removed."
+    flow: str
+    "Name of the flow that it came over."
 
     def __init__(  # noqa: PLR0917 - the fields in their order
         self,
@@ -256,6 +260,7 @@ class Registration:
         unpushed: tuple[str, ...] = (),
         refreshes: tuple[tuple[str, float], ...] = (),
         max_push_records: int = 1000,
+        flow: str = "",
     ) -> None:
         self.aor = aor
         self.call_id = call_id
@@ -270,6 +275,7 @@ class Registration:
         self.unpushed = unpushed
         self.refreshes = refreshes
         self.max_push_records = max_push_records
+        self.flow = flow
 
 
 class Refusal(Enum):

@@ -13,8 +13,10 @@ from sipush.core.bindings import (
     Registration,
     without_reg_id,
 )
+from sipush.core.outbound import remote_ip
 
 _INSTANCE: Final = "instance:"
+_TOKEN: Final = "token:"
 
 
 def live(
@@ -153,7 +155,8 @@ def _unbound(registration: Registration, old: Location) -> set[str]:
 
 def _unbinds(registration: Registration, binding: Binding) -> bool:
     return registration.unbind_all or any(
-        device == binding.device or key == binding.contact_key
+        device == binding.device
+        or (key == binding.contact_key and not _has_other_host(device, registration.flow, binding))
         for device, key in registration.unbind
     )
 
@@ -162,7 +165,19 @@ def _replaces(new: Binding, old: Binding) -> bool:
     if new.device == old.device:
         return True
     instances = new.device.startswith(_INSTANCE) and old.device.startswith(_INSTANCE)
-    return new.contact_key == old.contact_key and not instances
+    if instances or new.contact_key != old.contact_key:
+        return False
+    return not _has_other_host(new.device, new.flow, old)
+
+
+def _has_other_host(device: str, flow: str, old: Binding) -> bool:
+    """Whether two tokens are those of two phones, as they are spoken for from different hosts.
+
+    Behind another NAT, or with 464XLAT, the same private address in a Contact is another phone.
+    """
+    if not (device.startswith(_TOKEN) and old.device.startswith(_TOKEN)):
+        return False
+    return remote_ip(flow) != remote_ip(old.flow)
 
 
 def _turned_off(record: PushRecord, device: str, token: str) -> bool:

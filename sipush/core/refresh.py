@@ -107,6 +107,7 @@ class Refreshes:
             known.unpushed,
             (),
             policy.max_push_records,
+            flow,
         )
         known.bind, known.push = registration.bind, registration.push
         return Update(registration, known.headers, (old.device,), known.push_fault)

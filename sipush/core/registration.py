@@ -20,7 +20,7 @@ from sipush.core.bindings import (
     Registration,
 )
 from sipush.core.nodes import path_here
-from sipush.core.outbound import purr, remote_ip
+from sipush.core.outbound import came_from, purr, remote_ip
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
@@ -318,6 +318,7 @@ class _Register:
             self.unpushed,
             self.refreshes,
             self.policy.max_push_records,
+            self.flow,
         )
 
     def _unbind_all(self, contacts: list[str]) -> None:
@@ -405,8 +406,13 @@ class _Register:
         if isinstance(push, PushParams) and push.token:
             return f"token:{push.token}"
         # A phone that sent its token once stays that device when it refreshes without.
-        known = (b.device for b in self.location.bindings if b.contact_key == key)
-        return next(known, f"contact:{key}")
+        known = [b for b in self.location.bindings if b.contact_key == key]
+        return max(known, key=self._nearness).device if known else f"contact:{key}"
+
+    def _nearness(self, binding: Binding) -> tuple[bool, bool, bool]:
+        """What speaks for it that it was made by who speaks now."""
+        from_here = came_from(remote_ip(self.flow), binding.flow)
+        return binding.flow == self.flow, binding.call_id == self.call_id, from_here
 
     def _device_with(self, token: str) -> str:
         """The device that has this token; ``Contact: *`` does not say which it is."""

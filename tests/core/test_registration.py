@@ -242,6 +242,25 @@ def test_a_refresh_without_the_token_is_still_the_same_device() -> None:
     assert [binding.device for binding in refresh.registration.bind] == ["token:aa11"]
 
 
+@pytest.mark.parametrize("by", ["flow", "call_id", "host"])
+def test_of_two_phones_with_one_private_address_the_nearer_one_refreshes(by: str) -> None:
+    other_host = "udp/192.0.2.9:5060/198.51.100.7:5060"
+    near = {
+        "flow": {"flow": FLOW},
+        "call_id": {"call_id": "c1"},
+        "host": {"flow": FLOW.replace("1:5060", "1:4000")},
+    }[by]
+    key = "sip:101@192.0.2.1:5060"
+    other = Binding(AOR, "token:other", key, key, NOW + 60, "c0", 1, other_host)
+    mine = replace(replace(other, device="token:mine"), **near)
+    for bindings in ((other, mine), (mine, other)):
+        refresh = register(
+            request(CONTACT), AOR, FLOW, POLICY, NOW, key=KEY, location=Location(bindings)
+        )
+        assert isinstance(refresh, Update)
+        assert [binding.device for binding in refresh.registration.bind] == ["token:mine"]
+
+
 @pytest.mark.parametrize(
     ("lines", "wanted"),
     [

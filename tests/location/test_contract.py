@@ -116,6 +116,45 @@ async def test_two_instances_behind_one_address_are_two_devices(store: LocationS
     assert {b.device for b in both.bindings} == {PHONE, TABLET}
 
 
+FIRST_NAT, SECOND_NAT = "udp/a/198.51.100.1:4000", "udp/a/198.51.100.2:4000"
+
+
+async def test_two_tokens_with_one_private_address_behind_two_nats_are_two_phones(
+    store: LocationStore,
+):
+    phones = [
+        binding(f"token:{n}", "sip:101@192.0.0.4", call_id=f"call-{n}", flow=flow)
+        for n, flow in ((1, FIRST_NAT), (2, SECOND_NAT))
+    ]
+    for phone in phones:
+        bound = await store.bind(registration(phone, push=(record(phone.device, phone.device),)))
+    assert isinstance(bound, Location)
+    assert [b.device for b in bound.bindings] == ["token:1", "token:2"]
+    assert [r.device for r in bound.push_records] == ["token:1", "token:2"]
+    gone = registration(unbind=(("token:2", "sip:101@192.0.0.4"),), cseq=2, flow=SECOND_NAT)
+    bound = await store.bind(gone)
+    assert isinstance(bound, Location)
+    assert [b.device for b in bound.bindings] == ["token:1"]
+
+
+@pytest.mark.parametrize("old", ["token:old", "contact:sip:101@192.0.0.4"])
+async def test_a_phone_with_a_new_token_from_the_same_host_is_the_same(
+    store: LocationStore, old: str
+):
+    before = binding(old, "sip:101@192.0.0.4", flow=FIRST_NAT)
+    await store.bind(registration(before, push=(record(old, "old"),)))
+    fresh = binding(
+        "token:new", "sip:101@192.0.0.4", flow=FIRST_NAT.replace("4000", "5000"), cseq=2
+    )
+    new = record("token:new", "new")
+    assert await store.bind(registration(fresh, push=(new,))) == Location((fresh,), (new,))
+    await store.bind(registration(before, push=(record(old, "old"),), call_id="call-2"))
+    gone = registration(unbind=((fresh.device, fresh.contact_key),), call_id="call-2", cseq=2)
+    bound = await store.bind(replace(gone, flow=FIRST_NAT))
+    assert isinstance(bound, Location)
+    assert bound.bindings == ()
+
+
 async def test_the_newest_registration_comes_first(store: LocationStore):
     await store.bind(registration(binding(), push=(record(),)))
     newer = binding(TABLET, "sip:101@192.0.2.2", registered_epoch=NOW + 5)

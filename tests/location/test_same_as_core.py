@@ -13,9 +13,18 @@ from sipush.core.location_update import apply, live, without_push_record
 from sipush.location.store import LocationStore
 from tests.location.rows import NOW, binding, record
 
-DEVICES = ("instance:a", "instance:a;1", "instance:a;2", "instance:b", "token:t", "contact:k1")
+DEVICES = (
+    "instance:a",
+    "instance:a;1",
+    "instance:a;2",
+    "instance:b",
+    "token:t",
+    "token:u",
+    "contact:k1",
+)
 CONTACTS = ("sip:k1", "sip:k2", "sip:k3")
 TOKENS = ("", "t1", "t2")
+FLOWS = ("udp/a/198.51.100.1:1", "tcp/a/198.51.100.2:1/7")
 
 # Redis ages keys in real time, so lifetimes are long beside a test and the steps between them too.
 LIFETIMES = (60, 120, 6000)
@@ -24,6 +33,7 @@ STEPS = (0.0, 0.25, 60.0, 119.5)
 devices = st.sampled_from(DEVICES)
 contacts = st.sampled_from(CONTACTS)
 tokens = st.sampled_from(TOKENS)
+flows = st.sampled_from(FLOWS)
 lifetimes = st.sampled_from(LIFETIMES)
 
 
@@ -32,12 +42,13 @@ def registrations(draw: st.DrawFn) -> Registration:
     """A REGISTER at time 0; its rows expire after their ``expires_epoch``."""
     call_id, cseq = draw(st.sampled_from(("c1", "c2"))), draw(st.integers(1, 4))
     bindings = st.builds(
-        lambda device, contact, seconds: binding(
-            device, contact, call_id=call_id, cseq=cseq, expires_epoch=seconds
+        lambda device, contact, seconds, flow: binding(
+            device, contact, call_id=call_id, cseq=cseq, expires_epoch=seconds, flow=flow
         ),
         devices,
         contacts,
         lifetimes,
+        flows,
     )
     records = st.builds(
         lambda device, call, message, app, dialect, seconds: record(
@@ -68,6 +79,7 @@ def registrations(draw: st.DrawFn) -> Registration:
         tuple(draw(st.lists(st.tuples(devices, tokens), max_size=2))),
         unpushed=tuple(draw(st.lists(devices, max_size=2))),
         max_push_records=draw(st.integers(1, 4)),
+        flow=draw(flows),
     )
 
 
