@@ -171,6 +171,13 @@ class PushRecord:
             other.message_token,
         )
 
+    def shares_token(self, other: PushRecord) -> bool:
+        """Whether a token of one app wakes both: they are of one device."""
+        if self.app_id != other.app_id:
+            return False
+        tokens = (other.call_token, other.message_token)
+        return any(token and token in tokens for token in (self.call_token, self.message_token))
+
 
 @dataclass(slots=True, init=False)
 class Location:
@@ -232,7 +239,7 @@ class Registration:
     unbind_all: bool
     "``Contact: *``."
     push: tuple[PushRecord, ...]
-    "Replace the record of the same device, and any other record of the AOR with the same tokens."
+    "Replace the record of the same device, and any other of the AOR and app that shares a token."
     push_off: tuple[tuple[str, str], ...]
     "(device, token): push records removed where the device or, if not empty, either token matches."
     unpushed: tuple[str, ...]

@@ -111,7 +111,7 @@ def _apply(location: Location, registration: Registration, messages: bool) -> Lo
     for device, token in registration.push_off:
         records = {d: r for d, r in records.items() if not _turned_off(r, device, token)}
     for record in registration.push:
-        records = {d: r for d, r in records.items() if not r.same_tokens(record)}
+        records = {d: r for d, r in records.items() if not r.shares_token(record)}
         records[record.device] = record
     if len(bindings) > max(registration.max_contacts, len(old.bindings)):
         return Refusal.TOO_MANY_CONTACTS

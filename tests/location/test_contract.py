@@ -363,6 +363,36 @@ async def test_of_two_new_records_with_the_same_tokens_the_last_stays(store: Loc
     assert bound == Location((binding(),), (record(TABLET),))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("old1", "old2"), ("new1", "old2")),
+        (("old1", "old2"), ("old1", "new2")),
+        (("", "bb22"), ("aa11", "bb22")),
+        (("aa11", "bb22"), ("", "bb22")),
+        (("aa11", "bb22"), ("bb22", "")),
+    ],
+)
+async def test_a_phone_of_which_one_token_is_new_is_not_woken_by_the_old_record_too(
+    store: LocationStore, old: tuple[str, str], new: tuple[str, str]
+):
+    """Without an instance it is another device: its key is a token, and its port has changed."""
+    before = record("token:old", old[0], message_token=old[1])
+    await store.bind(registration(binding("token:old"), push=(before,)))
+    moved = binding("token:new", "sip:101@192.0.2.1:49152", cseq=2)
+    fresh = record("token:new", new[0], message_token=new[1])
+    bound = await store.bind(registration(moved, push=(fresh,)))
+    assert isinstance(bound, Location)
+    assert bound.push_records == (fresh,)
+    assert (await store.lookup(AOR, NOW)).push_records == (fresh,)
+
+
+async def test_two_phones_without_a_token_for_calls_are_two(store: LocationStore):
+    one, other = (record(n, "", message_token=n) for n in ("token:1", "token:2"))
+    bound = await store.bind(registration(push=(one, other)))
+    assert bound == Location((), (one, other))
+
+
 async def test_the_same_token_of_another_app_is_another_token(store: LocationStore):
     other = record(TABLET, app_id="com.example.other")
     bound = await store.bind(registration(binding(), push=(record(), other)))
