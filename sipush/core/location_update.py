@@ -113,8 +113,13 @@ def _apply(location: Location, registration: Registration, messages: bool) -> Lo
     for record in registration.push:
         records = {d: r for d, r in records.items() if not r.shares_token(record)}
         records[record.device] = record
-    if len(bindings) > max(registration.max_contacts, len(old.bindings)):
-        return Refusal.TOO_MANY_CONTACTS
+    if (excess := len(bindings) - max(registration.max_contacts, len(old.bindings))) > 0:
+        lost = [b for b in old.bindings if (b.device, b.flow) in registration.lost]
+        lost = [b for b in lost if bindings.get(b.device) is b]
+        if len(lost) < excess:
+            return Refusal.TOO_MANY_CONTACTS
+        for binding in lost[-excess:]:  # the newest come first
+            del bindings[binding.device]
     after = live(bindings.values(), records.values(), registration.now_epoch, messages)
     after.push_records = after.push_records[: registration.max_push_records]
     known = {b.device for b in location.bindings}

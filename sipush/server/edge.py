@@ -125,6 +125,9 @@ class Edge:
         told, wanted = decision, dict[str, int]()
         if isinstance(decision, Update):
             after = apply(before, decision.registration)
+            if after is Refusal.TOO_MANY_CONTACTS:
+                decision.registration.lost = self.registrar.lost(before)
+                after = apply(before, decision.registration)
             if isinstance(after, Refusal):
                 told = Fetch()  # he is told when the registrar knows him, and registers nothing
             else:

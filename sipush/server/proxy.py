@@ -699,6 +699,10 @@ class Proxy:
         flow = self.transports.flow(binding.flow)
         return flow is not None and not flow.closed
 
+    def is_lost(self, binding: Binding) -> bool:
+        """Whether the connection of that contact has ended: none is ever opened to a phone."""
+        return not binding.flow.startswith("udp/") and not self.is_live(binding)
+
     # -- to those who help --
 
     async def _forward_emergency(self, forwarding: Forwarding) -> None:

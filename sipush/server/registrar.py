@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
-from sipush.core.bindings import Aor, Location, Refusal
+from sipush.core.bindings import Aor, Location, Refusal, Registration
 from sipush.core.outbound import remote_ip
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
@@ -164,6 +164,8 @@ class Registrar:
         location: Location | Refusal
         if isinstance(decision, Update):
             location = await store.bind(decision.registration)
+            if location is Refusal.TOO_MANY_CONTACTS:
+                location = await self._make_room(decision.registration)
         else:
             location = await store.lookup(aor, now)
         if isinstance(location, Refusal):
@@ -173,6 +175,19 @@ class Registrar:
         transaction.respond(ok_response(request, decision, location, now, tag))
         if isinstance(decision, Update):
             self.registered(aor, decision, location, flow)
+
+    async def _make_room(self, registration: Registration) -> Location | Refusal:
+        """Store what was one contact too many, in place of phones whose connection has ended."""
+        stored = await self.store.lookup(registration.aor, registration.now_epoch)
+        registration.lost = self.lost(stored)
+        if not registration.lost:
+            return Refusal.TOO_MANY_CONTACTS
+        return await self.store.bind(registration)
+
+    def lost(self, location: Location) -> tuple[tuple[str, str], ...]:
+        """(device, flow) of the bindings whose connection has ended."""
+        is_lost = self.messages.proxy.is_lost
+        return tuple([(b.device, b.flow) for b in location.bindings if is_lost(b)])
 
     @staticmethod
     def refused(transaction: ServerTransactionHandle, aor: Aor, refusal: Refusal, tag: str) -> None:

@@ -407,6 +407,44 @@ async def test_one_contact_too_many_is_refused_and_nothing_changes(store: Locati
     assert await store.lookup(AOR, NOW) == before
 
 
+def over_tcp(n: int, **changes: object):
+    """A phone that is known by its contact only."""
+    contact = f"sip:101@192.0.2.1:{n}"
+    row = binding(f"contact:{contact}", contact, call_id=f"call-{n}", flow=f"tcp/a/b/{n}")
+    return replace(row, registered_epoch=NOW + n, **changes)
+
+
+async def test_those_that_are_lost_make_room_the_oldest_first(store: LocationStore):
+    phones = [over_tcp(n) for n in range(3)]
+    await store.bind(registration(*phones, push=(record(phones[0].device, dialect="rfc8599"),)))
+    lost = ((phones[1].device, phones[1].flow), (phones[0].device, phones[0].flow))
+    more = registration(over_tcp(3), max_contacts=3, now_epoch=NOW + 3)
+    assert await store.bind(more) is Refusal.TOO_MANY_CONTACTS
+    bound = await store.bind(replace(more, lost=lost))
+    assert isinstance(bound, Location)
+    assert bound.bindings == (over_tcp(3), phones[2], phones[1])
+    assert [r.device for r in bound.push_records] == [phones[0].device]  # it can be woken
+    assert (await store.lookup(AOR, NOW + 3)).bindings == bound.bindings
+
+
+@pytest.mark.parametrize(
+    ("bind", "lost"),
+    [
+        ((1,), ()),
+        ((1,), (("contact:sip:101@192.0.2.1:0", "tcp/a/b/another"),)),
+        ((1, 2), (("contact:sip:101@192.0.2.1:0", "tcp/a/b/0"),)),
+    ],
+    ids=["nobody is lost", "it is back over another connection", "too few are lost"],
+)
+async def test_those_that_can_be_reached_make_no_room(
+    store: LocationStore, bind: tuple[int, ...], lost: tuple[tuple[str, str], ...]
+):
+    before = await store.bind(registration(over_tcp(0)))
+    more = registration(*map(over_tcp, bind), max_contacts=1, now_epoch=NOW + 3, lost=lost)
+    assert await store.bind(more) is Refusal.TOO_MANY_CONTACTS
+    assert await store.lookup(AOR, NOW) == before
+
+
 async def test_a_full_aor_may_still_refresh_and_remove(store: LocationStore):
     three = [binding(f"contact:{n}", f"sip:101@192.0.2.{n}") for n in (1, 2, 3)]
     await store.bind(registration(*three))

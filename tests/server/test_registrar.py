@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.core.registration import RegistrationPolicy
 from sipush.metrics import REGISTERS
 from sipush.sip.message import Response, parse_datagram
 from tests.bench.in_process import Server, Wire, authorization, configuration, register_from
@@ -93,11 +94,14 @@ PATH = "<sip:127.0.0.1:6379;transport=tcp;lr>"
 
 async def registered_with_path(server: Server, wire: Wire, path: str = PATH) -> Response:
     """The final answer to a REGISTER with a Path that comes over ``wire``."""
+    return await registered(server, wire, 7, f"Path: {path}\r\n")
+
+
+async def registered(server: Server, wire: Wire, number: int, header: str = "") -> Response:
+    """The final answer to a REGISTER of one of the user's phones that comes over ``wire``."""
     credentials = ""
     for _ in ("challenged", "accepted"):
-        data = register_from(7, credentials).replace(
-            b"Expires", b"Path: %s\r\nExpires" % path.encode()
-        )
+        data = register_from(number, credentials + header)
         await server.send(wire, data)
         if nonce := re.search(rb'nonce="([^"]*)"', wire.sent[-1]):
             credentials = authorization(nonce[1].decode(), 1)
@@ -140,3 +144,47 @@ async def test_a_peer_is_told_of_a_path_that_cannot_be_read(tmp_path: Path) -> N
     server = Server(configuration(tmp_path))
     answer = await registered_with_path(server, wire_of(server, "127.0.0.1", 3), "<sip:edge")
     assert (answer.status, answer.reason) == (400, "Malformed Address in Path")
+
+
+class Connection(Wire):
+    """A flow to a phone that opened it, and may close it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.name = f"tcp/127.0.0.1:5060/127.0.0.1:{self.remote[1]}/{self.number}"
+
+
+def connected(server: Server, number: int) -> Connection:
+    connection = Connection(number)
+    server._wires.flows[connection.name] = connection  # type: ignore[assignment]
+    return connection
+
+
+@pytest.mark.parametrize("closed", ["gone", "closing"])
+async def test_a_phone_without_a_name_may_come_back_as_often_as_it_likes(
+    tmp_path: Path, closed: str
+) -> None:
+    server = Server(configuration(tmp_path))
+    limit = RegistrationPolicy().max_contacts
+    for number in range(10, 10 + 2 * limit):
+        connection = connected(server, number)
+        assert (await registered(server, connection, number)).status == 200
+        connection.closed = True
+        if closed == "gone":
+            del server._wires.flows[connection.name]
+    bound = (await server.proxy.store.lookup(f"u000001@{DOMAIN}", 0.0)).bindings
+    assert len(bound) == limit
+    assert bound[0].flow == connection.name
+
+
+@pytest.mark.parametrize("which", ["connections", "datagrams"])
+async def test_phones_that_may_be_there_are_not_put_out_for_another(
+    tmp_path: Path, which: str
+) -> None:
+    server = Server(configuration(tmp_path))
+    new, limit = connected if which == "connections" else Server.wire, 10
+    for number in range(10, 10 + limit):
+        assert (await registered(server, new(server, number), number)).status == 200
+    answer = await registered(server, new(server, 9), 9)
+    assert (answer.status, answer.reason) == (403, "Too Many Contacts")
+    assert len((await server.proxy.store.lookup(f"u000001@{DOMAIN}", 0.0)).bindings) == limit
