@@ -297,7 +297,7 @@ class Delivery:
         assert self.sent is not None
         if target.device != self.sent.target.device:
             return self._leave_silent()
-        if known is not None and _same_way(known, target):
+        if known is not None and same_way(known, target):
             self.silent = False
             return [Retransmit()]
         return [Abandon(), self._send(self.sent.message, target)]
@@ -348,6 +348,14 @@ class Delivery:
         self.silent = True
         return self._leave_silent()
 
+    def taken(self, message: StoredMessage) -> list[DeliveryAction]:
+        """A device has taken it after all, from the request that came before it was stored."""
+        self.messages = [each for each in self.messages if each.id != message.id]
+        if self.sent is None or self.sent.message.id != message.id:
+            return []
+        self.again = True
+        return [Abandon(), *self._next()]
+
     def store_failed(self) -> list[DeliveryAction]:
         """The store did not answer: the next REGISTER tries again."""
         self.queue.clear()
@@ -390,5 +398,6 @@ class Delivery:
         return Remove(message)
 
 
-def _same_way(one: Target, other: Target) -> bool:
+def same_way(one: Target, other: Target) -> bool:
+    """Whether what is sent to either comes to the same socket of the same device."""
     return (one.uri, one.flow, one.route) == (other.uri, other.flow, other.route)

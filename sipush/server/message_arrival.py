@@ -27,6 +27,7 @@ from sipush.core.messages import (
     Notify,
     Remembered,
     Respond,
+    same_way,
 )
 from sipush.core.nodes import path_to
 from sipush.core.push_request import PushKind, PushRequest, PushResult
@@ -132,13 +133,32 @@ class Arriving:
             probe = min(self.messages.proxy.policy.probe, _LONGEST_PROBE)
             self.probe = self.messages.proxy.layer.wheel.call_later(probe, self._probe_expired)
 
-    def abandon(self, devices: Collection[str]) -> None:
-        """These devices get the message from the store, or have it already."""
+    def abandon(self, devices: Collection[str], ways: Collection[Target]) -> None:
+        """These devices have registered and get the message from the store, or have it already.
+
+        ``ways``: where they are. What waits in the socket of one that was suspended, it takes from
+        there.
+        """
         names = set(map(without_reg_id, devices))
-        for leg in self.legs:
-            if self.message is not None and without_reg_id(leg.target.device) in names:
+        for place, leg in enumerate(self.legs):
+            if self.message is None or without_reg_id(leg.target.device) not in names:
+                continue
+            if self._is_out(place) and not any(same_way(leg.target, way) for way in ways):
                 leg.abandon()
         self._forget_if_done()
+
+    def give_away(self, message: StoredMessage, target: Target) -> Leg | None:
+        """What is out to ``target`` of this stored message; to us it counts as not answered."""
+        if self.message is None or self.message.id != message.id:
+            return None
+        for place, leg in enumerate(self.legs):
+            if self._is_out(place) and same_way(leg.target, target):
+                self._answered(place, Status.REQUEST_TIMEOUT, None)
+                return leg
+        return None
+
+    def _is_out(self, place: int) -> bool:
+        return not (self.machine.statuses[place] or self.legs[place].abandoned)
 
     def _probe_expired(self) -> None:
         self._perform(self.machine.probe_expired())
@@ -146,8 +166,7 @@ class Arriving:
     def _forget_if_done(self) -> None:
         """Kept, it stays as long as a device may still say that it has taken it."""
         if self.machine.state is ArrivalState.KEPT:
-            silent = zip(self.legs, self.machine.statuses, strict=False)
-            if any(not status and not leg.abandoned for leg, status in silent):
+            if any(map(self._is_out, range(len(self.legs)))):
                 return
         elif self.machine.state is not ArrivalState.FINISHED:
             return
@@ -188,6 +207,7 @@ class Arriving:
             elif isinstance(action, CatchUp):
                 spawn(self._catch_up())
             elif isinstance(action, Discard):
+                self.messages.taken(self._stored)
                 spawn(self._discard(self._stored))
             else:
                 assert_never(action)
@@ -197,7 +217,8 @@ class Arriving:
         target = self.targets[place]
         forwarded = forward_request(self.request, target, ())
         unique = f"{self.transaction.branch} {target.device} {target.flow}"
-        return self.messages.send(forwarded, target, partial(self._answered, place), unique)
+        branch = self.messages.proxy.new_branch(forwarded, unique)
+        return self.messages.send(forwarded, target, partial(self._answered, place), branch)
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:
         if log_lines.shown.debug:

@@ -31,9 +31,10 @@ from sipush.core.target_set import Target
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.sip.message import Response
+from sipush.sip.transaction import is_reliable
 
 if TYPE_CHECKING:
-    from sipush.server.messages import Leg, Messages
+    from sipush.server.messages import Answered, Leg, Messages
 
 log = structlog.get_logger()
 
@@ -69,7 +70,8 @@ class Delivering:
             case Load():
                 self._store(self._load())
             case Send(message, target):
-                self._send(message, target)
+                if action is self.machine.sent:  # else a device has taken it meanwhile
+                    self._send(message, target)
             case Retransmit():
                 self._retransmit()
             case Abandon():
@@ -113,8 +115,21 @@ class Delivering:
             if self.leg is leg:
                 self._answered(message, status)
 
-        leg = self.leg = self.messages.send(to_deliver(message, target), target, answered)
+        leg = self.leg = self._go_on(message, target, answered)
         self._arm_probe()
+
+    def _go_on(self, message: StoredMessage, target: Target, answered: Answered) -> Leg:
+        """Send it; what is out the same way already must not look like another message there."""
+        before, branch = self.messages.leg_of(message, target), ""
+        if before is not None:
+            if before.handle is None or is_reliable(before.handle.flow.transport):
+                before.answered = answered  # it is there, or will be
+                return before
+            before.abandon()
+            branch = before.branch
+        request = to_deliver(message, target)
+        branch = branch or self.messages.proxy.new_branch(request)
+        return self.messages.send(request, target, answered, branch)
 
     def _answered(self, message: StoredMessage, status: int) -> None:
         self._disarm_probe()

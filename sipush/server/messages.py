@@ -52,10 +52,13 @@ class MessagePolicy:
 class Leg:
     """One MESSAGE on its way to one device."""
 
-    __slots__ = ("abandoned", "handle", "target")
+    __slots__ = ("abandoned", "answered", "branch", "handle", "target")
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, answered: Answered, branch: str) -> None:
         self.target = target
+        self.answered = answered
+        "May be replaced."
+        self.branch = branch
         self.handle: ClientTransactionHandle | None = None
         self.abandoned = False
 
@@ -109,8 +112,9 @@ class Messages:
     def registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         """Devices have registered and been told so: give them what waits for their user."""
         if aor in self.arrivals:
+            ways = [self.target(b) for b in location.bindings if b.device in devices]
             for arriving in list(self.arrivals[aor]):
-                arriving.abandon(devices)
+                arriving.abandon(devices, ways)
         if location.messages:
             self.deliver(aor, location, [b for b in location.bindings if b.device in devices])
 
@@ -131,6 +135,19 @@ class Messages:
                 delivering = self.deliveries[aor]
                 tell = delivering.machine.registered if register else delivering.machine.stored
                 delivering.perform(tell(target, devices))
+
+    def taken(self, message: StoredMessage) -> None:
+        """A device has taken it before it was delivered: nobody shall get it any more."""
+        if message.aor in self.deliveries:
+            delivering = self.deliveries[message.aor]
+            delivering.perform(delivering.machine.taken(message))
+
+    def leg_of(self, message: StoredMessage, target: Target) -> Leg | None:
+        """Where it is out the same way since before it was stored, for the caller to go on with."""
+        for arriving in list(self.arrivals.get(message.aor, ())):
+            if (leg := arriving.give_away(message, target)) is not None:
+                return leg
+        return None
 
     def is_done(self, aor: Aor, key: str) -> bool:
         """Whether this message has left the store a moment ago."""
@@ -171,41 +188,40 @@ class Messages:
             live=bool(path) or (flow is not None and not flow.closed),
         )
 
-    def send(self, request: Request, target: Target, answered: Answered, unique: str = "") -> Leg:
+    def send(self, request: Request, target: Target, answered: Answered, branch: str) -> Leg:
         """Send ``request`` to a device; ``answered`` is called once, later.
 
-        ``unique``: see ``Proxy.new_branch``.
+        ``branch``: of ``Proxy.new_branch``, or that of an earlier copy that went the same way.
         """
-        leg = Leg(target)
+        leg = Leg(target, answered, branch)
         flow = self.proxy.transports.flow(target.flow) if target.flow else None
         if flow is None:
-            self.proxy.tasks.spawn(self._connect(leg, request, answered, unique))
+            self.proxy.tasks.spawn(self._connect(leg, request))
         else:
-            self._send_over(flow, leg, request, answered, unique)
+            self._send_over(flow, leg, request)
         return leg
 
-    async def _connect(self, leg: Leg, request: Request, answered: Answered, unique: str) -> None:
+    async def _connect(self, leg: Leg, request: Request) -> None:
         flow = await self._flow(leg.target)
         if leg.abandoned:
             return
         if flow is None:
-            answered(Status.FLOW_FAILED, None)
+            leg.answered(Status.FLOW_FAILED, None)
         else:
-            self._send_over(flow, leg, request, answered, unique)
+            self._send_over(flow, leg, request)
 
-    def _send_over(
-        self, flow: Flow, leg: Leg, request: Request, answered: Answered, unique: str
-    ) -> None:
+    def _send_over(self, flow: Flow, leg: Leg, request: Request) -> None:
         def response_received(response: Response) -> None:
             if response.status >= 200:
-                answered(response.status, response)
+                leg.answered(response.status, response)
 
         def failed(failure: Failure) -> None:
             timed_out = failure is Failure.TIMEOUT
-            answered(Status.REQUEST_TIMEOUT if timed_out else Status.FLOW_FAILED, None)
+            leg.answered(Status.REQUEST_TIMEOUT if timed_out else Status.FLOW_FAILED, None)
 
-        branch = self.proxy.new_branch(request, unique)
-        leg.handle = self.proxy.layer.send_request(request, flow, branch, response_received, failed)
+        leg.handle = self.proxy.layer.send_request(
+            request, flow, leg.branch, response_received, failed
+        )
 
     async def _flow(self, target: Target) -> Flow | None:
         if target.flow:

@@ -528,7 +528,8 @@ class TransactionLayer:
         """Put our Via on ``request`` and send it in a new client transaction.
 
         Over UDP it may have no Content-Length, and stays so; a stream needs one.
-        ``branch`` begins with the magic cookie and is new; the layer keeps ``request``.
+        ``branch`` begins with the magic cookie and is new, or that of a request which has been
+        abandoned; the layer keeps ``request``.
         ``on_response`` gets every response (100 too, every 2xx to an INVITE, no retransmission of
         another final) without our Via; a non-2xx final to an INVITE has been ACKed by then.
         ``on_failure`` is called at most once, instead of a final response, and never before this
@@ -682,10 +683,14 @@ class TransactionLayer:
     def forget_client(self, key: TransactionKey, client: ClientTransactionHandle) -> None:
         """A client transaction terminated.
 
-        When its flow broke, another one may have taken its place: the same request on another flow.
+        Another one may have taken its place: the same request on another flow, when its own broke,
+        or on the same one, when it was abandoned.
         """
-        if self._clients.get(key) is client:
+        newest = self._clients.get(key)
+        if newest is client:
             del self._clients[key]
+        elif newest is not None and newest.flow.name == client.flow.name:
+            return
         keys = self._clients_by_flow.get(client.flow.name)
         if keys is not None:
             keys.discard(key)

@@ -128,6 +128,10 @@ def feed_delivery(machine: Delivery, text: str, known: set[str]) -> list[Deliver
             return machine.store_failed()
         case "probe timer":
             return machine.probe_expired()
+        case "1 taken late":
+            return machine.taken(ONE)
+        case "2 taken late":
+            return machine.taken(TWO)
         case status:
             return machine.answered(int(status))
 

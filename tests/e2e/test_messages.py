@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from dataclasses import dataclass, field
 
 import pytest
 
-from tests.e2e.daemon import OTHER_APP, PBX, in_time
+from tests.e2e.daemon import OTHER_APP, PBX, Daemon, in_time
 from tests.e2e.test_devices import fcm_token
 from tests.e2e.test_flows import outbound
 from tests.e2e.wire import FINAL, InCall, Msg, Phone, digest_answer, new_branch
@@ -415,6 +416,152 @@ async def test_an_app_that_comes_back_on_another_connection_gets_the_message_the
     again = await take(reborn)
     assert again["x-push-id"] == first["x-push-id"]
     await assert_nothing_waits(reborn, alice)
+
+
+def branch(msg: Msg) -> str:
+    """Of the topmost Via."""
+    return msg.all("via")[0].partition("branch=")[2].partition(";")[0]
+
+
+def waiting(phone: Phone) -> list[Msg]:
+    """The first copy of each MESSAGE that waits in the phone's socket, taken from there."""
+    came = [msg for msg in phone.wire.seen if msg.method == "MESSAGE"]
+    phone.wire.forget()
+    return list({branch(msg): msg for msg in reversed(came)}.values())[::-1]
+
+
+async def numbered(phone: Phone) -> Msg:
+    """The next MESSAGE that comes from the store."""
+    while not (came := await phone.wire.expect("MESSAGE"))["x-push-id"]:
+        pass
+    return came
+
+
+async def left_the_store(daemon: Daemon, push_id: int) -> None:
+    """Whichever copy a device has answered."""
+    events = ("message_delivered", "message_taken_late")
+    logs = [asyncio.ensure_future(daemon.log_event(name, push_id=push_id)) for name in events]
+    done, late = await asyncio.wait(logs, return_when=asyncio.FIRST_COMPLETED)
+    for log in late:
+        log.cancel()
+    await asyncio.gather(*done)
+
+
+async def suspended(
+    world: World, transport: str, *texts: str
+) -> tuple[Daemon, Phone, Phone, str, list[str]]:
+    """An app whose socket takes what comes while it is suspended, and its pushes' numbers.
+
+    Also the daemon, the sender, and its X-Push.
+    """
+    daemon = await world.daemon()
+    push = pair()[0]
+    app = await world.registered(daemon, "bob", transport, push, f"urn:uuid:{uuid.uuid4()}")
+    alice = await world.phone(daemon, "alice", ip=PBX)
+    mine = [message(alice, "bob", text) for text in texts]
+    for each in mine:
+        each.send()
+        await app.wire.expect("MESSAGE")
+    assert [(await each.response()).status for each in mine] == [202] * len(texts)
+    ids = sorted([(await world.pushes.next()).push_id for _ in texts], key=int)
+    return daemon, app, alice, push, ids
+
+
+async def test_an_app_that_was_suspended_shows_what_waits_in_its_socket_once(
+    world: World, transport: str
+) -> None:
+    daemon, app, alice, push, (push_id,) = await suspended(world, transport, "hello")
+    waits = waiting(app)
+    await app.register(push)
+    if transport == "UDP":
+        await numbered(app)
+    InCall(app, waits[0]).reply(200)
+    await left_the_store(daemon, int(push_id))
+    assert {branch(msg) for msg in app.wire.seen if msg.method == "MESSAGE"} == {branch(waits[0])}
+    app.wire.forget()
+    await app.register(push)
+    await assert_nothing_waits(app, alice)
+
+
+async def test_an_app_that_was_suspended_shows_several_in_order_and_each_once(
+    world: World, transport: str
+) -> None:
+    texts = [f"number {n}" for n in range(3)]
+    daemon, app, alice, push, ids = await suspended(world, transport, *texts)
+    waits = waiting(app)
+    assert [msg.body for msg in waits] == texts
+    await app.register(push)
+    for msg in waits:
+        InCall(app, msg).reply(200)
+    for push_id in ids:
+        await left_the_store(daemon, int(push_id))
+    branches = {branch(msg) for msg in app.wire.seen if msg.method == "MESSAGE"}
+    assert branches == set(map(branch, waits))
+    app.wire.forget()
+    await app.register(push)
+    await assert_nothing_waits(app, alice)
+
+
+async def test_an_app_that_reads_its_socket_before_it_registers_gets_nothing_again(
+    world: World, transport: str
+) -> None:
+    _, app, alice, push, _ = await suspended(world, transport, "one", "two")
+    waits = waiting(app)
+    for msg in waits:
+        InCall(app, msg).reply(200)
+    await app.register(push)
+    branches = {branch(msg) for msg in app.wire.seen if msg.method == "MESSAGE"}
+    assert branches == set(map(branch, waits))
+    app.wire.forget()
+    await assert_nothing_waits(app, alice)
+
+
+async def test_a_message_behind_one_that_waits_in_a_socket_sends_that_one_not_anew(
+    world: World, transport: str
+) -> None:
+    daemon, app, alice, push, (push_id,) = await suspended(world, transport, "one")
+    assert (await send(alice, "two")).status == 202
+    waits = waiting(app)
+    assert [msg.body for msg in waits] == ["one"]
+    await app.register(push)
+    InCall(app, waits[0]).reply(200)
+    await left_the_store(daemon, int(push_id))
+    second = await app.wire.expect("MESSAGE")
+    while second.body == "one":
+        second = await app.wire.expect("MESSAGE")
+    InCall(app, second).reply(200)
+    branches = {branch(msg) for msg in app.wire.seen if msg.method == "MESSAGE"}
+    assert branches == {branch(waits[0]), branch(second)}
+    app.wire.forget()
+    await assert_nothing_waits(app, alice)
+
+
+async def test_an_app_that_was_killed_and_has_its_port_again_gets_the_message_with_its_number(
+    world: World,
+) -> None:
+    _, app, alice, push, ids = await suspended(world, "UDP", "one", "two")
+    app.wire.forget()  # with the socket of the old process
+    await app.register(push)
+    came = []
+    for _ in ids:
+        came.append(await numbered(app))
+        InCall(app, came[-1]).reply(200)
+    assert [(msg.body, msg["x-push-id"]) for msg in came] == [("one", ids[0]), ("two", ids[1])]
+    app.wire.forget()
+    await assert_nothing_waits(app, alice)
+
+
+async def test_another_phone_gets_what_waits_in_the_socket_of_one_that_stays_suspended(
+    world: World, transport: str
+) -> None:
+    daemon, app, _, push, (push_id,) = await suspended(world, transport, "hello")
+    other = await world.registered(daemon, "bob", "TCP", pair()[0], f"urn:uuid:{uuid.uuid4()}")
+    assert (await take(other))["x-push-id"] == push_id
+    await daemon.log_event("message_delivered", push_id=int(push_id))
+    app.wire.forget()
+    await app.register(push)
+    await app.wire.options()
+    assert not [msg for msg in app.wire.seen if msg["x-push-id"]]
 
 
 async def test_a_message_and_a_register_at_the_same_moment_lose_nothing(

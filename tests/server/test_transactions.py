@@ -519,6 +519,25 @@ def test_an_abandoned_request_is_forgotten_when_it_would_have_timed_out(
     assert wire.layer.client_transactions == 0
 
 
+def test_what_takes_the_place_of_an_abandoned_request_gets_its_answer() -> None:
+    wire = Wire()
+    first = send(wire, "MESSAGE")
+    first.abandon()
+    send(wire, "MESSAGE")
+    reply(wire, first, 200)
+    assert statuses(wire) == [200]
+
+
+def test_what_took_the_place_of_an_abandoned_request_still_hears_that_its_flow_fails() -> None:
+    wire = Wire()
+    send(wire, "MESSAGE").abandon()
+    wire.clock.advance(31)
+    send(wire, "MESSAGE")
+    wire.clock.advance(2)
+    wire.layer.flow_unreachable(wire.flow)
+    assert wire.failures == [Failure.TRANSPORT]
+
+
 @pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
 def test_a_request_on_udp_is_timed_out_once_and_not_before_it_is_repeated(method: str) -> None:
     wire = Wire()
