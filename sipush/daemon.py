@@ -356,6 +356,7 @@ class Daemon:
     async def _close(self) -> None:
         if self._admin is not None:
             await self._admin.close()
+        self._messages.pushes.close()
         for part in (self._tasks, self._endpoint, self._proxy.tasks, self._dispatcher):
             await part.close()
         await self._held_calls.close()

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from hashlib import sha256
 
-from sipush.core.bindings import Aor
-from sipush.core.routing import forward_request, strip_push_params
+from sipush.core.bindings import Aor, PushRecord
+from sipush.core.push_request import PushKind, PushRequest
+from sipush.core.routing import caller, forward_request, strip_push_params
 from sipush.core.target_set import Target
 from sipush.errors import ProtocolError
 from sipush.sip.grammar import number
@@ -102,13 +103,39 @@ def to_store(request: Request, aor: Aor, now_epoch: float, seconds: float) -> St
 
 def to_deliver(message: StoredMessage, target: Target) -> Request:
     """The stored MESSAGE as ``target`` gets it, but for our Via."""
-    request = parse_datagram(message.content)
-    if not isinstance(request, Request):
-        raise ProtocolError("a response was stored as a message")
+    request = _request(message)
     push_id = str(message.id)
     forwarded = forward_request(request, target, (), push_id)
     forwarded.headers.set("portsip-push-id", push_id)
     return forwarded
+
+
+def to_push(message: StoredMessage, record: PushRecord) -> PushRequest:
+    """The push that tells a device of the stored MESSAGE."""
+    request = _request(message)
+    user, name = caller(request)
+    what = shown(request)
+    return PushRequest(
+        kind=PushKind.MESSAGE,
+        push_id=str(message.id),
+        record=record,
+        deadline_epoch=message.expires_epoch,
+        created_epoch=message.stored_epoch,
+        call_id=request.call_id,
+        from_user=user,
+        from_name=name,
+        to_user=record.aor.rpartition("@")[0],
+        to_uri=f"sip:{record.aor}",
+        text=what.text,
+        mime_type=what.mime_type,
+    )
+
+
+def _request(message: StoredMessage) -> Request:
+    request = parse_datagram(message.content)
+    if not isinstance(request, Request):
+        raise ProtocolError("a response was stored as a message")
+    return request
 
 
 def shown(request: Request) -> Shown:

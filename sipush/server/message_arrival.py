@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, assert_never
 import structlog
 
 from sipush import log_lines
-from sipush.core.bindings import Aor, Location, PushRecord, without_reg_id
+from sipush.core.bindings import Aor, Location, without_reg_id
 from sipush.core.messages import (
     Arrival,
     ArrivalAction,
@@ -30,11 +30,9 @@ from sipush.core.messages import (
     same_way,
 )
 from sipush.core.nodes import path_to
-from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.response_context import FLOW_GONE
-from sipush.core.routing import caller, forward_request, max_breadth, strip_push_params
+from sipush.core.routing import forward_request, max_breadth, strip_push_params
 from sipush.core.stored_message import (
-    Shown,
     StoredMessage,
     lifetime,
     shown,
@@ -284,8 +282,7 @@ class Arriving:
             await asyncio.sleep(self.messages.proxy.policy.probe)
             if not await self._still_stored(message):
                 return
-        what = shown(self.request)
-        if what.silent:
+        if shown(self.request).silent:
             return
         refused = {
             without_reg_id(target.device)
@@ -294,7 +291,7 @@ class Arriving:
         }
         for record in self.location.push_records:
             if record.allow_message and without_reg_id(record.device) not in refused:
-                self.messages.proxy.tasks.spawn(self._push(message, record, what))
+                self.messages.pushes.push(message, record)
 
     async def _still_stored(self, message: StoredMessage) -> bool:
         try:
@@ -302,34 +299,6 @@ class Arriving:
         except LocationError:
             return True
         return any(other.id == message.id for other in waiting)
-
-    async def _push(self, message: StoredMessage, record: PushRecord, what: Shown) -> None:
-        user, name = caller(self.request)
-        proxy = self.messages.proxy
-        outcome = await proxy.dispatcher.send(
-            PushRequest(
-                kind=PushKind.MESSAGE,
-                push_id=str(message.id),
-                record=record,
-                deadline_epoch=message.expires_epoch,
-                created_epoch=message.stored_epoch,
-                call_id=self.request.call_id,
-                from_user=user,
-                from_name=name,
-                to_user=record.aor.rpartition("@")[0],
-                to_uri=f"sip:{record.aor}",
-                text=what.text,
-                mime_type=what.mime_type,
-            )
-        )
-        if outcome.result is not PushResult.TOKEN_DEAD:
-            return
-        try:
-            removed = await proxy.store.remove_push_record(record)
-        except LocationError as error:
-            log.warning("push_record_not_removed", aor=record.aor, reason=str(error))
-            return
-        log.info("push_record_removed", aor=record.aor, removed=removed)
 
     def _tell(self, event: str, **facts: object) -> None:
         log.info(event, call_id=self.request.call_id, aor=self.aor, **facts)

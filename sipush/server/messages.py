@@ -27,6 +27,7 @@ from sipush.errors import LocationError, MessageError, TransportError
 from sipush.server.answers import respond
 from sipush.server.message_arrival import Arriving
 from sipush.server.message_delivery import Delivering
+from sipush.server.message_pushes import MessagePushes
 from sipush.server.transactions import ClientTransactionHandle, Failure, ServerTransactionHandle
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
@@ -75,6 +76,7 @@ class Messages:
     def __init__(self, proxy: Proxy, policy: MessagePolicy) -> None:
         self.proxy = proxy
         self.policy = policy
+        self.pushes = MessagePushes(proxy.store, proxy.dispatcher, proxy.tasks)
         self.refused = 0
         "Stored messages that a device refused for good."
         self.arrivals: dict[Aor, set[Arriving]] = {}
