@@ -193,8 +193,13 @@ class Arrival:
         pushes = [] if repeated else [Notify(later=self.behind)]
         return [Respond(Status.ACCEPTED), *pushes, CatchUp()]
 
-    def full(self) -> list[ArrivalAction]:
-        """The user has as many messages waiting as is allowed."""
+    def full(self, *, silent: bool = False) -> list[ArrivalAction]:
+        """The user has as many messages waiting as is allowed.
+
+        ``silent``: it is a delivery report, which nobody shall send again.
+        """
+        if silent:
+            return self._not_kept(Respond(Status.ACCEPTED))
         return self._not_kept(Respond(Status.TEMPORARILY_UNAVAILABLE, reason=MAILBOX_FULL))
 
     def store_failed(self) -> list[ArrivalAction]:

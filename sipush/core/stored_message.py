@@ -23,7 +23,9 @@ REPEATED = 32.0
 
 _CPIM = "message/cpim"
 _SILENT = frozenset({COMPOSING, "message/imdn+xml"})
-"Nobody is called to the phone for these."
+"Nobody is called to the phone for these, and they leave the room of those that are read alone."
+
+_SILENT_KEY = "silent-"
 
 _PUSH_IDS = ("x-push-id", "portsip-push-id")
 "Apps drop messages by these numbers: only we may write them."
@@ -47,6 +49,11 @@ class StoredMessage:
     id: int = 0
     "Given by the store: rising, never given twice. Push id of the push and of the MESSAGE."
 
+    @property
+    def silent(self) -> bool:
+        """Whether it is a delivery report: not worth a push, and counted apart."""
+        return self.key.startswith(_SILENT_KEY)
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -68,9 +75,13 @@ class Shown:
 
 
 def message_key(request: Request) -> str:
-    """Call-ID, CSeq and From tag in one word: equal for the same MESSAGE sent again (§8.2.2.2)."""
+    """Call-ID, CSeq and From tag in one word: equal for the same MESSAGE sent again (§8.2.2.2).
+
+    It begins with what shows a store whether the message is ``silent``.
+    """
     identity = (request.call_id, str(request.cseq.number), request.from_.tag or "")
-    return sha256("\n".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    digest = sha256("\n".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return _SILENT_KEY + digest if _content(request)[0] in _SILENT else digest
 
 
 def lifetime(request: Request, longest: float) -> float:

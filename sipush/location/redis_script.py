@@ -112,6 +112,10 @@ local function parts(name)
   return tonumber(id), tonumber(expires), key
 end
 
+local function silent(key)
+  return string.sub(key, 1, 7) == 'silent-'
+end
+
 local now = tonumber(ARGV[1])
 local id, latest, key = parts(ARGV[2])
 local count, dead = 0, {}
@@ -121,7 +125,8 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
     dead[#dead + 1] = name
   elseif other then
     if same == key then return {'repeated', string.format('%.0f', other)} end
-    count, latest = count + 1, math.max(latest, expires)
+    latest = math.max(latest, expires)
+    if silent(same) == silent(key) then count = count + 1 end
   end
 end
 local last = tonumber(redis.call('HGET', KEYS[1], 'last') or 0)

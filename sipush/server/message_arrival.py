@@ -245,8 +245,8 @@ class Arriving:
             self._perform(self.machine.store_failed())
             return
         if receipt is None:
-            self._tell("mailbox_full")
-            self._perform(self.machine.full())
+            self._tell("mailbox_full", reports=message.silent)
+            self._perform(self.machine.full(silent=message.silent))
             return
         self.message = replace(message, id=receipt.id)
         self._tell("message_stored", push_id=receipt.id)

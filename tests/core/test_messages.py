@@ -60,8 +60,8 @@ def feed_arrival(machine: Arrival, text: str) -> list[ArrivalAction]:
     match text.split():
         case ["kept", *repeated]:
             return machine.kept(repeated=bool(repeated))
-        case ["full"]:
-            return machine.full()
+        case ["full", *report]:
+            return machine.full(silent=bool(report))
         case ["store", "failed"]:
             return machine.store_failed()
         case ["probe", "timer"]:
@@ -102,8 +102,8 @@ def test_each_row_of_the_arrival_of_a_message(
         for step in ON_THE_WAY[state]:
             feed_arrival(machine, step)
         assert machine.state.value == state
-        repeated = event == "kept, repeated"
-        steps = ["kept repeated"] if repeated else event.split(", ")
+        whole = {"kept, repeated": ["kept repeated"], "full, report": ["full report"]}
+        steps = whole.get(event) or event.split(", ")
         done = [action for step in steps for action in feed_arrival(machine, step)]
     assert (machine.state.value, shown(done)) == (becomes, actions)
 

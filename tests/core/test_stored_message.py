@@ -113,6 +113,19 @@ def test_another_message_has_another_key(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content_type", "silent"),
+    [("text/plain", False), ("message/imdn+xml", True), ("Message/IMDN+xml;charset=utf-8", True)],
+)
+def test_a_delivery_report_is_known_by_what_is_stored_of_it(
+    content_type: str, silent: bool
+) -> None:
+    report = request(content_type=content_type)
+    stored = stored_from(report)
+    assert stored.silent is silent
+    assert stored.key == message_key(from_sender(report))
+
+
+@pytest.mark.parametrize(
     ("lines", "seconds"),
     [
         ((), 600),

@@ -16,6 +16,7 @@ from tests.e2e.wire import FINAL, InCall, Msg, Phone, digest_answer, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
 TYPING = "application/im-iscomposing+xml"
+REPORT = "message/imdn+xml"
 
 
 @dataclass
@@ -285,6 +286,22 @@ async def test_a_full_mailbox_says_so_and_keeps_what_it_has(world: World) -> Non
     assert len({(await world.pushes.next()).push_id for _ in "12"}) == 2
     reborn = await world.registered(daemon, "bob", "TCP", push)
     assert [(await take(reborn)).body for _ in "12"] == ["one", "two"]
+    await assert_nothing_waits(reborn, alice)
+    assert len(world.pushes.all) == 2
+
+
+async def test_delivery_reports_do_not_fill_the_mailbox(world: World) -> None:
+    daemon = await world.daemon(messages={"max_stored": 2})
+    push = pair()[0]
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    for n in range(4):
+        report = await send(alice, f"<imdn>{n}</imdn>", content_type=REPORT)
+        assert report.status == 202
+    assert [(await send(alice, text)).status for text in ("one", "two", "three")] == [202, 202, 480]
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    bodies = [(await take(reborn)).body for _ in range(4)]
+    assert bodies == ["<imdn>0</imdn>", "<imdn>1</imdn>", "one", "two"]
     await assert_nothing_waits(reborn, alice)
     assert len(world.pushes.all) == 2
 

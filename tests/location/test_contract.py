@@ -616,6 +616,27 @@ async def test_a_full_mailbox_takes_no_more_until_one_is_removed(store: Location
     assert third.id > second.id
 
 
+async def test_delivery_reports_and_other_messages_take_no_room_from_each_other(
+    store: LocationStore,
+):
+    for n in range(2):
+        assert await store.put_message(message(f"silent-{n}"), 2) is not None
+    assert await store.put_message(message("silent-2"), 2) is None
+    for n in range(2):
+        assert await store.put_message(message(f"k{n}"), 2) is not None
+    assert await store.put_message(message("k2"), 2) is None
+    again = await store.put_message(message("silent-1"), 2)
+    assert again is not None
+    assert again.repeated
+    stored = await store.messages(AOR, NOW)
+    assert [(each.key, each.silent) for each in stored] == [
+        ("silent-0", True),
+        ("silent-1", True),
+        ("k0", False),
+        ("k1", False),
+    ]
+
+
 async def test_ids_rise_even_when_nothing_is_left(store: LocationStore):
     first = await store.put_message(message("k1"), 2)
     for stored in await store.messages(AOR, NOW):
