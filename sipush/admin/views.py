@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, without_reg_id
+from sipush.core.bindings import (
+    Aor,
+    Binding,
+    Location,
+    Platform,
+    PushRecord,
+    full_device,
+    without_reg_id,
+)
 from sipush.core.branch import Branch, BranchState
 from sipush.core.push_request import PushResult
 from sipush.core.wake_up import WakeUp, WakeUpOutcome
@@ -56,7 +64,7 @@ def text(value: str) -> str:
 
 def device_id(aor: Aor, device: str) -> str:
     """As in the log."""
-    return fingerprint(f"{aor} {without_reg_id(device)}")
+    return fingerprint(full_device(aor, device))
 
 
 def location(

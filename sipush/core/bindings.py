@@ -67,6 +67,11 @@ class Binding:
         self.registered_epoch = registered_epoch
 
 
+def full_device(aor: Aor, device: str) -> str:
+    """A device as a Target, and by its fingerprint the log, names it: no other user has it."""
+    return f"{aor} {without_reg_id(device)}"
+
+
 def without_reg_id(device: str) -> str:
     """What the flows of one instance have in common (RFC 5626 §4.2): its key without reg-id."""
     if ";" not in device:

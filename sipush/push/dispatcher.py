@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from sipush.core.bindings import Platform, PushRecord
+from sipush.core.bindings import Platform, PushRecord, full_device
 from sipush.core.push_request import PushOutcome, PushRequest, PushResult
 from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
@@ -135,9 +135,11 @@ class Dispatcher:
             "push_finished",
             push_id=request.push_id,
             kind=request.kind.value,
+            call_id=request.call_id,
+            aor=request.record.aor,
             app_id=request.record.app_id,
             platform=platform,
-            device=fingerprint(request.record.device),
+            device=fingerprint(full_device(request.record.aor, request.record.device)),
             result=result,
             reason=outcome.reason,
             status=outcome.status,

@@ -15,6 +15,7 @@ from sipush.core.bindings import (
     Location,
     PushRecord,
     Subscriber,
+    full_device,
     without_reg_id,
 )
 from sipush.core.branch import (
@@ -417,7 +418,7 @@ class Forwarding:
         }
         for aor, devices in came.items():
             for device in devices:
-                self.context.perhaps_forwarded(f"{aor} {without_reg_id(device)}")
+                self.context.perhaps_forwarded(full_device(aor, device))
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
                 self._forward(branch.id)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 
-from sipush.core.bindings import Aor
+from sipush.core.bindings import Aor, full_device
 from sipush.core.messages import (
     Abandon,
     Delivery,
@@ -84,7 +84,7 @@ class Delivering:
                     "message_refused",
                     aor=self.aor,
                     push_id=message.id,
-                    device=fingerprint(device),
+                    device=fingerprint(full_device(self.aor, device)),
                     status=status,
                 )
             case _:

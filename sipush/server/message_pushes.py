@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from sipush.core.bindings import PushRecord
+from sipush.core.bindings import PushRecord, full_device
 from sipush.core.push_request import PushOutcome, PushResult
 from sipush.core.stored_message import StoredMessage, to_push
 from sipush.errors import LocationError
@@ -127,7 +127,7 @@ class MessagePushes:
                 "message_push_given_up",
                 aor=message.aor,
                 push_id=message.id,
-                device=fingerprint(device),
+                device=fingerprint(full_device(message.aor, device)),
                 tries=tries,
             )
             return

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sipush.core.bindings import PushRecord, without_reg_id
+from sipush.core.bindings import PushRecord, full_device
 from sipush.core.branch import Branch
 from sipush.core.held_call import HeldCall
 from sipush.core.push_request import PushKind, PushRequest, PushResult
@@ -189,7 +189,7 @@ def _tell_if_asleep(forwarding: Forwarding, record: PushRecord) -> None:
 
 def _device(record: PushRecord) -> str:
     """Its name in the context."""
-    return f"{record.aor} {without_reg_id(record.device)}"
+    return full_device(record.aor, record.device)
 
 
 def _branches(forwarding: Forwarding, device: str) -> list[Branch]:

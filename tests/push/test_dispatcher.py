@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.admin.views import device_id
 from sipush.config import AppConfig
 from sipush.core.bindings import Platform
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
@@ -512,6 +513,8 @@ async def test_every_outcome_is_one_line_without_tokens(
         await dispatcher.send(request)
     (line,) = logs
     assert line["push_id"] == request.push_id
+    assert line["call_id"] == request.call_id
+    assert line["device"] == device_id(request.record.aor, request.record.device)
     assert line["result"] == "accepted"
     assert line.keys() >= {"app_id", "platform", "device", "reason", "status", "duration"}
     record = request.record
