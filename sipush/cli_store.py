@@ -344,4 +344,8 @@ def _push(record: PushRecord) -> str:
         for use, token in (("call", record.call_token), ("message", record.message_token))
         if token
     ]
-    return f"push: {', '.join([record.platform.value, record.app_id or 'no app-id', *tokens])}"
+    consents = (("calls", record.allow_call), ("messages", record.allow_message))
+    off = [f"not for {use}" for use, consent in consents if not consent]
+    return (
+        f"push: {', '.join([record.platform.value, record.app_id or 'no app-id', *tokens, *off])}"
+    )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import md5, sha256
 from pathlib import Path
 
@@ -376,7 +376,9 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     store = make_store(load(shell.folder / "sipush.toml").store)
     await store.open()
     await store.bind(registration("101@example.com", "instance:<urn:uuid:1>", "tokenA", 600))
-    await store.bind(registration("102@example.com", "token:tokenB", "tokenB", -1))
+    sleeper = registration("102@example.com", "token:tokenB", "tokenB", -1)
+    sleeper.push = tuple(replace(record, allow_call=False) for record in sleeper.push)
+    await store.bind(sleeper)
     await store.close()
 
     out = shell.ok("bindings")
@@ -389,6 +391,7 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     assert "udp/192.0.2.1:5060/192.0.2.7:5062" in awake
     assert "push: apns, com.example.phone, call token " in awake
     assert asleep.startswith("  asleep  token ")
+    assert asleep.endswith(", not for calls\n")
     assert shell.ok("bindings", "102") == "102@example.com\n" + asleep
     shell.ok("user", "add", "103", stdin="pw")
     for user in ("103", "100"):  # of the store, of the configuration

@@ -18,7 +18,7 @@ import structlog
 
 from sipush.admin import views
 from sipush.core.bindings import Aor, Location, Platform, PushRecord
-from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
@@ -207,6 +207,6 @@ def _request(test: PushTest, kind: PushKind, record: PushRecord) -> PushRequest:
 
 
 def _words(outcome: PushOutcome) -> str:
-    if outcome.reason == "NothingToSend":
+    if outcome.reason == NOTHING_TO_SEND:
         return "the app has registered no token for this: try with ring"
     return views.RESULTS[outcome.result]

@@ -257,6 +257,8 @@ def _arrow(step: Step) -> tuple[str, str, str]:
             return "sipush", "sipush", f"goes on to {facts['to']}"
         case "push_record_removed":
             return "sipush", "sipush", f"the push record of {facts['aor']} is removed"
+        case "not_pushed":
+            return "sipush", "sipush", f"{device} is not pushed: {facts['reason']}"
         case "wake_up":
             words = WAKE_UPS[WakeUpOutcome(facts["outcome"])]
             return "sipush", "sipush", f"{device} {words}"

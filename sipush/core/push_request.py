@@ -70,6 +70,10 @@ class PushResult(Enum):
     "The call was over, or the device was back, before the service had taken the push."
 
 
+NOTHING_TO_SEND = "NothingToSend"
+"Reason: there is no token for it, or nothing that the app could show."
+
+
 @dataclass(slots=True)
 class PushOutcome:
     """How one push ended."""

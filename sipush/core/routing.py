@@ -394,6 +394,23 @@ class TargetPolicy:
         lacking = [each for each in location.push_records if each.app_id not in self.apps]
         return tuple([each for each in lacking if self.consents(each)])
 
+    def why_not_pushed(self, record: PushRecord, subscriber: Subscriber) -> str:
+        """What to tell whoever asks; empty: it is, when it is asleep."""
+        if not subscriber.hold:
+            return "hold is switched off for this user"
+        if not self.consents(record):
+            return "the app has switched pushes for calls off"
+        app = self.apps.get(record.app_id)
+        if app is None:
+            return f"no app {record.app_id} in the configuration"
+        if self._hold(app, subscriber) <= 0:
+            return "the time to hold is 0"
+        return ""
+
+    @staticmethod
+    def _hold(app: AppPolicy, subscriber: Subscriber) -> float:
+        return app.hold if subscriber.hold_seconds is None else subscriber.hold_seconds
+
     def target(self, device: str, location: Location, subscriber: Subscriber) -> Target:
         """The target that one device makes; of its flows the newest counts (RFC 5626 §7)."""
         device = without_reg_id(device)
@@ -420,7 +437,7 @@ class TargetPolicy:
         app = self.apps.get(record.app_id) if record and self.consents(record) else None
         hold = 0.0
         if app is not None and subscriber.hold:
-            hold = app.hold if subscriber.hold_seconds is None else subscriber.hold_seconds
+            hold = self._hold(app, subscriber)
         path = path_to(binding, self.node) if binding else ()
         return Target(
             device=f"{subscriber.aor} {device}",

@@ -17,7 +17,7 @@ from aioapns.exceptions import ConnectionError as ApnsConnectionError
 
 from sipush.config import ApnsConfig
 from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, apns_push
-from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import MAX_CONNECTIONS, Header, Http2Client, Http2Connection
 from sipush.push.http_client import Answer, retry_after, word
 from sipush.push.provider import Begin
@@ -81,9 +81,9 @@ class ApnsProvider:
         except PayloadTooLargeError:
             return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
         if push is None:
-            return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
+            return PushOutcome(PushResult.BAD_REQUEST, NOTHING_TO_SEND)
         if not _TOKEN.fullmatch(push.token):
-            return PushOutcome(PushResult.BAD_REQUEST, _BAD_TOKEN)
+            return PushOutcome(PushResult.BAD_REQUEST, "the device-uid is no APNs token")
         outcome = await self._send_to(self._servers[0], push, request, begin)
         if outcome.result is not PushResult.TOKEN_REFUSED or len(self._servers) == 1:
             return outcome

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from sipush.core.bindings import Platform, PushRecord, full_device
-from sipush.core.push_request import PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import NOTHING_TO_SEND, PushOutcome, PushRequest, PushResult
 from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
 from sipush.push.apps import App, build_apps
@@ -124,6 +124,8 @@ class Dispatcher:
         PUSHES.counts[platform, result] += 1
         match outcome.result:
             case PushResult.ACCEPTED | PushResult.WITHDRAWN:
+                say = self._log.info
+            case _ if outcome.reason == NOTHING_TO_SEND:
                 say = self._log.info
             case PushResult.CONFIG:
                 say = self._log.error

@@ -28,7 +28,7 @@ from google.oauth2 import service_account
 
 from sipush.config import FcmConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
-from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import HttpsServer
 from sipush.push.http_client import distrusted, retry_after, word
 from sipush.push.provider import Begin
@@ -77,7 +77,7 @@ class FcmProvider:
         """Deliver one push."""
         token = request.record.call_token
         if not token:
-            return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
+            return PushOutcome(PushResult.BAD_REQUEST, NOTHING_TO_SEND)
         try:
             message = self._message(request)
         except PayloadTooLargeError:

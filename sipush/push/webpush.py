@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sipush.config import WebpushConfig
 from sipush.core.push_payload import PayloadTooLargeError, Profile, web_push_message
-from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.core.web_push import read_subscription
 from sipush.push.http2 import HttpsServer
 from sipush.push.http_client import Answer, retry_after, word
@@ -73,7 +73,7 @@ class WebpushProvider:
             return PushOutcome(PushResult.BAD_REQUEST, "UnusableSubscription")
         # The page takes a push that carries nothing for a call or a message.
         if not body and request.kind not in (PushKind.CALL, PushKind.MESSAGE):
-            return PushOutcome(PushResult.BAD_REQUEST, "NothingToSend")
+            return PushOutcome(PushResult.BAD_REQUEST, NOTHING_TO_SEND)
         server = await self._server(to.origin)
         headers = self._headers(server, request)
         if body:

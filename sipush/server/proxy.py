@@ -14,7 +14,15 @@ from typing import Any, Final, assert_never
 import structlog
 
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
-from sipush.core.bindings import SILENT, Aor, Binding, Location, PushRecord, Subscriber
+from sipush.core.bindings import (
+    SILENT,
+    Aor,
+    Binding,
+    Location,
+    PushRecord,
+    Subscriber,
+    full_device,
+)
 from sipush.core.edge import device_called, leave_path
 from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
@@ -48,6 +56,7 @@ from sipush.core.routing import (
 from sipush.core.target_set import NOWHERE, Target, TargetSet, Turn
 from sipush.errors import LocationError, TransportError
 from sipush.location.store import LocationStore
+from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
 from sipush.server import edge
 from sipush.server.acknowledgements import Acknowledgements
@@ -640,6 +649,9 @@ class Proxy:
         targets = forwarding.policy.target_set(location, subscriber)
         if subscriber.hold:
             forwarding.without_app += forwarding.policy.without_app(location)
+        for target in targets:
+            if target.push is None and not target.live and forwarding.context.invite:
+                self._tell_not_pushed(forwarding, target.device, location, subscriber)
         if not any(target.wakeable for target in targets):
             return targets
         refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)
@@ -647,6 +659,18 @@ class Proxy:
             return targets
         forwarding.not_held = refusal
         return [replace(target, push=None, hold=0.0) for target in targets if target.live]
+
+    def _tell_not_pushed(
+        self, forwarding: Forwarding, device: str, location: Location, subscriber: Subscriber
+    ) -> None:
+        """Somebody may ask why it did not ring. ``device``: as in Target."""
+        assert forwarding.policy is not None
+        for record in location.push_records:
+            if full_device(record.aor, record.device) == device:
+                reason = forwarding.policy.why_not_pushed(record, subscriber)
+                forwarding.tell(
+                    "not_pushed", aor=record.aor, device=fingerprint(device), reason=reason
+                )
 
     async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
         """The devices of all members but the caller."""

@@ -158,6 +158,8 @@ def _read_header(line: str) -> PushParams:
     allow_call = _flag(take("allow-call-push", "true"), "allow-call-push")
     allow_message = _flag(take("allow-message-push", "true"), "allow-message-push")
     uid, app_id, system = take("device-uid", ""), take("app-id", ""), take("device-os", "").lower()
+    if "," in system or "=" in system:
+        raise _FaultError("device-os is no word: parameters are separated by ;")
     provider = _SYSTEMS.get(system, system)
     name, extra = _written_name(line), values or NO_EXTRA
     return PushParams(provider, app_id, uid, "", allow_call, allow_message, name, extra)

@@ -295,21 +295,26 @@ def test_two_devices_are_two_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "subscriber", "app"),
+    ("asleep", "subscriber", "app", "reason"),
     [
-        (Location((), (record(allow_call=False),)), BOB, {}),
-        (Location((), (record(app_id="unknown"),)), BOB, {}),
-        (Location((), (record(),)), Subscriber("bob@x", hold=False), {}),
-        (Location((), (record(),)), Subscriber("bob@x", hold_seconds=0), {}),
-        (Location((), (record(),)), BOB, {"hold": 0.0}),
+        (record(allow_call=False), BOB, {}, "the app has switched pushes for calls off"),
+        (record(app_id="unknown"), BOB, {}, "no app unknown in the configuration"),
+        (record(), Subscriber("bob@x", hold=False), {}, "hold is switched off for this user"),
+        (record(), Subscriber("bob@x", hold_seconds=0), {}, "the time to hold is 0"),
+        (record(), BOB, {"hold": 0.0}, "the time to hold is 0"),
     ],
     ids=["no-consent", "unknown-app", "user-switch-off", "user-window-0", "app-window-0"],
 )
-def test_who_is_not_woken(
-    location: Location, subscriber: Subscriber, app: dict[str, object]
+def test_who_is_not_woken_and_why(
+    asleep: PushRecord, subscriber: Subscriber, app: dict[str, object], reason: str
 ) -> None:
-    (target,) = policy(**app).target_set(location, subscriber)
+    (target,) = policy(**app).target_set(Location((), (asleep,)), subscriber)
     assert not target.wakeable
+    assert policy(**app).why_not_pushed(asleep, subscriber) == reason
+
+
+def test_who_is_woken_needs_no_reason() -> None:
+    assert policy().why_not_pushed(record(), BOB) == ""
 
 
 def test_the_users_window_comes_before_the_apps() -> None:

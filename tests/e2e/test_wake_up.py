@@ -186,6 +186,7 @@ async def test_without_hold_the_caller_gets_480_at_once_and_nobody_is_pushed(
     call = await alice.call("never-held")
     assert (await call.final()).status == 480
     assert world.pushes.all == []
+    await daemon.log_event("not_pushed", reason="hold is switched off for this user")
 
 
 async def test_when_the_hold_is_over_the_caller_gets_480(world: World, transport: str) -> None:
