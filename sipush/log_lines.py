@@ -30,16 +30,19 @@ SECRET_TEXT: Final = re.compile(
     (?P<label>
         (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
       | \b(?:bearer|basic)\s+
-      | \b(?:response|device-uid|pn-prid|pn-tok|auth|password|access_token|ha1_md5|ha1_sha256)
+      | \b(?:response|device-uid|pn(?:-|%2d)(?:prid|tok)|auth|password|access_token
+            |ha1_md5|ha1_sha256)
         ["']?\s*[:=]\s*+["']?+
-      | (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
-      | \bsips?:[^\s:@<>"]*+:(?=[^\s:@<>"]{1,128}@)
+      | (?P<url>
+            (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
+          | \bsips?:[^\s:@<>"]*+:(?=[^\s:@<>"]{1,128}@)
+        )
     )
     (?P<secret>
         (?<=digest\s)[^\r\n]+
       | (?<=")[^"\r\n]++
-      | [^\s:@<>"]{1,128}+(?=@)
-      | (?: [^\s"',;>@]++ | \s++(?=\|) | (?<=\|)\s++ )+  # ``a | b`` are two tokens
+      | (?(url) [^\s:@<>"]{1,128}+(?=@) | (?!) )
+      | (?: [^\s"',;>@]++ | (?(url)(?!)|@) | \s++(?=\|) | (?<=\|)\s++ )+  # ``a | b`` are two tokens
     )
   | \b[0-9a-f]{64,}\b                          # APNs tokens, SHA-256 digests
   | (?<![\w-])[\w-]{8,}+:[\w-]{64,}           # FCM registration tokens
@@ -84,6 +87,7 @@ def _may_lead_to_secret(lower: str) -> bool:
         or "device-uid" in lower
         or "pn-prid" in lower
         or "pn-tok" in lower
+        or "pn%2d" in lower
         or "password" in lower
         or "access_token" in lower
         or "ha1_" in lower

@@ -148,6 +148,8 @@ def test_a_secret_key_keeps_its_value_to_itself(key: str) -> None:
         ("X-Push: device-os=ios;device-uid=first  |;allow-call-push=true", "first"),
         ('X-Push: device-os=android;device-uid="first;second";app-id=a', "second"),
         ("Contact: <sip:1@h;pn-provider=apns;pn-prid=abc:voip&def:remote>", "abc"),
+        ("Contact: <sip:1@h;pn-provider=fcm;pn-prid=secr@et>", "et>"),
+        ("Contact: <sip:1@h;pn-provider=fcm;pn%2Dprid=aa11>", "aa11"),
         ("X-Push: device-os=web;p256dh=BCVx;auth=BTBZMqHH6r4T;app-id=com.example.web", "BTBZMq"),
         ("Contact: <sip:1@h;pn-prid=https:%2F%2Fpush.example%2Faa11;pn-auth=BTBZMqHH>", "aa11"),
         ("Contact: <sip:1@h;pn-prid=https:%2F%2Fpush.example%2Faa11;pn-auth=BTBZMqHH>", "BTBZMq"),
@@ -174,7 +176,7 @@ def test_a_secret_in_a_text_is_taken_out(text: str, secret: str) -> None:
 PIECES = [
     *("Auth", "orization", "bearer", "basic", "digest", "response", "device-uid", "pn-prid"),
     *("pn-tok", "password", "access_token", "ha1_md5", "eyJ", ".", ":", "=", "//", "@", '"'),
-    *("|", "x", "sip", "7", " ", "\n"),
+    *("|", "x", "sip", "7", " ", "\n", "pn%2D", "prid"),
 ]
 
 

@@ -224,6 +224,7 @@ def _parse_rfc8599(params: dict[str, str]) -> PushParams:
     if provider == "apns":
         app_id, service = _split_topic(param)
         call, message = _split_tokens(prid, service)
+        _require(call or message, "pn-prid has no token")
     elif provider == "fcm":
         _require(param, "pn-param is missing")
         app_id, call, message = param, prid, prid
@@ -252,6 +253,7 @@ def _split_tokens(prid: str, service: str) -> tuple[str, str]:
         if not colon:
             token, kind = part, "voip" if "voip" in service.split("&") else "remote"
         _check_token(token, "pn-prid")
+        _require(kind.lower() in tokens, "pn-prid is not TOKEN:voip or TOKEN:remote")
         tokens[kind.lower()] = token
     return tokens["voip"], tokens["remote"]
 
@@ -287,8 +289,8 @@ def without_push_params(uri: str) -> str:
     """
     if ";" not in uri:
         return uri
-    user, at, rest = uri.rpartition("@")
-    return user + at + _PARAMS.sub("", rest)
+    user, at, rest = uri.partition("@")  # a user has none; a token that nobody has escaped may
+    return user + at + _PARAMS.sub("", rest) if at else _PARAMS.sub("", uri)
 
 
 def cut_push_params(text: str) -> str:

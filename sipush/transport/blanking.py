@@ -44,7 +44,8 @@ _NAME_OF_SECRET = re.compile(rb"(?:digest\s+)?(?:response|cnonce|device-uid|p256
 
 _URI_SECRET = re.compile(
     rb"""
-    pn-(?! (?: provider | param | purr | type | silent | timeout | (?:call|msg)-(?:str|snd) ) \s*= )
+    pn(?:-|%2d)
+    (?! (?: provider | param | purr | type | silent | timeout | (?:call|msg)-(?:str|snd) ) \s*= )
     [\w-]{1,32} \s*=\s* ( "[^"\r\n]* | [^;?<>\s]+ )
     """,
     re.VERBOSE,

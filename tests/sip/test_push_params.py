@@ -110,6 +110,8 @@ def test_nothing_that_is_wrong_besides_keeps_push_on() -> None:
         ("sip:101@h;pn-purred=x", "sip:101@h"),
         ("sip:a;pn-prid=mine@h;pn-prid=t", "sip:a;pn-prid=mine@h"),
         ("sip:h;pn-prid=t", "sip:h"),
+        ("sip:101@h;pn-provider=fcm;pn-prid=secr@et;ob", "sip:101@h;ob"),
+        ("sip:101@h;pn-prid=sip:x@y", "sip:101@h"),
     ],
 )
 def test_nobody_else_sees_how_a_device_is_pushed(uri: str, stripped: str) -> None:

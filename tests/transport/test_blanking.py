@@ -58,6 +58,8 @@ DIGEST = 'username="101", realm="example.com", nonce="c3b1", uri="sip:example.co
         (f'Authorization: Digest {DIGEST}, response="6,nonce=6"', '"6,nonce=6"'),
         ("X-Push: device-os=ios;\r\n\tdevice-uid=short", "short"),
         ("Contact: <sip:101@h;pn-provider=apns;pn-prid=t1:voip&t2:remote>", "t1:voip&t2:remote"),
+        ("Contact: <sip:101@h;pn-prid=secr@et>", "secr@et"),
+        ("Contact: <sip:101@h;pn%2Dprid=short>", "short"),
         ("Contact: <sip:101@h;PN-TOK=short?x=y>;expires=60", "short"),
         ('Contact: sip:101@h;pn-prid="short two";expires=60', '"short two'),
         (f"Contact: <sip:101@h;pn-prid={FCM}>, <sip:101@i>", FCM),
