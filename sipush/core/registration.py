@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
@@ -38,7 +39,7 @@ from sipush.sip.push_params import (
     without_push_params,
 )
 from sipush.sip.status import Status
-from sipush.sip.uri import contact_key, parse_sip_uri
+from sipush.sip.uri import key_of, parse_sip_uri
 
 HeaderList = tuple[tuple[str, str], ...]
 """(name as written, value), in order."""
@@ -174,7 +175,10 @@ def _missing(request: Request) -> list[str]:
     return [tag for tag in request.headers.values("require") if tag not in SUPPORTED]
 
 
-_TELLTALES: Final = ("device-uid", "+sip.instance", "pn-prid", "pn-tok")
+_TELLTALE: Final = re.compile(
+    r'(?:device-uid|\+sip\.instance|pn-prid|pn-tok)[ \t]*=[ \t"<|]*[^\s"<>|;,?]'
+).search
+"A parameter that tells which device speaks, and is not empty."
 
 
 def wants_location(request: Request) -> bool:
@@ -187,13 +191,10 @@ def wants_location(request: Request) -> bool:
 
 
 def _tells_device(headers: Headers, name: str) -> bool:
-    if _has_telltale(headers.first[name]):  # as nearly all of them write it
+    if _TELLTALE(headers.first[name]):  # as nearly all of them write it
         return True
-    return _has_telltale("\n".join([line for _, line in headers.lines(name)]).lower())
-
-
-def _has_telltale(text: str) -> bool:
-    return any(telltale in text for telltale in _TELLTALES)
+    lines = "\n".join([line for _, line in headers.lines(name)])
+    return _TELLTALE(lines.lower()) is not None
 
 
 _SPEAKING: Final = (*HEADERS, "contact")
@@ -326,7 +327,7 @@ class _Register:
             raise MessageError("Contact: * Needs Expires: 0 and No Other Contact")
         push = self.header_push
         if isinstance(push, PushParams):
-            self._wake_by(push, self._device_with(push.token))
+            self._wake_by(push, self._device_with(push.token) if push.token else "")
         elif push is not None:
             self._warn(push.text)
 
@@ -344,8 +345,9 @@ class _Register:
     def _apply_one(
         self, contact: NameAddr, expires: int, header_push: PushParams | PushFault | None
     ) -> None:
-        key = contact_key(contact.uri)
-        push = header_push or parse_push_uri_params(contact.sip_uri.params)
+        uri = contact.sip_uri
+        key = key_of(uri)
+        push = header_push or parse_push_uri_params(uri.params)
         device = self._device(contact, push, key)
         if isinstance(push, PushParams):
             self._wake_by(push, device, expires, "+sip.pnsreg" in contact.params)
@@ -417,9 +419,25 @@ class _Register:
     def _device_with(self, token: str) -> str:
         """The device that has this token; ``Contact: *`` does not say which it is."""
         for record in self.location.push_records:
-            if token and token in (record.call_token, record.message_token):
+            if token in (record.call_token, record.message_token):
                 return record.device
         return f"token:{token}"
+
+    def _speaker(self, device: str) -> str:
+        """Whose push is to end when no token says it: ``device``, if anything is known of it.
+
+        Else whoever has registered over this flow, or with this Call-ID.
+        """
+        if device.startswith("instance:"):
+            return device
+        mine = [
+            b
+            for b in self.location.bindings
+            if device == b.device or self.flow == b.flow or self.call_id == b.call_id
+        ]
+        if any(b.device == device for b in mine):
+            return device
+        return max(mine, key=self._nearness).device if mine else device
 
     def _outbound(self, contact: NameAddr) -> bool:
         """Whether this is a flow of several (RFC 5626 §6); else ``reg-id`` is ignored."""
@@ -446,7 +464,7 @@ class _Register:
     ) -> None:
         """Store, refresh or forget how ``device`` is woken, and tell the phone."""
         if push.off:
-            self.push_off += ((device, push.token),)
+            self.push_off += ((device if push.token else self._speaker(device), push.token),)
             return
         by_uri = push.dialect in _BY_URI
         if by_uri and expires == 0:

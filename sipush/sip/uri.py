@@ -211,9 +211,13 @@ def contact_key(uri: str) -> str:
     A URI that is not SIP is its own key.
     """
     try:
-        parsed = parse_sip_uri(uri)
+        return key_of(parse_sip_uri(uri))
     except MessageError:
         return uri
+
+
+def key_of(parsed: SipUri) -> str:
+    """``contact_key`` of a URI that has been parsed."""
     tail = ""
     if parsed.params:
         params = sorted(

@@ -199,6 +199,10 @@ def test_contact_star_with_expires_0_removes_all_bindings() -> None:
         ["Contact: <sip:101@>"],
         ["Contact: nonsense"],
         ["Contact: <tel:+4930123>"],
+        ["Contact: <tel:+4930123>", PUSH],
+        ["Contact: <mailto:x@example.com>", PUSH],
+        ["Contact: <sip:101@host:99999>", PUSH],
+        ["Contact: <sip:101@host:99999>;expires=0", PUSH],
         [CONTACT, "Path: <sip:edge.example"],
     ],
 )
@@ -242,6 +246,59 @@ def test_a_refresh_without_the_token_is_still_the_same_device() -> None:
     assert [binding.device for binding in refresh.registration.bind] == ["token:aa11"]
 
 
+@pytest.mark.parametrize("uid", ["", "|", '""', " "])
+def test_an_empty_token_is_that_of_the_device_that_had_one(uid: str) -> None:
+    lines = [CONTACT, f"X-Push: device-os=ios;device-uid={uid};app-id={APP}"]
+    assert wants_location(request(*lines))
+    first = accept(CONTACT, PUSH).registration
+    again = register(
+        request(*lines), AOR, FLOW, POLICY, NOW, key=KEY, location=Location(first.bind, first.push)
+    )
+    assert isinstance(again, Update)
+    assert [binding.device for binding in again.registration.bind] == ["token:aa11"]
+    assert (again.registration.push, again.registration.push_off) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("goodbye", "flow", "call_id"),
+    [
+        ([f"{CONTACT};expires=0"], "tcp/a/198.51.100.7:1/1", "c9"),
+        (["Contact: <sip:101@192.0.2.1:4000>;expires=0"], FLOW, "c9"),
+        (["Contact: <sip:101@192.0.2.1:4000>;expires=0"], "tcp/a/198.51.100.7:1/1", "c1"),
+        (["Contact: *", "Expires: 0"], FLOW, "c9"),
+        (["Contact: *", "Expires: 0"], "tcp/a/198.51.100.7:1/1", "c1"),
+        ([CONTACT], FLOW, "c9"),
+        (["Contact: <sip:101@192.0.2.1:4000>"], FLOW, "c9"),
+    ],
+    ids=["contact", "flow", "Call-ID", "all by flow", "all by Call-ID", "stays", "stays, moved"],
+)
+def test_push_ends_without_a_token_for_who_has_this_contact_flow_or_call_id(
+    goodbye: list[str], flow: str, call_id: str
+) -> None:
+    off = "X-Push: device-os=ios;device-uid=;allow-call-push=false;allow-message-push=false"
+    first = accept(CONTACT, PUSH).registration
+    key = "sip:101@192.0.2.99"
+    other = Binding(AOR, "token:other", key, key, NOW + 60, "c0", 1, "udp/a/192.0.2.99:1")
+    ends = register(
+        request(*goodbye, off, call_id=call_id),
+        AOR,
+        flow,
+        POLICY,
+        NOW,
+        key=KEY,
+        location=Location((other, *first.bind), first.push),
+    )
+    assert isinstance(ends, Update)
+    assert ends.registration.push_off == (("token:aa11", ""),)
+
+
+def test_push_ends_for_nobody_when_nobody_is_meant() -> None:
+    off = "X-Push: device-uid=;allow-call-push=false;allow-message-push=false"
+    assert accept("Contact: *", "Expires: 0", off).registration.push_off == (("", ""),)
+    instance = accept(f"{CONTACT};{INSTANCE};expires=0", off).registration
+    assert instance.push_off == ((DEVICE, ""),)
+
+
 @pytest.mark.parametrize("by", ["flow", "call_id", "host"])
 def test_of_two_phones_with_one_private_address_the_nearer_one_refreshes(by: str) -> None:
     other_host = "udp/192.0.2.9:5060/198.51.100.7:5060"
@@ -270,6 +327,14 @@ def test_of_two_phones_with_one_private_address_the_nearer_one_refreshes(by: str
         ([CONTACT, PUSH], False),
         ([f"{CONTACT};{INSTANCE}"], False),
         (["m: <sip:101@h;PN-PRID=x>"], False),
+        ([CONTACT, "X-Push: device-os=android;device-uid=;app-id=x"], True),
+        ([CONTACT, "X-Push: device-os=ios;device-uid=|;app-id=x"], True),
+        ([CONTACT, "X-Push: device-os=ios;device-uid=|bb22;app-id=x"], False),
+        ([CONTACT, 'X-Push: device-os=ios;app-id=x;device-uid=""'], True),
+        ([CONTACT, "X-Push: device-uid=", "X-Push: device-os=ios"], True),
+        ([f'{CONTACT};+sip.instance="<>"'], True),
+        ([f"{CONTACT};+sip.instance"], True),
+        (["m: <sip:101@h;pn-provider=fcm;pn-prid=>"], True),
         ([CONTACT, "X-Push: Device-UID=x"], False),
         ([CONTACT, f"m: <sip:102@h>;{INSTANCE}"], False),
         ([PUSH], False),
