@@ -105,12 +105,13 @@ class RedisStore:
         """Apply one REGISTER, and tell the other nodes."""
         binds, bound = self._redis.transaction(Binds, self._new_binds)
         binds.join(bound, registration)
+        outcome: Location | Refusal = await bound
+        if isinstance(outcome, Refusal):
+            return outcome
         if registration.refreshes:
             due = rows.refresh_arguments(registration)
-            made_due = self._redis.call(self._refreshes, *due, script=MAKE_DUE)
-            await asyncio.gather(bound, made_due)
-        outcome: Location | Refusal = await bound
-        if isinstance(outcome, Location) and outcome.messages:
+            await self._redis.call(self._refreshes, *due, script=MAKE_DUE)
+        if outcome.messages:
             held = await self._redis.call(b"HLEN", self._key(registration.aor, b"messages"))
             outcome.messages = held > 1
         return outcome

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from sipush.core.bindings import Location, Platform, Refusal, Subscriber
+from sipush.core.bindings import Location, Platform, Refusal, Registration, Subscriber
 from sipush.location.store import LocationStore
 from tests.location.rows import (
     AOR,
@@ -715,6 +715,21 @@ async def test_a_device_that_refreshes_in_time_is_due_later(store: LocationStore
     await store.bind(registration(binding(cseq=2), refreshes=((PHONE, NOW + 700),)))
     assert await store.take_refreshes(NOW + 699) == []
     assert await store.take_refreshes(NOW + 700) == [(AOR, PHONE)]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        registration(binding(), call_id="call-1@192.0.2.1", cseq=0),
+        registration(binding("contact:other", "sip:o", call_id="call-2"), max_contacts=1),
+    ],
+    ids=["out of order", "too many contacts"],
+)
+async def test_who_is_refused_puts_no_refresh_off(store: LocationStore, refused: Registration):
+    await store.bind(registration(binding(), refreshes=((PHONE, NOW + 450),)))
+    late = replace(refused, refreshes=((PHONE, NOW + 9000), ("contact:other", NOW + 460)))
+    assert isinstance(await store.bind(late), Refusal)
+    assert await store.take_refreshes(NOW + 500) == [(AOR, PHONE)]
 
 
 async def test_many_refreshes_are_handed_out_in_parts_each_to_one(store: LocationStore):
