@@ -9,6 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -28,23 +29,55 @@ log = structlog.get_logger()
 RegistrarOf = Callable[[Aor], str | None]
 "The registrar of a user, where that is another server."
 
+Taken = dict[tuple[Aor, str], float]
+"(AOR, device) that the store has handed out, with the UNIX time at which its binding is over."
+
 
 async def push_refreshes(
     store: LocationStore, dispatcher: Dispatcher, registrar_of: RegistrarOf
 ) -> None:
     """Push whatever falls due, for ever."""
+    taken: Taken = {}
     while True:
         try:
-            while due := await store.take_refreshes(time.time()):
-                now = time.time()
-                pushes = (
-                    push_refresh(store, dispatcher, aor, device, now, away=bool(registrar_of(aor)))
-                    for aor, device in due
-                )
-                await asyncio.gather(*pushes)
+            await push_due(store, dispatcher, registrar_of, taken)
         except LocationError as error:
-            log.warning("refreshes_put_off", reason=str(error))
+            log.warning("refreshes_put_off", devices=len(taken), reason=str(error))
         await asyncio.sleep(INTERVAL)
+
+
+async def push_due(
+    store: LocationStore, dispatcher: Dispatcher, registrar_of: RegistrarOf, taken: Taken
+) -> None:
+    """Push what could not be looked up before, then whatever is due now.
+
+    The store hands each out once: what it says nothing more about stays in ``taken``. Raises
+    LocationError when there is something left to do.
+    """
+    now = time.time()
+    for which in [which for which, until in taken.items() if until <= now]:
+        del taken[which]
+    errors: list[LocationError] = []
+
+    async def push(which: tuple[Aor, str]) -> None:
+        aor, device = which
+        try:
+            await push_refresh(store, dispatcher, aor, device, now, away=bool(registrar_of(aor)))
+        except LocationError as error:
+            errors.append(error)
+        else:
+            del taken[which]
+
+    due = [*taken]
+    while True:
+        await asyncio.gather(*map(push, due))
+        if errors:
+            raise errors[0]
+        now = time.time()
+        due = await store.take_refreshes(now)
+        if not due:
+            return
+        taken.update(dict.fromkeys(due, now + REFRESH_AHEAD))
 
 
 async def push_refresh(
@@ -56,7 +89,9 @@ async def push_refresh(
     *,
     away: bool = False,
 ) -> None:
-    """Push one device, unless it has registered meanwhile or is gone. Raises LocationError.
+    """Push one device, unless it has registered meanwhile or is gone.
+
+    Raises LocationError, and has not pushed it then.
 
     ``away``: its registrar is elsewhere, and about to forget it, even if its binding is over here.
     """
@@ -83,4 +118,5 @@ async def push_refresh(
         )
     )
     if outcome.result is PushResult.TOKEN_DEAD:
-        await store.remove_push_record(record)
+        with suppress(LocationError):  # the next push hears it again
+            await store.remove_push_record(record)

@@ -9,10 +9,12 @@ import pytest
 
 from sipush.core.bindings import Binding, Platform, PushRecord, Registration
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
+from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.push.provider import Begin, begin_now
-from sipush.server.refreshes import push_refresh
+from sipush.server.refreshes import Taken, push_due, push_refresh
+from tests.server.stores import FallibleStore
 
 AOR, DEVICE, APP = "bob@example.com", "token:t", "my-project"
 NOW = time.time()
@@ -80,3 +82,47 @@ async def test_a_token_found_dead_by_a_refresh_is_removed() -> None:
     await store.bind(ASKED)
     await pushed(Service(PushResult.TOKEN_DEAD), store, 100)
     assert (await store.lookup(AOR, NOW)).push_records == ()
+
+
+class Falling(FallibleStore):
+    """A store that hands out what is due, and then says nothing more."""
+
+    async def take_refreshes(self, now_epoch: float) -> list[tuple[str, str]]:
+        due = await self.unchanged.take_refreshes(now_epoch)
+        self.down = self.down or bool(due)
+        return due
+
+
+@pytest.mark.parametrize("left", [100, -1])
+async def test_what_was_taken_from_a_store_that_failed_then_is_pushed_when_it_is_back(
+    left: float,
+) -> None:
+    store, service = Falling(), Service()
+    dispatcher = Dispatcher({APP: {Platform.FCM: service}})
+    end = time.time() + left
+    binding = replace(BINDING, expires_epoch=end)
+    await store.unchanged.bind(replace(ASKED, bind=(binding,), refreshes=((DEVICE, NOW - 1),)))
+    taken: Taken = {}
+
+    async def look() -> None:
+        await push_due(store, dispatcher, lambda aor: None, taken)
+
+    for _ in range(2):
+        with pytest.raises(LocationError):
+            await look()
+        assert service.requests == []
+    store.down = False
+    await look()
+    assert [request.record for request in service.requests] == ([RECORD] if left > 0 else [])
+    await look()
+    assert len(service.requests) == (left > 0)
+    assert taken == {}
+
+
+async def test_a_device_whose_binding_is_over_meanwhile_is_given_up() -> None:
+    store, service = FallibleStore(), Service()
+    store.down = True
+    taken: Taken = {(AOR, DEVICE): NOW - 1}
+    dispatcher = Dispatcher({APP: {Platform.FCM: service}})
+    await push_due(store, dispatcher, lambda aor: None, taken)
+    assert taken == {}
