@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import blake2s
 from hmac import compare_digest
@@ -245,7 +246,14 @@ def has_credentials(request: Request) -> bool:
     return not request.headers.first.keys().isdisjoint(CREDENTIALS)
 
 
-def subscriber_aor(username: str, domain: str) -> Aor:
-    """The AOR a username stands for: ``101`` is a user of ``domain``, ``101@other`` says so."""
-    user, at, own = username.rpartition("@")
-    return f"{user}@{own.lower()}" if at else f"{username}@{domain}"
+def subscriber_aor(username: str, domain: str, served: Collection[str]) -> Aor:
+    """The AOR a username stands for: ``101`` is a user of ``domain``, ``101@other`` says so.
+
+    Only if that is one of the domains ``served`` here: the name of a user may hold an at sign.
+    """
+    if "@" in username:
+        user, _, own = username.rpartition("@")
+        own = own.lower()
+        if own in served:
+            return f"{user}@{own}"
+    return f"{username}@{domain}"

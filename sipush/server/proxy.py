@@ -789,7 +789,9 @@ class Proxy:
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
         credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
-        user = subscriber_aor(credentials.username, domain) if credentials else ""
+        user = ""
+        if credentials:
+            user = subscriber_aor(credentials.username, domain, self.realm.domains)
         subscriber = await self.subscribers.get(user) if user else None
         slowable = bool(user) and not even_banned
         if slowable and (wait := await self.gate.slows(flow, user, request)):

@@ -102,7 +102,7 @@ class Registrar:
         credentials = find_credentials(request.headers.get_all("authorization"), domain)
         user, subscriber = "", None
         if credentials:
-            user = subscriber_aor(credentials.username, domain)
+            user = subscriber_aor(credentials.username, domain, self.realm.domains)
             subscriber = await self.subscribers.get(user)
             if gate.suspects(user) and (wait := await gate.slows(flow, user, request)):
                 transaction.respond(wait_to_sign_in(request, wait, tag))

@@ -306,13 +306,18 @@ def test_the_strongest_algorithm_is_offered_first(
         ("101@EXAMPLE.com", "101@example.com", True),
         ("102", "101@example.com", False),
         ("101@evil.example", "101@example.com", False),
+        ("ann@home", "ann@home@example.com", True),
+        ("ann@home@example.com", "ann@home@example.com", True),
+        ("ann@home@example.com", "ann@example.com", False),
         ("", "101@example.com", False),
     ],
 )
 def test_only_the_user_itself_may_register_an_aor(username: str, aor: str, may: bool) -> None:
-    assert (subscriber_aor(username, "example.com") == aor) is may
+    assert (subscriber_aor(username, "example.com", ("example.com",)) == aor) is may
 
 
-def test_a_username_without_domain_belongs_to_the_given_one() -> None:
-    assert subscriber_aor("101", "example.com") == "101@example.com"
-    assert subscriber_aor("101@other.example", "example.com") == "101@other.example"
+def test_a_username_without_a_domain_of_ours_belongs_to_the_given_one() -> None:
+    served = ("example.com", "other.example")
+    assert subscriber_aor("101", "example.com", served) == "101@example.com"
+    assert subscriber_aor("101@other.example", "example.com", served) == "101@other.example"
+    assert subscriber_aor("101@gone.example", "example.com", served).endswith("@example.com")
