@@ -124,8 +124,7 @@ class SqliteStore:
         """Create or migrate the file. Raises LocationError with what to do about it."""
         path = self._config.path
         opener = partial(connect, path)
-        wal = path.with_name(f"{path.name}-wal")
-        self._writer = SqliteWorker(opener, partial(explain, path), wal)
+        self._writer = SqliteWorker(opener, partial(explain, path), path)
         self._reader = SqliteReader(opener, partial(explain, path), self._writer)
         try:
             await self._write(lambda _: None)

@@ -179,6 +179,34 @@ def explain(path: Path, error: sqlite3.Error | OSError) -> str:
     return f"{path}: {advice} ({error})" if advice else f"{path}: {error}"
 
 
+class FileMovedError(LocationError):
+    """The file that is open is not the one that has its name."""
+
+
+Files = dict[Path, tuple[int, int]]
+"Which file each was when it was opened: device and inode."
+
+
+def which(file: Path | int) -> tuple[int, int]:
+    """Which file that is, by its name or descriptor. Raises OSError."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def check_in_place(files: Files) -> None:
+    """Raise FileMovedError if somebody has moved, replaced or deleted one of them."""
+    for path, opened in files.items():
+        try:
+            is_there = which(path) == opened
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise FileMovedError(
+                f"{path} was moved, replaced or deleted while in use, and what was stored since is "
+                "in the old file: stop sipush before touching its files"
+            )
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to the file, which is created or migrated when needed.
 

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,15 @@ from typing import Any, TypeVar
 import structlog
 
 from sipush.errors import LocationError
-from sipush.location.sqlite_file import BUSY_PAUSE, BUSY_TIMEOUT, is_busy
+from sipush.location.sqlite_file import (
+    BUSY_PAUSE,
+    BUSY_TIMEOUT,
+    FileMovedError,
+    Files,
+    check_in_place,
+    is_busy,
+    which,
+)
 
 log = structlog.get_logger()
 
@@ -58,17 +67,23 @@ class SqliteWorker:
     shares the next); and it makes checkpoints, during which jobs wait.
 
     After an error of the database the connection is opened anew for the next jobs, so that a disk
-    that is well again is used again.
+    that is well again is used again. So it is when the file turns out to be another by now.
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], explain: Explain, wal: Path
+        self, connect: Callable[[], sqlite3.Connection], explain: Explain, path: Path
     ) -> None:
-        """``connect``: with synchronous = normal. ``wal``: its file, to be synced."""
+        """``connect``: to the file, with synchronous = normal."""
         self._connect = connect
         self._explain = explain
-        self._wal = wal
+        self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
+        "What is synced."
         self._wal_file = -1
+        self._files: Files = {}
+        "Those that the connection has open."
+        self.moved: Callable[[], object] = _nothing
+        "Called when the file is another by now: whoever reads it lets go."
         self._connection: sqlite3.Connection | None = None
         self._queue: list[_Queued] = []
         self._committed: list[_Queued] = []
@@ -183,6 +198,7 @@ class SqliteWorker:
         connection.execute("PRAGMA busy_timeout = 0")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._wal_file = _open_to_sync(self._wal)
+        self._files = {self._path: which(self._path), self._wal: which(self._wal_file)}
         return connection
 
     def _may_wait(self, error: Exception) -> bool:
@@ -196,11 +212,21 @@ class SqliteWorker:
     def _fail(self, batch: list[_Queued], error: Exception) -> None:
         if isinstance(error, sqlite3.Error | OSError):
             error = LocationError(self._explain(error))
-        if not batch:  # nobody hears of it
+        if isinstance(error, FileMovedError):
+            log.error("store_file_moved", reason=str(error))
+            self.moved()
+            self._leave_nothing_behind()
+        elif not batch:  # nobody hears of it
             log.error("store_not_synced", reason=str(error))
         for queued in batch:
             queued.error = error
         self._disconnect()
+
+    def _leave_nothing_behind(self) -> None:
+        """Empty the WAL into the file that it is of: another file of that name would get it."""
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _disconnect(self) -> None:
         """Close, which rolls an open transaction back."""
@@ -233,7 +259,7 @@ class SqliteWorker:
             self._syncing = True
             self._unsynced = False
             batch, self._committed = self._committed, []
-            sync = partial(os.fdatasync, self._wal_file)
+            sync = partial(_sync_in_place, self._wal_file, self._files)
             self._background.run(sync, partial(self._synced, batch))
 
     def _synced(self, batch: list[_Queued], error: Exception | None) -> None:
@@ -251,6 +277,7 @@ class SqliteWorker:
             self._background.run(self._make_checkpoint, self._checkpointed)
 
     def _make_checkpoint(self) -> None:
+        check_in_place(self._files)  # by its name another would be opened beside it
         connection = self._connect()
         try:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
@@ -272,6 +299,15 @@ def _open_to_sync(file: Path) -> int:
     finally:
         os.close(directory)
     return os.open(file, os.O_RDONLY)
+
+
+def _sync_in_place(wal_file: int, files: Files) -> None:
+    os.fdatasync(wal_file)
+    check_in_place(files)
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Thread:
@@ -334,6 +370,7 @@ class SqliteReader:
         self._connect = connect
         self._explain = explain
         self._writer = writer
+        writer.moved = self._disconnect
         self._connection: sqlite3.Connection | None = None
         self._closed = False
 

@@ -30,7 +30,7 @@ from sipush.errors import LocationError
 from sipush.location import sqlite, sqlite_file, sqlite_rows, sqlite_worker
 from sipush.location.sqlite import SqliteStore
 from sipush.location.sqlite_worker import CHECKPOINT_EVERY
-from tests.location.rows import AOR, NOW, TABLET, binding, message, record, registration
+from tests.location.rows import AOR, NOW, PHONE, TABLET, binding, message, record, registration
 
 Write = Callable[[SqliteStore], Awaitable[object]]
 
@@ -503,6 +503,66 @@ async def test_a_sync_that_fails_is_an_error_that_passes(
         with pytest.raises(LocationError, match="Input/output error"):
             await store.bind(registration(binding()))
     assert await store.bind(registration(binding(cseq=2))) == Location((binding(cseq=2),))
+
+
+def move_all(path: Path) -> None:
+    for name in ("", "-wal", "-shm"):
+        file = path.with_name(f"{path.name}{name}")
+        file.rename(file.with_name(f"old-{file.name}"))
+
+
+def replace_by_another(path: Path) -> None:
+    other = path.with_name("other.db")
+    with contextlib.closing(sqlite_file.connect(other)) as connection:
+        connection.execute("INSERT INTO meta VALUES ('is', 'other')")
+    other.rename(path)
+
+
+@pytest.mark.parametrize("touch", [move_all, Path.unlink, replace_by_another])
+@pytest.mark.parametrize("synchronous", ["normal", "full"])
+async def test_a_file_that_is_moved_under_the_server_is_told_and_the_new_one_is_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch, synchronous: str, touch: Callable[[Path], object]
+):
+    monkeypatch.setattr(sqlite_worker, "SYNC_WITHIN", 0.01)
+    store = SqliteStore(SqliteConfig(path=path, synchronous=synchronous))
+    await store.open()
+    await store.bind(registration(binding()))
+    old = path.with_name("kept.db")
+    os.link(path, old)
+    touch(path)
+    with capture_logs() as lines:
+        if synchronous == "full":
+            with pytest.raises(LocationError, match="was moved, replaced or deleted"):
+                await store.bind(registration(binding(cseq=2)))
+        else:
+            await store.bind(registration(binding(cseq=2)))
+        while not lines:  # noqa: ASYNC110 - the thread's word is on its way
+            await asyncio.sleep(0)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("store_file_moved", "error")]
+    assert str(path) in lines[0]["reason"]
+    assert await store.lookup(AOR, NOW) == Location()
+    fresh = binding(TABLET, cseq=3)
+    assert await store.bind(registration(fresh)) == Location((fresh,))
+    assert await store.lookup(AOR, NOW) == Location((fresh,))
+    await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert reader.execute("SELECT device FROM bindings").fetchall() == [(TABLET,)]
+        kept = reader.execute("SELECT value FROM meta WHERE key = 'is'").fetchall()
+        assert kept == ([("other",)] if touch is replace_by_another else [])
+    with contextlib.closing(sqlite3.connect(old)) as reader:
+        assert reader.execute("SELECT device, cseq FROM bindings").fetchall() == [(PHONE, 2)]
+
+
+async def test_a_checkpoint_opens_no_other_file(path: Path):
+    store = SqliteStore(SqliteConfig(path=path, synchronous="full"))
+    await store.open()
+    os.unlink(path)
+    store._writer._checkpoint()
+    with pytest.raises(LocationError, match="was moved, replaced or deleted"):
+        await store.bind(registration(binding()))
+    assert path.name not in os.listdir(path.parent)
+    await store.close()
 
 
 async def test_the_log_of_writes_does_not_grow_for_ever(path: Path):
