@@ -49,7 +49,6 @@ from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
 from sipush.server.watchdog import Watchdog
-from sipush.sip.digest import Algorithm
 from sipush.sip.message import Request
 from sipush.sip.timers import Timers
 from sipush.transport.address import format_address, source_ip
@@ -159,10 +158,10 @@ class Daemon:
         clock = time.monotonic  # what the loop goes by
         config = self._config
         realm = self._realm()
-        authenticator = Authenticator(
+        self._authenticator = authenticator = Authenticator(
             self._nonce_key(key),
             config.registration.nonce_lifetime,
-            tuple(Algorithm(name) for name in config.registration.algorithms),
+            policies.algorithms(config),
             started_at=clock(),
             started_epoch=time.time(),
         )
@@ -302,6 +301,8 @@ class Daemon:
         self._dispatcher.replace(apps)
         users, elsewhere = policies.subscribers(config.users), policies.registrars(config)
         self._subscribers.replace(users, elsewhere)
+        self._authenticator.nonce_lifetime = config.registration.nonce_lifetime
+        self._authenticator.algorithms = policies.algorithms(config)
         self._registrar.policy = policies.registration_policy(config, vapid_keys(apps))
         self._proxy.policy = policies.proxy_policy(config)
         self._messages.policy = policies.message_policy(config)

@@ -16,6 +16,7 @@ from sipush.core.routing import AppPolicy
 from sipush.log_lines import redact_text
 from sipush.server.messages import MessagePolicy
 from sipush.server.proxy import ProxyPolicy
+from sipush.sip.digest import Algorithm
 from sipush.sip.validation import MessageLimits
 from sipush.transport.connection import Limits
 
@@ -81,6 +82,11 @@ def registration_policy(config: Config, vapid_keys: Mapping[str, str]) -> Regist
         vapid_keys=vapid_keys,
         node=config.node.uri,
     )
+
+
+def algorithms(config: Config) -> tuple[Algorithm, ...]:
+    """Of the digests that challenges ask for, in their order."""
+    return tuple(Algorithm(name) for name in config.registration.algorithms)
 
 
 def services(app: AppConfig) -> frozenset[Platform]:

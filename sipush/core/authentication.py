@@ -105,8 +105,9 @@ class Authenticator:
         self._started_at = started_at
         self._life = int(started_epoch * 1000)
         self._born = str(self._life)
-        self._lifetime = nonce_lifetime
-        self._algorithms = algorithms
+        self.nonce_lifetime = nonce_lifetime
+        "Seconds; it counts for nonces that are out already, too."
+        self.algorithms = algorithms
         self._dummy_ha1 = self._mac("nobody")
         self._serial = 0
         self._counts = array("H")
@@ -139,7 +140,7 @@ class Authenticator:
         nonce = self.mint(now, client)
         challenges = [
             (canonical, f"{name}: {format_challenge(realm, nonce, algorithm, stale)}")
-            for algorithm in self._algorithms
+            for algorithm in self.algorithms
         ]
         return make_response(request, status, None, to_tag, challenges)
 
@@ -173,7 +174,7 @@ class Authenticator:
         No credentials, an unknown user (None) and a wrong password get the same answer for the
         same work, and do not use up the nonce.
         """
-        if credentials is None or credentials.algorithm not in self._algorithms:
+        if credentials is None or credentials.algorithm not in self.algorithms:
             return _NO_CREDENTIALS
         serial = self._serial_of(credentials.nonce, client, request.method, now)
         if serial is None:
@@ -212,7 +213,7 @@ class Authenticator:
         if serial is not None and self._serial - MAX_KNOWN <= serial < self._serial:
             place = serial % MAX_KNOWN
             if self._marks[place] == hash((nonce, client)):
-                return serial if now <= self._minted[place] + self._lifetime else None
+                return serial if now <= self._minted[place] + self.nonce_lifetime else None
         if now > self._recall_until:
             self._recalled.clear()
         elif method in _RECALLED and self._is_of_earlier_life(nonce, client, now):
@@ -226,7 +227,7 @@ class Authenticator:
             return False
         _, born, minted = stamp.split(".")
         earlier = (self._life - int(born)) / 1000
-        until = self._started_at + int(minted) / 1000 + self._lifetime
+        until = self._started_at + int(minted) / 1000 + self.nonce_lifetime
         return earlier > 0 and now + earlier <= until
 
     def _mac(self, text: str) -> str:

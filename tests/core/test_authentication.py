@@ -267,6 +267,19 @@ def test_an_algorithm_that_is_not_offered_is_not_accepted() -> None:
     assert strict.verify(strong, REGISTER, ALICE, 1) == Accepted()
 
 
+def test_what_is_changed_meanwhile_counts_at_once(authenticator: Authenticator) -> None:
+    credentials = answer(authenticator.mint(1), algorithm=Algorithm.MD5)
+    authenticator.algorithms = (Algorithm.SHA256,)
+    assert authenticator.verify(credentials, REGISTER, ALICE, 2) == Challenge()
+    challenge = authenticator.challenge(REGISTER, REALM, 2, "t")
+    assert "algorithm=MD5" not in challenge.to_bytes().decode()
+    credentials = answer(authenticator.mint(2))
+    authenticator.nonce_lifetime = 5
+    assert authenticator.verify(credentials, REGISTER, ALICE, 8) == Challenge(stale=True)
+    authenticator.nonce_lifetime = 10
+    assert authenticator.verify(credentials, REGISTER, ALICE, 8) == Accepted()
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 def test_a_user_with_one_ha1_gets_in_with_that_algorithm_only(
     authenticator: Authenticator, algorithm: Algorithm

@@ -87,6 +87,21 @@ async def test_a_broken_reload_changes_nothing(world: World) -> None:
     assert (await bob.register()).response.status == 200
 
 
+async def test_a_reload_changes_how_users_are_asked_who_they_are(world: World) -> None:
+    daemon = await world.start()
+    bob = await world.registered(daemon, "bob", "UDP", "")
+    for registration, told in (
+        ({"algorithms": ["SHA-256"]}, "algorithm=SHA-256"),
+        ({"nonce_lifetime": 1e-06}, "stale=true"),
+    ):
+        daemon.settings["registration"], said = registration, len(daemon.log.all)
+        daemon.reload()
+        await daemon.log_event("reloaded", start=said)
+        asked = (await bob.register()).response
+        assert asked.status == 401
+        assert told in asked["www-authenticate"]
+
+
 async def test_sigterm_lets_a_held_call_be_answered_and_takes_no_new_one(
     world: World, transport: str
 ) -> None:
