@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import REGISTRY, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from sipush.core.bindings import Platform
+from sipush.core.push_request import PushResult
+from sipush.core.wake_up import WakeUpOutcome
 from sipush.errors import TransportError
 
 
@@ -25,26 +28,40 @@ class Tally(Collector):
         self._name = name
         self._documentation = documentation
         self._labels = labels
+        self._count: Callable[[], int] | None = None
         self._created_epoch = time.time()
         REGISTRY.register(self)
+
+    def begin(self, values: Iterable[tuple[str, ...]]) -> None:
+        """Tell 0 of them: an increase from nothing is none for Prometheus."""
+        self.counts.update(dict.fromkeys(values, 0))
+
+    def set_function(self, count: Callable[[], int]) -> None:
+        """Ask for the count of one that has no labels."""
+        self._count = count
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """What Prometheus reads."""
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        if self._count is not None:
+            self.counts[()] = self._count()
         for values, count in list(self.counts.items()):
             family.add_metric(values, count, self._created_epoch)
         yield family
 
 
 REGISTERS = Tally("sipush_registers", "REGISTER requests by outcome.", ["outcome"])
-REGISTERS.counts.update({("registered",): 0, ("unregistered",): 0, ("refused",): 0, ("failed",): 0})
+REGISTERS.begin([("registered",), ("unregistered",), ("refused",), ("failed",)])
 UNUSABLE_PUSH_HEADERS = Tally(
     "sipush_unusable_push_headers", "Registrations whose push header could not be used.", []
 )
-UNUSABLE_PUSH_HEADERS.counts[()] = 0
+UNUSABLE_PUSH_HEADERS.begin([()])
 CALLS = Tally("sipush_calls", "INVITE requests by the class of their final response.", ["class"])
+CALLS.begin((f"{digit}xx",) for digit in range(2, 7))
 PUSHES = Tally("sipush_pushes", "Pushes by service and result.", ["service", "result"])
+PUSHES.begin((service.value, result.value) for service in Platform for result in PushResult)
 WAKE_UPS = Tally("sipush_wake_ups", "Devices pushed for a call, by what came of it.", ["outcome"])
+WAKE_UPS.begin((outcome.value,) for outcome in WakeUpOutcome)
 WAKE_SECONDS = Histogram(
     "sipush_wake_seconds",
     "From the push to the REGISTER of the woken device.",
@@ -53,13 +70,14 @@ WAKE_SECONDS = Histogram(
 HEP_PACKETS = Tally(
     "sipush_hep_packets", "Copies of SIP messages for a capture server.", ["outcome"]
 )
-HEP_PACKETS.counts.update({("sent",): 0, ("lost",): 0})
+HEP_PACKETS.begin([("sent",), ("lost",)])
+TURNED_AWAY = Tally("sipush_turned_away", "Messages of strangers and banned sources not heard.", [])
+TURNED_AWAY.begin([()])
 CERTIFICATE_EXPIRES = Gauge(
     "sipush_certificate_expires_timestamp_seconds", "When a certificate runs out.", ["file"]
 )
 TRANSACTIONS = Gauge("sipush_transactions", "Live SIP transactions.", ["side"])
 FORWARDED = Gauge("sipush_forwarded_requests", "Requests being forwarded, held calls among them.")
-TURNED_AWAY = Gauge("sipush_turned_away", "Messages of strangers and banned sources not heard.")
 
 
 class MetricsServer:

@@ -52,6 +52,35 @@ async def test_a_wake_up_is_counted(world: World) -> None:
     assert samples["sipush_wake_seconds_count"] == 1
 
 
+async def test_what_has_not_happened_yet_is_told_as_0(world: World) -> None:
+    daemon = await world.start(metrics={"listen": "127.0.0.1:0"})
+    samples = await read((await daemon.log_event("metrics_served"))["address"])
+    counted = {name: value for name, value in samples.items() if "_total" in name}
+    assert set(counted.values()) == {0}
+    for name in (
+        *(f"sipush_calls_total class={digit}xx" for digit in range(2, 7)),
+        "sipush_pushes_total result=config service=webpush",
+        "sipush_registers_total outcome=failed",
+        "sipush_wake_ups_total outcome=never-came",
+        "sipush_turned_away_total",
+    ):
+        assert name in counted
+
+
+async def test_strangers_who_are_not_heard_are_counted(world: World) -> None:
+    limits = {"stranger_rate": 1, "stranger_burst": 1}
+    daemon = await world.start(metrics={"listen": "127.0.0.1:0"}, limits=limits)
+    address = (await daemon.log_event("metrics_served"))["address"]
+    phone = await world.phone(daemon, "alice")
+    options = (
+        f"OPTIONS sip:{world.domain} SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1;branch=z9hG4bK%d\r\n"
+    )
+    for number in range(5):
+        phone.wire.send((options % number).encode())
+    await daemon.log_event("strangers_not_heard")
+    assert (await read(address))["sipush_turned_away_total"] >= 1
+
+
 def end_of(certificate: TlsConfig) -> float:
     """UNIX seconds."""
     leaf = x509.load_pem_x509_certificate(certificate.certificate.read_bytes())
