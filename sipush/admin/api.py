@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeGuard
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -234,7 +234,7 @@ class Api:
     async def _test(self, request: Request) -> Response:
         fields = await _fields(request)
         aor, device, ring = fields.get("aor"), fields.get("device"), fields.get("ring", False)
-        if not (isinstance(aor, str) and isinstance(device, str) and isinstance(ring, bool)):
+        if not (_is_text(aor) and _is_text(device) and isinstance(ring, bool)):
             raise HTTPException(400, 'allowed: {"aor": "…", "device": "…", "ring": true or false}')
         test = await self._push_tests.run(self._aor(aor), device, ring=ring)
         return JsonResponse(test.to_json())
@@ -278,11 +278,22 @@ async def _fields(request: Request) -> dict[str, Any]:
         raise HTTPException(408, f"the body took longer than {REQUEST_TIME:g} s") from None
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # what is nested too deeply
         fields = None
     if not isinstance(fields, dict):
         raise HTTPException(400, "the body is no JSON object")
     return fields
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string that a store can look for: JSON may hold half a character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(text: str | None, name: str, most: int, default: int) -> int:

@@ -375,6 +375,12 @@ async def test_what_cannot_be_done_is_told_in_json(world: World, admin: Admin) -
     assert "application/json" in is_refused(refused, 415)
     assert "allowed" in is_refused(await admin.ask("POST", post, json={"aor": 1}), 400)
     assert "JSON" in is_refused(await admin.ask("POST", post, json=[]), 400)
+    json_type = {"Content-Type": "application/json"}
+    deep = await admin.ask("POST", post, content="[" * 3900, headers=json_type)
+    assert "JSON" in is_refused(deep, 400)
+    for half in ('{"aor": "\\ud800", "device": "0"}', '{"aor": "bob", "device": "\\ud800"}'):
+        refused = await admin.ask("POST", post, content=half, headers=json_type)
+        assert "allowed" in is_refused(refused, 400)
     long = await admin.ask("POST", post, json={"aor": "x" * 5000})
     assert "4096" in is_refused(long, 413)
     for path in ("/api/none", "/api/ladder?call_id=none", "/none"):
