@@ -86,6 +86,7 @@ def check(config: Config) -> list[Certificate]:
 
     Raises ConfigError.
     """
+    make_store(config.store)
     build_apps(config.apps)
     _mirror(config)
     Access.of(config.admin)

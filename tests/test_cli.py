@@ -148,6 +148,15 @@ def test_a_key_that_cannot_be_sent_to_a_capture_server_is_one_line(
     ]
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_password_of_redis_that_is_no_text_is_one_line(shell: Shell, command: str) -> None:
+    (shell.folder / "password").write_bytes(b"p\xfc\n")
+    (shell.folder / "sipush.toml").write_text(
+        '[store]\ntype = "redis"\nredis = {password_file = "password"}\n'
+    )
+    assert shell.refused(command) == ["sipush: store.redis.password_file: is not UTF-8"]
+
+
 def test_a_missing_configuration_is_one_line(shell: Shell) -> None:
     done = shell.run("check", "--config", "none.toml")
     assert done.returncode == 1

@@ -505,9 +505,12 @@ def _pool(config: RedisConfig) -> ConnectionPool:
         raise ConfigError([f"store.redis.url: {error}"]) from None
     try:
         if config.password_file:
-            to["password"] = config.password_file.read_text().partition("\n")[0].strip()
+            text = config.password_file.read_text(encoding="utf-8")
+            to["password"] = text.partition("\n")[0].strip()
     except OSError as error:
         raise ConfigError([f"store.redis.password_file: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError(["store.redis.password_file: is not UTF-8"]) from None
     # RESP3: what is not a reply says so. The time limit is a pipeline's.
     to |= {
         "protocol": 3,
@@ -515,7 +518,12 @@ def _pool(config: RedisConfig) -> ConnectionPool:
         "socket_timeout": None,
         "socket_connect_timeout": None,
     }
-    return _sentinel_pool(config, to) if config.sentinels else ConnectionPool(**to)
+    pool = _sentinel_pool(config, to) if config.sentinels else ConnectionPool(**to)
+    try:
+        pool.make_connection()  # type: ignore[no-untyped-call] # it connects to nobody yet
+    except (TypeError, ValueError) as error:  # a setting behind the ? that redis-py does not know
+        raise ConfigError([f"store.redis.url: {error}"]) from None
+    return pool
 
 
 def _sentinel_pool(config: RedisConfig, to: dict[str, Any]) -> SentinelConnectionPool:

@@ -426,9 +426,19 @@ async def test_a_wrong_password_is_an_error_that_does_not_show_it(
     await store.close()
 
 
-def test_an_option_of_the_url_that_is_wrong_is_a_config_error():
-    config = RedisConfig(url="redis://localhost/0?health_check_interval=often")
+@pytest.mark.parametrize("option", ["health_check_interval=often", "nonsense=1"])
+@pytest.mark.parametrize("sentinels", [[], ["192.0.2.1"]])
+def test_an_option_of_the_url_that_is_wrong_is_a_config_error(option: str, sentinels: list[str]):
+    config = RedisConfig(url=f"redis://localhost/0?{option}", sentinels=sentinels)
     with pytest.raises(ConfigError, match=r"store\.redis\.url"):
+        make_store(StoreConfig(type="redis", redis=config))
+
+
+def test_a_password_that_is_no_text_is_a_config_error(tmp_path: Path):
+    file = tmp_path / "password"
+    file.write_bytes(b"p\xfc\n")
+    config = RedisConfig(password_file=file)
+    with pytest.raises(ConfigError, match=r"store\.redis\.password_file: is not UTF-8"):
         make_store(StoreConfig(type="redis", redis=config))
 
 
