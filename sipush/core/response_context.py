@@ -304,16 +304,63 @@ class ResponseContext:
         if self.ringback is not None and any(self._in(BranchState.WAKING, BranchState.PROBING)):
             self._ringback_at = now
 
-    def perhaps_forwarded(self, device: str) -> None:
+    def perhaps_forwarded(self, device: str, at: float) -> None:
         """A device has registered, and a process that has died since may have forwarded to it.
 
         As where a flow breaks under the request: the phone may ring, and must hear of the end.
+        ``at``: when; if that was in time, it has had the time of Timer C since.
         """
         branch = self._latest(device)
-        if branch is not None and branch.state is BranchState.WAKING:
+        if branch is None or branch.bucket_at is None or at > branch.bucket_at:
+            return
+        branch.bucket_at = max(branch.bucket_at, at + self.timer_c)
+        if branch.state is BranchState.WAKING:
             if not branch.broken:
                 branch.number, branch.broken = self._next_number(device), True
             branch.awaited = True
+
+    def catch_up(self, now: float, patience: float) -> list[Action]:
+        """Do what became due while no process had the call, each at its time.
+
+        Returns what caller and PNS are to be told; what is to be sent and pushed, the branches
+        show. What ended more than ``patience`` seconds ago goes nowhere else, and no device that
+        has the INVITE is sent it again.
+        """
+        actions: list[Action] = []
+        while (due := self.next_timer()) is not None and due <= now:
+            is_past = now - due > patience
+            if is_past:
+                self.fallback = False
+            actions += self._time_passed(due)
+            if is_past:
+                for branch in self._in(BranchState.COMPLETED):
+                    branch.cancelling = None
+        actions += self._settle(now)
+        told: list[Action] = []
+        for action in actions:
+            if isinstance(action, Respond):
+                if action.status >= 200 or not self.answered:
+                    told.append(action)
+            elif isinstance(action, (FallBack, CancelPush)):
+                told.append(action)
+        return told
+
+    def _time_passed(self, due: float) -> list[Action]:
+        """Of devices whose time is over, one that rang must hear of it; no other is to ring now."""
+        out = self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING)
+        before = [(branch, branch.state) for branch in out]
+        was_closed = self.closed
+        cause = self.close_cause if was_closed else CancelCause.NO_ANSWER
+        actions = self.timer_fired(due)
+        for branch, state in before:
+            if branch.state is not BranchState.COMPLETED:
+                continue
+            if state is BranchState.PROCEEDING:  # perhaps over a connection that is gone
+                branch.cancelling = branch.cause = cause
+                branch.tombstone_at = due + self.tombstone
+            elif not was_closed:  # should it come late, to the phone it is the INVITE it had
+                branch.broken, branch.cancelling = True, None
+        return actions
 
     def timer_fired(self, now: float) -> list[Action]:
         """Do what has become due: probe, Bucket Timer, Timer C, the caller's ringback."""

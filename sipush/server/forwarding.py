@@ -406,19 +406,23 @@ class Forwarding:
         """Go on where another process stopped; ``locations`` are those of the watched users."""
         self.started = True
         waking.resume(self, held)
-        pushes = self.context.pushes_to_begin()  # before anything asks for more of them
-        if held.final >= 300 and time.time() < held.ended_epoch + KEPT:
-            # It may have been lost with the process that sent it.
-            self.transaction.respond(make_response(self.request, held.final, to_tag=self.tag))
-        elif not held.final:
-            self.transaction.trying()
         came = {
             aor: dict(registrations(location).items() - held.seen.get(aor, {}).items())
             for aor, location in locations.items()
         }
+        now = self._now
+        shift = now - time.time()
         for aor, devices in came.items():
-            for device in devices:
-                self.context.perhaps_forwarded(full_device(aor, device))
+            for device, at_epoch in devices.items():
+                name = full_device(aor, device)
+                self.context.perhaps_forwarded(name, at_epoch + shift)
+        overdue = self.context.catch_up(now, KEPT)
+        pushes = self.context.pushes_to_begin()  # before anything asks for more of them
+        if held.final >= 300 and time.time() < held.ended_epoch + KEPT:
+            # It may have been lost with the process that sent it.
+            self.transaction.respond(make_response(self.request, held.final, to_tag=self.tag))
+        elif not self.context.answered:
+            self.transaction.trying()
         for branch in self.context.branches:
             if branch.state not in (BranchState.WAKING, BranchState.COMPLETED):
                 self._forward(branch.id)
@@ -430,8 +434,7 @@ class Forwarding:
             self._expect_answer(branch)
         for aor, location in locations.items():
             self.registered(aor, location, came[aor])
-        self._perform(pushes)
-        self._perform(self.context.timer_fired(self._now))
+        self._perform([*pushes, *overdue])
 
     def _expect_answer(self, branch: Branch) -> None:
         """What rang before the crash may answer, or repeat its answer, with nothing out there."""

@@ -605,12 +605,120 @@ def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_cr
 def test_a_device_that_a_dead_process_may_have_forwarded_to_hears_of_the_end() -> None:
     context = make()
     context.start([target("sleeping")], 0.0)
-    context.perhaps_forwarded("d")
+    context.perhaps_forwarded("d", 0.5)
     context.cancelled(1.0)
     context.push_finished(0, PushResult.WITHDRAWN, 1.0)
     actions = context.binding_refreshed(target("mobile"), 2.0)
     assert actions == [Forward(1), Cancel(1, CancelCause.CALLER)]
     assert context.branches[1].number == 1  # a retransmission, to a phone that rings
+
+
+PATIENCE = 32.0
+
+
+def test_the_end_of_a_hold_that_nobody_saw_is_told_without_a_ringback() -> None:
+    context = make(tombstone=TOMBSTONE)
+    context.start([target("sleeping")], NOW)
+    context.resume_ringback(NOW + HOLD + 5)
+    assert context.catch_up(NOW + HOLD + 5, PATIENCE) == [Respond(480, 0)]
+    assert context.pushes_to_begin() == []
+    assert context.next_timer() == NOW + HOLD + TOMBSTONE
+
+
+def test_the_ringback_of_a_call_that_still_waits_goes_on() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.resume_ringback(NOW + 5)
+    assert context.catch_up(NOW + 5, PATIENCE) == [Respond(180)]
+    assert context.next_timer() == NOW + HOLD
+
+
+def test_a_device_that_fell_silent_while_nobody_looked_is_pushed_for_what_is_left() -> None:
+    context = make()
+    context.start([target("mobile")], NOW)
+    assert context.catch_up(NOW + PROBE + 5, PATIENCE) == [Respond(180)]
+    assert context.branches[0].state is BranchState.PROBING
+    assert context.pushes_to_begin() == [RequestPush(0, NOW + PROBE + HOLD)]
+
+
+@pytest.mark.parametrize("late", [5.0, PATIENCE + 5])
+def test_a_silent_device_does_not_ring_for_a_call_whose_time_nobody_saw_end(late: float) -> None:
+    context = make(tombstone=TOMBSTONE)
+    context.start([target("mobile")], NOW)
+    context.timer_fired(NOW + PROBE)
+    context.branches[0].pushing = False
+    over = NOW + PROBE + HOLD
+    actions = context.catch_up(over + late, PATIENCE)
+    assert [each for each in actions if isinstance(each, Respond)] == [Respond(480, 0)]
+    assert context.branches[0].cancelling is None
+    late_actions = context.binding_refreshed(target("mobile"), over + late)
+    if late > TOMBSTONE:
+        assert late_actions == []
+    else:
+        assert late_actions == [Forward(1), Cancel(1, CancelCause.NO_ANSWER)]
+        assert context.branches[1].number == context.branches[0].number
+
+
+@pytest.mark.parametrize("late", [5.0, PATIENCE + 5])
+def test_a_device_that_rang_until_nobody_looked_hears_of_the_end_unless_it_is_long_past(
+    late: float,
+) -> None:
+    context = make(tombstone=TOMBSTONE)
+    context.start([target("desk")], NOW)
+    context.response_received(0, 180, NOW)
+    over = NOW + TIMER_C
+    assert context.catch_up(over + late, PATIENCE) == [Respond(408, 0)]
+    is_past = late > PATIENCE
+    assert context.branches[0].cancelling is (None if is_past else CancelCause.NO_ANSWER)
+    late_actions = context.binding_refreshed(target("desk", flow="tcp/2"), over + late)
+    assert (Forward(1) in late_actions) is not is_past
+
+
+def test_a_device_that_the_caller_left_ringing_hears_why_though_nobody_saw_it() -> None:
+    context = make()
+    context.start([target("desk")], NOW)
+    context.response_received(0, 180, NOW)
+    context.cancelled(NOW + 1)
+    assert context.catch_up(NOW + 5, PATIENCE) == [Respond(487, 0)]
+    assert context.branches[0].cancelling is CancelCause.CALLER
+
+
+@pytest.mark.parametrize("late", [5.0, PATIENCE + 5])
+def test_a_call_falls_back_when_its_hold_has_ended_unless_that_is_long_past(late: float) -> None:
+    context = make(fallback=True)
+    context.start([target("sleeping")], NOW)
+    actions = context.catch_up(NOW + HOLD + late, PATIENCE)
+    if late > PATIENCE:
+        assert actions == [Respond(480, 0)]
+    else:
+        assert actions == [FallBack(480, Cause.UNREACHABLE)]
+
+
+def test_a_call_that_was_falling_back_still_does() -> None:
+    context = make(fallback=True)
+    context.start([target("gone")], NOW)
+    context.fallback, context.falling_back = True, False  # as it is stored
+    assert context.catch_up(NOW + 5, PATIENCE) == [FallBack(480, Cause.UNREACHABLE)]
+
+
+@pytest.mark.parametrize(
+    ("at", "now", "goes_on"),
+    [
+        (HOLD - 1, HOLD + 5, True),
+        (HOLD - 1, HOLD - 1 + TIMER_C, False),
+        (HOLD + 1, HOLD + 5, False),
+    ],
+)
+def test_a_device_that_registered_in_time_has_the_time_of_timer_c(
+    at: float, now: float, goes_on: bool
+) -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.perhaps_forwarded("d", NOW + at)
+    actions = context.catch_up(NOW + now, PATIENCE)
+    assert (Respond(480, 0) in actions) is not goes_on
+    if goes_on:
+        assert context.binding_refreshed(target("mobile"), NOW + now) == [Forward(0)]
 
 
 def test_a_device_that_is_being_woken_does_not_ring_yet() -> None:

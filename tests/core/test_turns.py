@@ -233,3 +233,15 @@ def test_busy_tells_more_than_unavailable_whichever_came_first() -> None:
         context.start([target("desk", str(i), f"tcp/{i}") for i in range(2)], NOW)
         actions = [a for i, s in enumerate(finals) for a in context.response_received(i, s, NOW)]
         assert [action.status for action in actions if isinstance(action, Respond)] == [486]
+
+
+def test_turns_that_nobody_saw_pass_have_passed_and_the_one_that_runs_is_called() -> None:
+    context = make()
+    own = of_bob("desk")
+    context.start(in_turn((BOB, own), (NEXT, ON_DESK)), NOW)
+    assert context.catch_up(NOW + TIME + 5, 32.0) == []
+    states = [branch.state for branch in context.branches]
+    assert states == [BranchState.COMPLETED, BranchState.CALLING]
+    assert context.branches[0].cancelling is None
+    assert context.next_timer() == NOW + 2 * TIME
+    assert context.catch_up(NOW + 2 * TIME + 5, 32.0) == [Respond(480, 0)]

@@ -90,6 +90,57 @@ async def test_a_phone_that_was_called_just_before_a_crash_may_answer_after_it(
     assert server.caller.sent[-1].startswith(b"SIP/2.0 200 ")
 
 
+def earlier(held: HeldCall, seconds: float) -> HeldCall:
+    """The same call, so many seconds ago."""
+    for branch in held.context["branches"]:
+        for name in ("probe_at", "bucket_at", "timer_c_at", "tombstone_at"):
+            if name in branch:
+                branch[name] -= seconds
+    return replace(held, created_epoch=held.created_epoch - seconds)
+
+
+def told(server: Server) -> list[bytes]:
+    """What the caller has heard."""
+    return [data.partition(b"\r\n")[0] for data in server.caller.sent]
+
+
+async def test_a_call_whose_hold_is_over_is_refused_and_nothing_else(tmp_path: Path) -> None:
+    held = await held_by(Server(configuration(tmp_path), LastingStore()))
+    server = Server(configuration(tmp_path), LastingStore())
+    await take_over(server, earlier(held, 3600))
+    await server.register()
+    assert told(server) == [b"SIP/2.0 480 Temporarily Unavailable"]
+    assert not any(data.startswith(b"INVITE ") for data in server.phone.sent)
+    assert server.pushed.requests == []
+
+
+async def test_a_phone_that_comes_a_moment_after_the_hold_sees_the_call_begin_and_end(
+    tmp_path: Path,
+) -> None:
+    held = await held_by(Server(configuration(tmp_path), LastingStore()))
+    hold = held.context["branches"][0]["bucket_at"] - time.time()
+    server = Server(configuration(tmp_path), LastingStore())
+    await take_over(server, earlier(held, hold + 5))
+    await server.register()
+    assert told(server) == [b"SIP/2.0 480 Temporarily Unavailable"]
+    invites = [data for data in server.phone.sent if data.startswith(b"INVITE ")]
+    assert len(invites) == 1
+    await server.send(server.phone, response(invites[0], "180 Ringing"))
+    assert server.phone.sent[-1].startswith(b"CANCEL ")
+
+
+async def test_a_silent_phone_is_not_called_for_a_call_whose_hold_is_over(tmp_path: Path) -> None:
+    dead = Server(configuration(tmp_path), LastingStore())
+    held = await held_by(dead)
+    branch = held.context["branches"][0]
+    branch |= {"state": "probing", "number": 1, "target": branch["target"] | {"live": True}}
+    for seconds, calls in ((0, 1), (3600, 0)):
+        server = Server(configuration(tmp_path), LastingStore())
+        await take_over(server, earlier(held, seconds))
+        invites = [data for data in server.phone.sent if data.startswith(b"INVITE ")]
+        assert len(invites) == calls
+
+
 class CountingStore(LastingStore):
     """A store that counts how often a held call is written down."""
 
