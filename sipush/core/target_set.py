@@ -34,6 +34,8 @@ class Target:
     "Push in parallel with forwarding, not only when the device is unreachable."
     others: tuple[Target, ...]
     "Further flows of the device, in the order in which they are tried when this one fails."
+    hop: str
+    "URI to resolve instead of ``uri``: that of a Route which the request has already; or empty."
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Target:
         hold: float = 0.0,
         push_always: bool = False,
         others: tuple[Target, ...] = (),
+        hop: str = "",
     ) -> None:
         self.device = device
         self.uri = uri
@@ -57,6 +60,7 @@ class Target:
         self.hold = hold
         self.push_always = push_always
         self.others = others
+        self.hop = hop
 
     @property
     def wakeable(self) -> bool:

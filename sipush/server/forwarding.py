@@ -718,16 +718,17 @@ class Forwarding:
         came_over = self.transaction.flow
         if self._upstream is None or self._upstream[0] is not came_over:
             device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
-            port = 0 if device or came_over.transport == "UDP" else self._contact_port()
+            port = 0 if device or came_over.transport == "UDP" else self._own_port()
             token = RouteToken(came_over.name, self.caller_aor, device_digest(device), port)
             self._upstream = (came_over, self._route_uri(token, came_over))
         return self._upstream[1]
 
-    def _contact_port(self) -> int:
-        """Where the caller says that he takes connections, or 0."""
-        contacts = self.request.headers.values("contact")
+    def _own_port(self) -> int:
+        """Where the caller, or the proxy that he uses, says that it takes connections, or 0."""
+        headers = self.request.headers
+        ways = headers.values("record-route") or headers.values("contact")
         try:
-            return (parse_name_addr(contacts[0]).sip_uri.port if contacts else None) or 0
+            return (parse_name_addr(ways[0]).sip_uri.port if ways else None) or 0
         except MessageError:
             return 0
 

@@ -31,7 +31,14 @@ from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
 from sipush.core.nodes import is_away, is_in_clear, path_to, route_key
-from sipush.core.outbound import RouteToken, came_from, is_purr_of, purr_in, speaks_sip
+from sipush.core.outbound import (
+    RouteToken,
+    came_from,
+    is_purr_of,
+    purr_in,
+    remote_ip,
+    speaks_sip,
+)
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
@@ -507,7 +514,32 @@ class Proxy:
                 bindings = (await self.locations.lookup(token.aor, time.time())).bindings
             except LocationError:
                 bindings = ()  # as if it were where it was
-        return self.side(token, request, bindings)
+        target = self.side(token, request, bindings)
+        if target.flow or target.route or token.aor:
+            return target
+        return await self._server_in_dialog(target, token, request)
+
+    async def _server_in_dialog(
+        self, target: Target, token: RouteToken, request: Request
+    ) -> Target:
+        """Who never registered and has lost the connection: at the topmost Route that is left, else
+        at the Request-URI (§16.6 steps 6 and 7).
+
+        Whoever speaks in the dialog has written both. So they lead only to a peer, or back to where
+        that side was, there only to where SIP is spoken, and only a peer may have a name for them.
+        """
+        was = remote_ip(token.flow)
+        has_name = is_ip(was) and self.policy.is_peer(was)
+        uris = [parse_name_addr(value).uri for value in request.headers.values("route")[:1]]
+        for uri in [*uris, request.uri]:
+            parsed = parse_sip_uri(uri)
+            if not ((has_name or is_ip(parsed.address)) and speaks_sip(parsed.port, token)):
+                continue
+            with suppress(TransportError):
+                _, (ip, _), _ = await self._resolve(uri)
+                if self.policy.is_peer(ip) or came_from(ip, token.flow):
+                    return replace(target, hop=uri, live=True)
+        return target
 
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
         """One side of a dialog, whose user has these bindings."""
@@ -829,7 +861,7 @@ class Proxy:
         """A flow to a target that has none: a server, or the first hop of a Path."""
         if target.route:
             return await self.connect_edge(target.route[0])
-        return await self.connect(target.uri)
+        return await self.connect(target.hop or target.uri)
 
     async def connect_edge(self, route: str) -> Flow:
         """A flow to the first hop of a Path: another node, or what a peer has written.

@@ -19,7 +19,7 @@ _MAX_CACHED = 1000
 
 
 class Resolver:
-    """Names of trusted peers to addresses; never asked about what a client wrote."""
+    """Names of trusted peers to addresses; never asked about what a stranger wrote."""
 
     def __init__(
         self,

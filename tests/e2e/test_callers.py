@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
 from tests.e2e.daemon import PBX, in_time
-from tests.e2e.wire import FINAL, Account, new_branch
+from tests.e2e.wire import FINAL, Account, Msg, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
 
@@ -84,6 +88,64 @@ async def test_a_trusted_peer_is_not_challenged(world: World, transport: str) ->
     answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
     assert answer.status == 200
     await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def answers_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Msg:
+    """Takes a request without a body, as a server would."""
+    request = Msg((await reader.readuntil(b"\r\n\r\n")).decode())
+    copied = "".join(
+        f"{name}: {value}\r\n"
+        for name, value in request.headers
+        if name in ("via", "from", "to", "call-id", "cseq")
+    )
+    writer.write(f"SIP/2.0 200 OK\r\n{copied}Content-Length: 0\r\n\r\n".encode())
+    return request
+
+
+@pytest.mark.parametrize("by", ["route", "host name"])
+@pytest.mark.parametrize("transport", ["TCP"])
+async def test_a_peer_whose_connection_has_closed_is_called_back(
+    world: World, transport: str, by: str
+) -> None:
+    """Kamailio before an Asterisk, whose connections end when they are idle."""
+    came: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.put_nowait(await answers_one(reader, writer))
+        await reader.read()
+        writer.close()
+
+    ip = PBX if by == "route" else "127.0.0.1"
+    listening = await asyncio.start_server(take, ip, 0)
+    port = listening.sockets[0].getsockname()[1]
+    door = {"transport": "tcp", "address": "127.0.0.1", "port": 0}
+    daemon = await world.start(listen=[door], peers=[{"name": "pbx", "address": ip}])
+    bob = await world.phone(daemon, "bob", transport)
+    await bob.register()
+    pbx = await world.phone(daemon, "200", transport, ip=ip)
+    route = f"<sip:{ip}:{port};transport=tcp;lr>"
+    plain = pbx.wire.send
+
+    def through_its_proxy(text: str | bytes) -> None:
+        assert isinstance(text, str)
+        plain(text.replace(f"Route: {route}\r\n", "") if text.startswith("ACK") else text)
+
+    pbx.wire.send = through_its_proxy  # type: ignore[method-assign]
+    if by == "route":
+        pbx.wire.host = "192.0.2.99:5060"
+        call = await pbx.call("bob", challenged=False, headers=[f"Record-Route: {route}"])
+    else:
+        pbx.wire.host = f"localhost:{port}"
+        call = await pbx.call("bob", challenged=False)
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    pbx.kill()
+    await bob.wire.options()  # by its answer, the end of the connection has been seen
+    ended, bye = await in_time(incoming.hang_up(), came.get())
+    assert ended.status == 200
+    assert bye.start == f"BYE {incoming.invite.contact} SIP/2.0"
+    assert bye.all("route") == ([route] if by == "route" else [])
+    listening.close()
 
 
 async def test_the_fallback_gets_the_call_that_no_device_took(world: World, transport: str) -> None:

@@ -9,9 +9,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from sipush.config import load
 from sipush.core.bindings import Aor, Location
-from sipush.core.outbound import decode_route_token
+from sipush.core.outbound import RouteToken, decode_route_token
+from sipush.core.routing import make_route_token
 from sipush.server.forwarding import Forwarding
 from sipush.sip.message import parse_datagram
 from sipush.transport.flow import Address, Flow
@@ -19,6 +22,7 @@ from tests.bench.in_process import Server, Wire, Wires, configuration, invite, r
 from tests.bench.servers import DOMAIN, aor, ha1
 from tests.location.rows import PHONE, TABLET, binding, registration
 from tests.server.stores import ChangedStore
+from tests.sip.messages import request_bytes
 
 BOB, CAROL = aor(1), aor(3)
 
@@ -218,8 +222,10 @@ class WiresToAnEdge(Wires):
         super().__init__()
         self.edge = HeardWire(9)
         self.asked, self.may = asyncio.Event(), asyncio.Event()
+        self.remotes: list[str] = []
 
     async def connect(self, transport: str, remote: Address, server_name: str = "") -> Flow:
+        self.remotes.append(f"{remote[0]}:{remote[1]}")
         self.asked.set()
         await self.may.wait()
         return self.edge
@@ -269,6 +275,36 @@ async def test_who_wakes_late_behind_a_proxy_sees_the_call_begin_and_end(tmp_pat
     assert wires.edge.sent[-1].startswith(b"CANCEL ")
     await server.send(wires.edge, response(late, "487 Request Terminated"))
     assert server.proxy.active == 0
+
+
+PEER, STRANGER = "127.0.0.1:7", "192.0.2.9:7"
+
+
+@pytest.mark.parametrize(
+    ("was_at", "route", "uri", "asked"),
+    [
+        (PEER, PEER, STRANGER, [PEER]),
+        (PEER, STRANGER, PEER, [PEER]),
+        (PEER, STRANGER, STRANGER, []),
+        (PEER, STRANGER, "localhost.invalid", []),
+        (STRANGER, PEER, STRANGER, [PEER]),
+        (STRANGER, "192.0.2.8", STRANGER, [STRANGER]),
+        (STRANGER, "192.0.2.8", "localhost", []),
+    ],
+)
+async def test_a_side_that_has_lost_its_connection_is_called_back_at_a_peer_or_where_it_was(
+    tmp_path: Path, was_at: str, route: str, uri: str, asked: list[str]
+) -> None:
+    wires = WiresToAnEdge()
+    wires.may.set()
+    server = Server(configuration(tmp_path), wires=wires)
+    token = RouteToken(f"tcp/127.0.0.1:5060/{was_at}/x-1")
+    user = make_route_token(token, "call-1", server.proxy.route_key)
+    routes = (f"Route: <sip:{user}@127.0.0.1;lr>", f"Route: <sip:{route};lr>")
+    to = "<sip:pbx@x>;tag=b"
+    bye = request_bytes("BYE", f"sip:{uri}", to=to, call_id="call-1", extra=routes)
+    await server.send(server.caller, bye)
+    assert wires.remotes == asked
 
 
 def cancel(call: bytes) -> bytes:
