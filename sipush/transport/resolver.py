@@ -43,8 +43,10 @@ class Resolver:
 
         ``transport`` (``UDP``, …) gives the port where ``port`` is None. Raises TransportError.
         """
-        if port is None:
-            port = DEFAULT_PORTS[transport.upper()]
+        usual_port = DEFAULT_PORTS.get(transport.upper())
+        if usual_port is None:
+            raise TransportError(f"{host}: no such transport: {transport}")
+        port = usual_port if port is None else port
         return (host if is_ip(host) else await self._look_up(host)), port
 
     async def _look_up(self, host: str) -> str:

@@ -277,6 +277,25 @@ async def test_who_wakes_late_behind_a_proxy_sees_the_call_begin_and_end(tmp_pat
     assert server.proxy.active == 0
 
 
+@pytest.mark.parametrize("method", ["INVITE", "OPTIONS", "SUBSCRIBE", "MESSAGE"])
+async def test_a_path_with_a_transport_that_nobody_knows_ends_the_request(
+    tmp_path: Path, method: str
+) -> None:
+    server = Server(configuration(tmp_path))
+    await registers(server, BOB, 3, path=("<sip:127.0.0.1;transport=sctp;lr>",))
+    await server.send(server.caller, invite(1).replace(b"INVITE", method.encode()))
+    assert server.caller.sent[-1].startswith((b"SIP/2.0 480 ", b"SIP/2.0 202 "))
+    assert server.proxy.active == 0
+
+
+async def test_a_bug_on_the_way_to_a_server_ends_the_request(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))  # to which nothing can be connected
+    await registers(server, BOB, 3, path=(EDGE,))
+    await server.send(server.caller, invite(1))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 480 ")
+    assert server.proxy.active == 0
+
+
 PEER, STRANGER = "127.0.0.1:7", "192.0.2.9:7"
 
 

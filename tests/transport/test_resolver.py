@@ -54,6 +54,15 @@ async def test_an_ip_address_is_its_own_answer(
     assert name_server.asked == []
 
 
+@pytest.mark.parametrize("port", [None, 5060])
+async def test_a_transport_that_nobody_knows_leads_nowhere(
+    name_server: NameServer, port: int | None
+) -> None:
+    with pytest.raises(TransportError, match="no such transport: SCTP"):
+        await Resolver().resolve("pbx.example.com", port, "SCTP")
+    assert name_server.asked == []
+
+
 async def test_a_name_is_asked_for_once_and_the_system_s_first_choice_is_taken(
     name_server: NameServer,
 ) -> None:
