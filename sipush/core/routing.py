@@ -542,7 +542,7 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion], target: T
     for diversion in diversions:
         headers.prepend("Diversion", f"<{diversion.uri}>;reason={diversion.reason};counter=1")
     earlier = headers.values("history-info")
-    index = f"{parse_name_addr(earlier[-1]).params.get('index') or '1'}.1" if earlier else "1"
+    index = f"{_history_index(earlier[-1])}.1" if earlier else "1"
     mapped = ""
     for diversion in diversions:
         reason = quote(f"SIP;cause={diversion.status}", safe="")
@@ -555,6 +555,14 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion], target: T
         mapped = f";rc={index}"
         index += ".1"
     headers.append("History-Info", f"<{request.uri}>;index={index}{mapped}")
+
+
+def _history_index(entry: str) -> str:
+    """Its place among the others; 1 where it tells none, or cannot be read."""
+    try:
+        return parse_name_addr(entry).params.get("index") or "1"
+    except MessageError:
+        return "1"
 
 
 def strip_push_params(message: Message) -> None:

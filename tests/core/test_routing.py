@@ -439,6 +439,17 @@ def test_a_history_that_came_with_the_call_goes_on() -> None:
     ]
 
 
+@pytest.mark.parametrize("came", ["garbage", "<sip:a@h", "<sip:a@h>"])
+def test_a_history_that_cannot_be_read_costs_no_fallback(came: str) -> None:
+    request = invite("sip:bob@example.com", f"History-Info: {came}")
+    forwarded = forward_request(request, Target("vm", "sip:vm@pbx"), (), "", [BUSY])
+    assert forwarded.headers.get_all("history-info") == [
+        came,
+        "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1.1",
+        "<sip:vm@pbx>;index=1.1.1;mp=1.1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
