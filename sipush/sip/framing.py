@@ -109,7 +109,7 @@ class StreamFramer:
         try:
             message = parse_head(head)
         except MessageError as error:
-            if not isinstance(error.message, Request):
+            if not isinstance(error.message, (Request, Response)):
                 raise
             message, self._fault = error.message, error
         length = content_length(message)

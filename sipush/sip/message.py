@@ -219,7 +219,7 @@ def parse_head(head: bytes) -> Request | Response:
     """Parse start line and headers (everything before the empty line); the body stays empty.
 
     Raises MessageError: 505 for another SIP version, else 400; its ``message`` holds what could be
-    read of a request, so that it can be answered.
+    read, so that a request can be answered and the end of either be found.
     """
     lines = head.decode("utf-8", "surrogateescape").split("\r\n", MAX_HEADER_LINES + 1)
     start_line = lines.pop(0)
@@ -256,14 +256,14 @@ def parse_head(head: bytes) -> Request | Response:
 def _parse_start_line(
     line: str, headers: Headers
 ) -> tuple[Request | Response, MessageError | None]:
-    """The message it starts, and what is wrong with it if its request can still be answered."""
+    """The message it starts, and what is wrong with it if its headers can still be read."""
     usual = _usual_start_lines.get(line)
     if usual is not None and usual.status:
         return Response(usual.status, usual.text, headers), None
     if usual is not None:
         return Request(usual.method, usual.text, headers), None
     if line.startswith("SIP/2.0 "):
-        raise MessageError("Malformed Status Line")
+        return Response(0, line[8:], headers), MessageError("Malformed Status Line")
     method, _, rest = line.partition(" ")
     uri, _, version = rest.rstrip(" ").rpartition(" ")
     if not is_token(method) or not _VERSION(version):

@@ -27,7 +27,7 @@ ANSWERS = {
     "badvers": ("505", "505"),
     "bcast": ("dropped", "dropped"),
     "bext01": ("420", "420"),
-    "bigcode": ("dropped", "closed"),
+    "bigcode": ("dropped", "dropped"),
     "clerr": ("400", "closed"),
     "cparam01": ("401", "401"),
     "cparam02": ("401", "401"),

@@ -94,6 +94,16 @@ def test_a_bad_header_does_not_lose_the_framing_and_can_be_answered() -> None:
     assert not framer.lost
 
 
+@pytest.mark.parametrize("start", ["180 Ringing\r\nno colon here", "18 Ringing"])
+def test_a_bad_response_is_skipped_with_its_body(start: str) -> None:
+    framer = StreamFramer()
+    bad = f"SIP/2.0 {start}\r\nl: 4\r\n\r\nbody".encode()
+    error, following = framer.feed(bad + OPTIONS)
+    assert isinstance(error, MessageError)
+    assert isinstance(following, Request)
+    assert not framer.lost
+
+
 @pytest.mark.parametrize(
     ("data", "status", "reason"),
     [
