@@ -7,6 +7,7 @@ import itertools
 import secrets
 import socket
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -228,6 +229,8 @@ class Connection(asyncio.Protocol):
         self.local: Address = address.bound
         self.remote: Address = ("", 0)
         self.sent_by = ""
+        self.on_lost: Callable[[], None] | None = None
+        "Told once, when it has ended."
         self._address = address
         self._table = table
         self._receiver = table.receiver
@@ -267,6 +270,8 @@ class Connection(asyncio.Protocol):
         """Called by the loop, once."""
         self._stop_timer()
         self._table.remove(self)
+        if self.on_lost is not None:
+            self.on_lost()
 
     @property
     def closed(self) -> bool:

@@ -36,6 +36,9 @@ _ACCEPTS = 64
 """Connections accepted before other work of the loop gets its turn. When file descriptors run out,
 asyncio fails as often before it waits for a second."""
 
+_Server = tuple[str, Address, str]
+"Transport, address, and over TLS the name in its certificate."
+
 
 class Listeners:
     """Opens what the configuration lists; finds flows, and makes them to trusted peers."""
@@ -58,7 +61,8 @@ class Listeners:
         self._servers: dict[ListenAddress, asyncio.Server] = {}
         self._tls: dict[ListenAddress, ServerTls] = {}
         self._table = ConnectionTable(limits or Limits())
-        self._connects: dict[tuple[str, Address, str], asyncio.Task[Connection]] = {}
+        self._connects: dict[_Server, asyncio.Task[Connection]] = {}
+        "Under way, or open."
 
     async def open(self, receiver: Receiver) -> None:
         """Open every listener, or none. Raises TransportError naming the one that cannot be."""
@@ -202,7 +206,19 @@ class Listeners:
         if task is None or _is_over(task):
             task = asyncio.create_task(self._connect(*key))
             self._connects[key] = task
+            task.add_done_callback(partial(self._connected, key))
         return await asyncio.shield(task)
+
+    def _connected(self, key: _Server, task: asyncio.Task[Connection]) -> None:
+        """A connection is known by where it leads as long as it is open."""
+        if _is_over(task):
+            self._forget(key, task)
+        else:
+            task.result().on_lost = partial(self._forget, key, task)
+
+    def _forget(self, key: _Server, task: asyncio.Task[Connection]) -> None:
+        if self._connects.get(key) is task:
+            del self._connects[key]
 
     def _udp_flow(self, remote: Address) -> Flow:
         address, local_ip = self._way_to("UDP", remote)

@@ -343,8 +343,10 @@ async def test_a_connection_to_a_server_is_made_once_and_again_when_it_has_ended
     assert mine is flow
     assert answered.cseq.number == 2
 
+    assert len(ours._connects) == 1
     theirs.close()
     assert {await soon(recorder.closed.get()) for _ in range(2)} == {flow, theirs}
+    assert len(ours._connects) == 0
     assert await ours.connect("tcp", address) is not flow
 
 
@@ -358,6 +360,7 @@ async def test_a_server_that_is_not_there_is_an_error_that_names_it(listen: Open
                 TransportError, match=rf"^tcp 127.0.0.1:{address[1]}: connection refused$"
             ):
                 await listeners.connect("tcp", address)
+    assert len(listeners._connects) == 0
 
 
 async def test_a_connection_full_of_messages_does_not_keep_the_others_waiting(
