@@ -500,7 +500,8 @@ def forward_request(
 
     ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
-    ``to_registrar``: it goes to a server that knows the caller's password, as we do not.
+    ``to_registrar``: it goes to a server that knows the caller's password, as we do not. Raises
+    MessageError for what has no hops left: an ACK, which cannot be refused.
     """
     if (target.flow or target.route) and not to_registrar:
         breadth = 1
@@ -509,7 +510,10 @@ def forward_request(
     headers = request.headers.copy()
     if not to_registrar:
         headers.remove("proxy-authorization")
-    headers.set("Max-Forwards", str(hops_left(request)))
+    hops = hops_left(request)
+    if hops < 0:
+        raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
+    headers.set("Max-Forwards", str(hops))
     headers.set("Max-Breadth", str(breadth))
     if push_id:
         headers.set("X-Push-Id", push_id)

@@ -732,7 +732,14 @@ class TransactionLayer:
         key = client_key(response, via)
         client = self._clients.get(key)
         if client is not None:
-            client.response_received(response)
+            lines = 0
+            for name, _ in response.headers.fields:
+                if name == "via":
+                    lines += 1
+                    if lines == 2:
+                        break
+            if lines == 2 or not _ends_here(response, client.request):
+                client.response_received(response)
         elif self._completed_clients.get(key) is None:
             self.user.stray_response_received(flow, response)
 
@@ -804,6 +811,13 @@ def add_via(request: Request, flow: Flow, branch: str) -> None:
     """Put our Via on it (§16.6 step 8)."""
     via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
     request.headers.prepend("Via", via)
+
+
+def _ends_here(response: Response, request: Request) -> bool:
+    """Whether it has nothing but our Via, and answers what we forwarded (§16.7 step 3)."""
+    if len(response.headers.values("via")) > 1:
+        return False
+    return request is _FORGOTTEN or len(request.headers.values("via")) > 1
 
 
 _STATEFUL: Final = frozenset({"INVITE", "CANCEL"})

@@ -392,6 +392,13 @@ def test_the_push_id_is_in_the_invite() -> None:
     assert forwarded.headers.get("x-push-id") == "uuid-1"
 
 
+def test_an_ack_without_hops_left_goes_nowhere() -> None:
+    request = invite()
+    request.headers.set("Max-Forwards", "0")
+    with pytest.raises(MessageError, match="Too Many Hops"):
+        forward_request(request, Target("vm", "sip:vm@pbx"), ())
+
+
 BUSY = Diversion("sip:bob@example.com", 486, Cause.BUSY)
 ASLEEP = Diversion("sip:carol@example.com", 480, Cause.UNREACHABLE)
 

@@ -683,3 +683,35 @@ def test_a_refusal_that_nobody_acknowledges_is_repeated_twice() -> None:
     wire.clock.advance(60)
     assert wire.flow.times() == [0.0, 0.0, 0.5, 1.5]
     assert wire.layer.server_transactions == 0
+
+
+# A response to what we forwarded
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "heard"),
+    [
+        ("INVITE", "Via: {ours}|Via: {theirs}|{from_}", [180, 200, 200]),
+        ("INVITE", "Via: {ours}, {theirs}|{from_}", [180, 200, 200]),
+        ("INVITE", "{from_}|Via: {ours}|X: y|Via: {theirs}", [180, 200, 200]),
+        ("INVITE", "Via: {ours}|{from_}", []),
+        ("INVITE", "{from_}|Via: {ours}", []),
+        ("BYE", "Via: {ours}|{from_}", [180, 200]),
+    ],
+)
+def test_a_response_to_what_we_forwarded_that_leads_back_to_nobody_is_dropped(
+    method: str, head: str, heard: list[int]
+) -> None:
+    wire = Wire()
+    sent = request(method)
+    if method == "BYE":  # our own
+        sent.headers.remove("via")
+    handle = wire.layer.send_request(
+        sent, wire.flow, "z9hG4bKout", wire.responses.append, wire.failures.append
+    )
+    ours = handle.request.headers.values("via")[0]
+    top = head.format(ours=ours, theirs=TOP_VIA, from_="From: <sip:a@x>;tag=a1").split("|")
+    rest = ["To: <sip:b@x>;tag=b1", "Call-ID: call-1@192.0.2.1", f"CSeq: 1 {method}", "", ""]
+    for status in (180, 200, 200):
+        wire.receive("\r\n".join([f"SIP/2.0 {status} Whatever", *top, *rest]).encode())
+    assert statuses(wire) == heard
