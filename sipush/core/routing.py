@@ -229,13 +229,16 @@ def validate(request: Request, realm: Realm) -> Rejection | None:
 def destination(
     request: Request, realm: Realm, key: bytes, emergency: EmergencyPolicy = NO_EMERGENCIES
 ) -> Destination:
-    """§16.4: take our own Routes off, then decide. Changes the Route headers of ``request``.
+    """§16.4: take our own Routes off, then decide. Changes the Route headers of ``request``, and
+    the Request-URI that a strict router sent.
 
     Raises MessageError for a URI that cannot be read.
     """
     routes = request.headers.values("route") if "route" in request.headers.first else []
     own = 0
     if routes:
+        if request.uri[-3:] == ";lr" and request.uri[:3] == "sip":  # as our Record-Routes
+            routes = _undo_strict_route(request, routes, key)
         token, way, own = _own_routes(routes, request.call_id, realm, key)
         _take_off(request.headers, own, len(routes))
         if token is not None:
@@ -257,6 +260,21 @@ def destination(
     if aor is None:
         return Rejection(Status.FORBIDDEN, f"Domain {uri.host} Not Served Here")
     return ToAor(aor) if uri.user else ToServer()
+
+
+def _undo_strict_route(request: Request, routes: list[str], key: bytes) -> list[str]:
+    """The Routes as a loose router would have sent them; the request is then as it would be, too.
+
+    A strict one puts the next Route, one that we recorded, into the Request-URI, and what was there
+    behind the last Route.
+    """
+    ours = request.uri
+    if read_route_token(request.sip_uri.user or "", request.call_id, key) is None:
+        return routes
+    request.retarget(parse_name_addr(routes[-1]).uri)
+    undone = [f"<{ours}>", *routes[:-1]]
+    request.headers.set("Route", ", ".join(undone))
+    return undone
 
 
 def _is_for_us(uri: str, realm: Realm) -> bool:

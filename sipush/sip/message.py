@@ -152,7 +152,7 @@ class Request(Message):
         super().__init__(headers, body)
         self.method = method
         self.uri = uri
-        "Request-URI, as written; it stays the same."
+        "Request-URI, as written; only ``retarget`` changes it."
         self._sip_uri: SipUri | None = None
         self._max_forwards = -1
 
@@ -177,6 +177,10 @@ class Request(Message):
     @property
     def start_line(self) -> str:
         return f"{self.method} {self.uri} {VERSION}"
+
+    def retarget(self, uri: str) -> None:
+        """Have another Request-URI."""
+        self.uri, self._sip_uri = uri, None
 
     def like(self, uri: str, headers: Headers) -> Request:
         """The same to another URI: From, To, Call-ID and CSeq are not read again."""

@@ -122,6 +122,36 @@ def test_routes_on_one_line_are_the_same_as_on_two() -> None:
     assert destination(request, REALM, KEY) == ToDialog(tokens[1])
 
 
+def test_a_request_that_came_by_a_strict_router_is_what_a_loose_one_would_have_sent() -> None:
+    caller_side, callee_side = (
+        RouteToken("udp/a/b"),
+        RouteToken("tcp/c/d/1", "bob@example.com", "x"),
+    )
+    ours, other = (
+        f"sip:{encode_route_token(token, CALL, KEY)}@192.0.2.1;transport=udp;lr"
+        for token in (caller_side, callee_side)
+    )
+    beyond, remote_target = "<sip:192.0.2.50;lr>", "sip:bob@10.0.0.1:4000;x=y"
+    routes = [f"Route: <{other}>, {beyond}", f"Route: <{remote_target}>"]
+    request = invite(ours, *routes, to_tag=";tag=2")
+    assert destination(request, REALM, KEY) == ToDialog(callee_side)
+    assert request.uri == remote_target
+    assert request.sip_uri.host == "10.0.0.1"
+    assert request.headers.values("route") == [beyond]
+    request = invite(other, f"Route: <{remote_target}>", to_tag=";tag=2")
+    assert destination(request, REALM, KEY) == ToDialog(callee_side)
+    assert (request.uri, "route" in request.headers) == (remote_target, False)
+
+
+@pytest.mark.parametrize("uri", ["sip:x@192.0.2.1;lr", "sip:192.0.2.9;lr", "tel:+1;lr"])
+def test_another_request_uri_with_lr_is_left_as_it_is(uri: str) -> None:
+    token = RouteToken("tcp/c/d/1")
+    route = f"<sip:{encode_route_token(token, CALL, KEY)}@192.0.2.1;lr>"
+    request = invite(uri, f"Route: {route}, <sip:bob@10.0.0.1>", to_tag=";tag=2")
+    assert destination(request, REALM, KEY) == ToDialog(token)
+    assert request.uri == uri
+
+
 def test_the_route_of_a_dialog_begins_no_other() -> None:
     token = encode_route_token(RouteToken("tcp/c/d/1", "bob@example.com", "x"), CALL, KEY)
     request = invite("sip:bob@10.0.0.1:4000", f"Route: <sip:{token}@192.0.2.1;lr>")
