@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from sipush.core.outbound import (
 )
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
+from sipush.sip.digest import for_other_realms
 from sipush.sip.fields import CSeq, parse_name_addr, parse_via
 from sipush.sip.grammar import number
 from sipush.sip.headers import Headers
@@ -513,21 +514,26 @@ def forward_request(
     *,
     breadth: int | None = None,
     to_registrar: bool = False,
+    realms: Collection[str] | None = None,
 ) -> Request:
     """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
 
     ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
-    ``to_registrar``: it goes to a server that knows the caller's password, as we do not. Raises
+    ``to_registrar``: it goes to a server that knows the caller's password, as we do not. Another
+    server gets the credentials that are for none of our ``realms`` (§22.3), a device none. Raises
     MessageError for what has no hops left: an ACK, which cannot be refused.
     """
-    if (target.flow or target.route) and not to_registrar:
+    to_device = not to_registrar and (target.flow != "" or target.route != ())
+    if to_device:
         breadth = 1
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
     headers = request.headers.copy()
-    if not to_registrar:
+    if to_device or (realms is None and not to_registrar):
         headers.remove("proxy-authorization")
+    elif realms is not None and not to_registrar:
+        take_credentials(headers, realms)
     hops = hops_left(request)
     if hops < 0:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)
@@ -544,6 +550,16 @@ def forward_request(
     if diversions:
         _add_diversions(forwarded, diversions, target)
     return forwarded
+
+
+def take_credentials(headers: Headers, realms: Collection[str]) -> None:
+    """Leave nothing in Proxy-Authorization but what is for none of these ``realms``, ours."""
+    if "proxy-authorization" not in headers.first:
+        return
+    others = for_other_realms(headers.get_all("proxy-authorization"), realms)
+    headers.remove("proxy-authorization")
+    for value in others:
+        headers.append("Proxy-Authorization", value)
 
 
 def hops_left(request: Request) -> int:

@@ -669,6 +669,7 @@ class Forwarding:
             self.diversions,
             breadth=left,
             to_registrar=bool(self.signs_in_as),
+            realms=self.proxy.realm.domains,
         )
         attempt = self.attempts[branch]
         attempt.flow = flow

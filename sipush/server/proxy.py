@@ -57,6 +57,7 @@ from sipush.core.routing import (
     is_secure,
     is_side,
     loop_digest,
+    take_credentials,
     validate,
     wants_tls,
 )
@@ -595,7 +596,7 @@ class Proxy:
                 respond(transaction, found)
                 return None
             caller = found
-        request.headers.remove("proxy-authorization")  # nobody else's business, nor the store's
+            take_credentials(request.headers, self.realm.domains)  # nobody else's business
         if self.draining:
             reject(transaction, DRAINING, tag)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -202,6 +202,15 @@ def find_credentials(values: Iterable[str], realm: str) -> Credentials | None:
     if len(found) < 2:
         return found[0] if found else None
     return min(found, key=lambda credentials: credentials.algorithm is Algorithm.MD5)
+
+
+_REALM: Final = re.compile(r'[\s,]realm\s*=\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE).search
+
+
+def for_other_realms(values: Iterable[str], realms: Collection[str]) -> list[str]:
+    """Those of all Authorization values that name a realm which is none of ``realms``."""
+    named = [(value, _REALM(value)) for value in values]
+    return [value for value, found in named if found and found[1].lower() not in realms]
 
 
 def format_challenge(realm: str, nonce: str, algorithm: Algorithm, stale: bool = False) -> str:

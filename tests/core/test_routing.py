@@ -417,6 +417,25 @@ def test_the_path_becomes_the_route_and_our_credentials_stay_here() -> None:
     assert "proxy-authorization" not in forwarded.headers
 
 
+OURS = 'Digest username="x", realm="example.com", nonce="n", uri="sip:h", response="1"'
+ANOTHERS = 'Digest realm="pbx, too",username="x",nonce="n",uri="sip:h",response="2",algorithm=X'
+
+
+def test_a_server_gets_the_credentials_that_are_not_for_us() -> None:
+    lines = [f"Proxy-Authorization: {each}" for each in (OURS, ANOTHERS, "Digest x=y", "Bearer z")]
+    request = invite("sip:bob@example.com", *lines)
+    for target, to_registrar, left in (
+        (Target("vm", "sip:vm@pbx"), False, [ANOTHERS]),
+        (Target("vm", "sip:vm@pbx"), True, [OURS, ANOTHERS, "Digest x=y", "Bearer z"]),
+        (Target("d", "sip:b@h", "tcp/1"), False, []),
+        (Target("d", "sip:b@h", route=("<sip:p1;lr>",)), False, []),
+    ):
+        forwarded = forward_request(
+            request, target, (), to_registrar=to_registrar, realms=REALM.domains
+        )
+        assert forwarded.headers.get_all("proxy-authorization") == left
+
+
 def test_the_push_id_is_in_the_invite() -> None:
     forwarded = forward_request(invite(), Target("d", "sip:b@h"), (), "uuid-1")
     assert forwarded.headers.get("x-push-id") == "uuid-1"

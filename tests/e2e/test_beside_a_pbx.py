@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.fallback_server import FallbackServer
 from tests.e2e.test_messages import message, take
-from tests.e2e.wire import OutCall
+from tests.e2e.wire import OutCall, digest_answer
 from tests.e2e.world import World, apns_token, x_push
 from tests.servers.ports import free_port
 
@@ -70,6 +70,31 @@ async def test_a_server_that_fails_or_refuses_is_followed_by_the_next(world: Wor
         answer, incoming = await in_time(call.final(), pbx.answers(daemon))
         assert answer.status == 200
         await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+async def test_a_pbx_that_asks_for_a_password_of_its_own_gets_the_answer_and_not_ours(
+    world: World,
+) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await with_route(world, address(pbx))
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("700", challenged=False)
+        by_us = await call.expect(407)
+        await call.authorize(by_us)
+        challenge = 'Digest realm="pbx", nonce="abc", qop="auth"'
+        asking = (await pbx.phone(daemon).incoming()).refuse(
+            407, f"Proxy-Authenticate: {challenge}"
+        )
+        refused, _ = await in_time(call.expect(407), asking)
+        assert refused["proxy-authenticate"] == challenge
+        asked, who = by_us["proxy-authenticate"], alice.account
+        ours = digest_answer(asked, who.user, who.password, "INVITE", call.uri, 2)
+        call.headers += (f"Proxy-Authorization: {ours}",)
+        await call.authorize(refused)
+        again = await pbx.phone(daemon).incoming()
+        assert again.invite.text.count("Proxy-Authorization") == 1
+        assert again.invite["proxy-authorization"] == call.authorization
+        await in_time(call.final(), again.answer())
 
 
 async def test_the_answer_of_the_pbx_goes_back(world: World) -> None:
