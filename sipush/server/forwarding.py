@@ -847,6 +847,8 @@ class Forwarding:
                 targets = await self.proxy.fallback_targets(self, uri)
             except (LocationError, MessageError) as error:
                 self.warn("fallback_failed", to=uri, reason=str(error))
+            except Exception as error:
+                log.error("internal_error", call_id=self.call_id, exc_info=error)
             self.diversions += (Diversion(origin, status, cause),)
         self._before = None
         self._perform(self.context.fall_back(targets, self._now))

@@ -203,6 +203,26 @@ async def test_a_bug_on_the_only_way_is_told_to_the_caller(tmp_path: Path) -> No
     assert (server.proxy.active, server.proxy.bucket.watched) == (0, [])
 
 
+class BrokenStore(ChangedStore):
+    """Looking one user up runs into a bug of ours."""
+
+    async def lookup(self, aor: Aor, now_epoch: float) -> Location:
+        if aor == CAROL:
+            raise ValueError("a bug")
+        return await self.unchanged.lookup(aor, now_epoch)
+
+
+async def test_a_bug_on_the_way_to_a_fallback_ends_the_call(tmp_path: Path) -> None:
+    configuration(tmp_path)
+    file = tmp_path / "sipush.toml"
+    with file.open("a") as more:
+        more.write(f'fallback = "sip:{CAROL}"\n[users."{CAROL}"]\nha1_md5 = "{ha1(3)}"\n')
+    server = Server(load(file), BrokenStore())
+    await server.send(server.caller, invite(1))
+    assert server.caller.sent[-1].startswith(b"SIP/2.0 480 ")
+    assert server.proxy.active == 0
+
+
 class HeardWire(Wire):
     """Tells when something is sent on it."""
 
