@@ -203,12 +203,15 @@ class Response(Message):
     __slots__ = ("reason", "status")
 
     def __init__(self, status: int, reason: str, headers: Headers, body: bytes = b"") -> None:
+        """``status`` 0: it could not be read, and ``reason`` is what followed the version."""
         super().__init__(headers, body)
         self.status = status
         self.reason = reason
 
     @property
     def start_line(self) -> str:
+        if not self.status:
+            return f"{VERSION} {self.reason}"
         return f"{VERSION} {self.status} {self.reason}"
 
     def copy(self) -> Response:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sipush.errors import MessageError
 from sipush.sip.framing import Frame, KeepAlive, StreamFramer
-from sipush.sip.message import Message, Request, parse_datagram
+from sipush.sip.message import Message, Request, Response, parse_datagram
 from tests.sip.messages import request_bytes
 
 INVITE = request_bytes("INVITE", body=b"v=0\r\n\r\nno\r\n")
@@ -100,6 +100,8 @@ def test_a_bad_response_is_skipped_with_its_body(start: str) -> None:
     bad = f"SIP/2.0 {start}\r\nl: 4\r\n\r\nbody".encode()
     error, following = framer.feed(bad + OPTIONS)
     assert isinstance(error, MessageError)
+    assert isinstance(error.message, Response)
+    assert error.message.start_line == f"SIP/2.0 {start}".partition("\r\n")[0]
     assert isinstance(following, Request)
     assert not framer.lost
 
