@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
@@ -53,6 +54,11 @@ _END = b"\xff" * 16
 _PURGE_EVERY = 25
 "REGISTERs; or a second, when they are few."
 
+_JUMP = 3600.0
+"Seconds by which the wall clock may be off the monotonic one."
+_DOUBTED_FOR = 3600.0
+"Seconds after a jump in which nothing is removed."
+
 _SELECT_SUBSCRIBER = f"SELECT {rows.SUBSCRIBER} FROM subscribers WHERE aor = ?"
 
 
@@ -95,6 +101,25 @@ _SUBSCRIBERS_AFTER = (
 )
 
 
+class _WallClock:
+    """Whether what it says has expired may be removed for good: it may be ahead for a moment."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[float, float] | None = None
+        "UNIX and monotonic time, when both were last compared."
+        self._trusted_at = 0.0
+
+    def is_trusted(self, now_epoch: float) -> bool:
+        """Whether it has not jumped of late."""
+        now = time.monotonic()
+        if self._seen is not None:
+            seen_epoch, seen = self._seen
+            if abs((now_epoch - seen_epoch) - (now - seen)) > _JUMP:
+                self._trusted_at = now + _DOUBTED_FOR
+        self._seen = now_epoch, now
+        return now >= self._trusted_at
+
+
 class SqliteStore:
     """A LocationStore in one file, which other processes may read and write at the same time.
 
@@ -119,6 +144,7 @@ class SqliteStore:
         self._purged_epoch = 0.0
         self._purged_to: str | bytes = _START
         "The last AOR that was looked at."
+        self._clock = _WallClock()
 
     async def open(self) -> None:
         """Create or migrate the file. Raises LocationError with what to do about it."""
@@ -181,7 +207,7 @@ class SqliteStore:
         if self._unpurged < _PURGE_EVERY and 0 <= now_epoch - self._purged_epoch < 1:
             return False
         self._unpurged, self._purged_epoch = 0, now_epoch
-        return True
+        return self._clock.is_trusted(now_epoch)
 
     def _purge(self, connection: sqlite3.Connection, now_epoch: float) -> None:
         """Go on through the devices where the last one stopped, and begin again at their end."""
@@ -213,7 +239,8 @@ class SqliteStore:
 
         def job(connection: sqlite3.Connection) -> Receipt | None:
             now = message.stored_epoch
-            rows.execute(connection, _PURGE_MESSAGES, (now, message.aor))
+            if self._clock.is_trusted(now):
+                rows.execute(connection, _PURGE_MESSAGES, (now, message.aor))
             waiting = _messages(connection, message.aor, now)
             for other in waiting:
                 if other.key == message.key:

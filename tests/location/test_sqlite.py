@@ -200,6 +200,30 @@ async def test_expired_rows_of_users_who_never_come_back_are_removed(
         assert reader.execute("SELECT aor FROM bindings").fetchall() == [(AOR,)]
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_what_a_clock_that_is_ahead_for_a_moment_calls_expired_is_not_removed(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch, is_over: bool
+):
+    sleeper, days = "sleeper@example.com", 8 * 86400
+    await store.bind(registration(binding(aor=sleeper), push=(record(aor=sleeper),)))
+    waiting = message(aor=sleeper, expires_epoch=NOW + days - 10)
+    await store.put_message(waiting, 10)
+    if is_over:
+        monkeypatch.setattr(sqlite, "_DOUBTED_FOR", 0.0)
+    monkeypatch.setattr(sqlite, "_PURGE_EVERY", 1)
+    for n in range(3):
+        late = NOW + days + n
+        await store.bind(registration(binding(cseq=n, expires_epoch=late + 60), now_epoch=late))
+        await store.put_message(
+            message(f"k{n + 2}", stored_epoch=late, expires_epoch=late + 60), 10
+        )
+    with contextlib.closing(sqlite3.connect(path)) as reader:
+        kept = reader.execute("SELECT aor FROM push_records").fetchall()
+        kept += reader.execute("SELECT aor FROM messages WHERE aor = ?", (sleeper,)).fetchall()
+    assert kept == ([] if is_over else [(sleeper,), (sleeper,)])
+    assert bool((await store.lookup(sleeper, NOW + 1)).push_records) is not is_over
+
+
 async def test_expired_rows_among_many_are_removed_by_the_registers_that_follow(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ):
