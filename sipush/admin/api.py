@@ -186,6 +186,7 @@ class Api:
                 "count": len(held),
                 "calls": [
                     views.held_call(
+                        id_=fingerprint(each.tag),
                         call_id=each.call_id,
                         caller=each.caller_aor,
                         callee=each.destinations[0] if each.destinations else each.request.uri,

@@ -125,6 +125,7 @@ def _push(record: PushRecord, now_epoch: float) -> Json:
 
 def held_call(
     *,
+    id_: str,
     call_id: str,
     caller: Aor,
     callee: str,
@@ -133,8 +134,12 @@ def held_call(
     wake_ups: Mapping[str, WakeUp],
     now: float,
 ) -> Json:
-    """A call that waits. ``now``, and the times of branches and wake-ups: seconds, monotonic."""
+    """A call that waits. ``id_``: its own, where a peer forks one Call-ID.
+
+    ``now``, and the times of branches and wake-ups: seconds, monotonic.
+    """
     return {
+        "id": id_,
         "call_id": text(call_id),
         "caller": text(caller) or "a peer",
         "callee": text(callee),
@@ -185,8 +190,11 @@ def _state(ladder: Ladder) -> tuple[str, int | None]:
         match step.method, step.event:
             case "INVITE", "arrived" if state in ("refused", "failed"):  # he tries again
                 state, status = "under way", None
-            case "INVITE", ("answered" | "failed" | "refused") as event if state == "under way":
+            case "INVITE", ("failed" | "refused") as event if state == "under way":
                 state, status = event, _number(step.facts.get("status"))
+            case "INVITE", "answered" if state in ("under way", "failed", "refused"):
+                # A peer may fork one Call-ID to several users: whose leg failed ends no call.
+                state, status = "answered", _number(step.facts.get("status"))
             case "BYE", "arrived" if state == "answered":
                 state = "ended"
     return state, status

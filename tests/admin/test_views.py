@@ -102,6 +102,7 @@ def test_a_call_that_waits_tells_of_each_device() -> None:
     ):
         wake_up.push = push
         call = views.held_call(
+            id_="5f1c22ab",
             call_id="c",
             caller="",
             callee=AOR,
@@ -110,7 +111,7 @@ def test_a_call_that_waits_tells_of_each_device() -> None:
             wake_ups={asleep.device: wake_up},
             now=104.0,
         )
-        assert (call["caller"], call["waited"]) == ("a peer", 4.0)
+        assert (call["id"], call["caller"], call["waited"]) == ("5f1c22ab", "a peer", 4.0)
         assert call["devices"] == [
             {
                 "id": views.device_id(AOR, PHONE),
@@ -162,7 +163,9 @@ def test_a_password_in_a_uri_is_shown_to_nobody() -> None:
         ([("answered", {"status": 200})], ("answered", 200)),
         ([("failed", {"status": 401}), ("arrived", {"uri": "sip:b"})], ("under way", None)),
         ([("failed", {"status": 486})], ("failed", 486)),
-        ([("failed", {"status": 486}), ("answered", {"status": 200})], ("failed", 486)),
+        ([("failed", {"status": 480}), ("answered", {"status": 200})], ("answered", 200)),
+        ([("refused", {"status": 404}), ("answered", {"status": 200})], ("answered", 200)),
+        ([("answered", {"status": 200}), ("failed", {"status": 480})], ("answered", 200)),
     ],
 )
 def test_the_state_of_a_call(steps: Any, state: Any) -> None:

@@ -18,10 +18,10 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from tests.e2e.browser import Browser, BrowserPhone
-from tests.e2e.daemon import Daemon, in_time
+from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.test_faults import let_files_grow
 from tests.e2e.test_metrics import read
-from tests.e2e.wire import PATIENCE, Account
+from tests.e2e.wire import PATIENCE, Account, OutCall
 from tests.e2e.world import World, apns_token, fcm_token, x_push
 from tests.servers.ports import free_port
 from tests.servers.redis_server import RedisServer
@@ -627,6 +627,64 @@ async def test_the_page_shows_hostile_names_as_text_and_tests_a_push(
     assert await page.evaluate("document.title") == "sipush"
     assert await page.evaluate("document.querySelectorAll('img').length") == 0
     assert await page.evaluate("violations") == 0
+
+
+async def opened(browser: Browser, admin: Admin) -> BrowserPhone:
+    """The page, with the token in it."""
+    page = await browser.open(await browser.context(), f"http://{admin.address}/")
+    await until(page, "!$('sign-in').hidden")
+    await page.evaluate(f"$('token').value = {json.dumps(TOKEN)}; $('sign-in').requestSubmit()")
+    await until(page, "!$('main').hidden")
+    return page
+
+
+async def test_a_call_forked_to_two_users_waits_twice_and_is_answered_once(
+    world: World, daemon: Daemon, admin: Admin, browser: Browser
+) -> None:
+    pushes = {user: x_push(apns_token()) for user in ("bob", "carol")}
+    for user, push in pushes.items():
+        await world.sleeping(daemon, user, "TCP", push)
+    pbx = await world.phone(daemon, "200", "TCP", ip=PBX)
+    call_id = f"forked-{world.domain}"
+    to_bob = await pbx.call("bob", challenged=False, call_id=call_id)
+    to_carol = OutCall(pbx, f"sip:carol@{world.domain}", (), call_id, tag=to_bob.tag)
+    to_carol.send_invite()
+    for _ in pushes:
+        await world.pushes.next()
+
+    def mine(found: Any) -> list[Any]:
+        return [call for call in found["calls"] if call["call_id"] == call_id]
+
+    held = mine(await admin.get("/api/waking"))
+    assert {call["callee"] for call in held} == set(map(world.aor, pushes))
+    assert len({call["id"] for call in held}) == 2
+    page = await opened(browser, admin)
+    cards = f"[...$('waking').children].filter((c) => c.textContent.includes('{call_id}')).length"
+    for _ in range(3):
+        await page.evaluate("go()")
+        assert await page.evaluate(cards) == 2
+    await to_carol.cancel()
+    assert (await to_carol.final()).status == 487
+    (call,) = mine(await admin.get("/api/calls"))
+    assert (call["state"], call["status"]) == ("failed", 487)
+    reborn = await world.registered(daemon, "bob", "TCP", pushes["bob"])
+    await in_time(to_bob.final(), reborn.rings_and_answers())
+    (call,) = mine(await admin.get("/api/calls"))
+    assert (call["state"], call["status"]) == ("answered", 200)
+    await page.evaluate("go()")
+    assert await page.evaluate(cards) == 0
+
+
+async def test_things_in_a_list_that_share_a_key_come_and_go_with_it(
+    admin: Admin, browser: Browser
+) -> None:
+    page = await opened(browser, admin)
+    await page.evaluate("list = el('ul'); null")
+    for keys in ("aab", "aaab", "ba", "a", ""):
+        await page.evaluate(
+            f"each(list, [...'{keys}'], (k) => k, () => el('li'), (child, k) => put(child, k))"
+        )
+        assert await page.evaluate("list.textContent") == keys
 
 
 async def test_the_page_runs_nothing_but_its_own_script(admin: Admin, browser: Browser) -> None:
