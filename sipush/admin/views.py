@@ -187,7 +187,7 @@ def call(ladder: Ladder) -> Json:
 def _state(ladder: Ladder) -> tuple[str, int | None]:
     state, status = "under way", None
     for step in ladder.steps:
-        match step.method, step.event:
+        match step.method, _event(step):
             case "INVITE", "arrived" if state in ("refused", "failed"):  # he tries again
                 state, status = "under way", None
             case "INVITE", ("failed" | "refused") as event if state == "under way":
@@ -198,6 +198,13 @@ def _state(ladder: Ladder) -> tuple[str, int | None]:
             case "BYE", "arrived" if state == "answered":
                 state = "ended"
     return state, status
+
+
+def _event(step: Step) -> str:
+    """Of a call that was over when its process died, what had become of it."""
+    if step.event == "call_resumed" and (status := _number(step.facts.get("status"))):
+        return "answered" if status < 300 else "failed"
+    return step.event
 
 
 def ladder(kept: Ladder) -> Json:
@@ -273,7 +280,9 @@ def _arrow(step: Step) -> tuple[str, str, str]:
         case "left_out":
             return "sipush", "sipush", f"{facts['steps']} steps are left out here"
         case "call_resumed":
-            return "sipush", "sipush", "taken over from a process that has died"
+            final = _number(facts["status"])
+            answered = f", which had answered {final}" if final else ""
+            return "sipush", "sipush", f"taken over from a process that has died{answered}"
         case other:
             return "sipush", "sipush", other.replace("_", " ")
 

@@ -354,7 +354,9 @@ class Proxy:
                 # Gone again since it told us of the call, which goes on: whoever is waited for is
                 # heard when he registers, and looked up when the store is back.
                 log.warning("store_unavailable", call_id=request.call_id, reason=str(error))
-        forwarding.tell("call_resumed", aors=held.aors)
+        if forwarding.ladder is not None and self.history is not None:
+            self.history.routed(forwarding.ladder)
+        forwarding.tell("call_resumed", aors=held.aors, status=held.final or None)
         forwarding.resume(held, locations)
 
     def _way_back(self, name: str, request: Request) -> Flow:

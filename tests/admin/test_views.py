@@ -166,6 +166,9 @@ def test_a_password_in_a_uri_is_shown_to_nobody() -> None:
         ([("failed", {"status": 480}), ("answered", {"status": 200})], ("answered", 200)),
         ([("refused", {"status": 404}), ("answered", {"status": 200})], ("answered", 200)),
         ([("answered", {"status": 200}), ("failed", {"status": 480})], ("answered", 200)),
+        ([("call_resumed", {"status": None})], ("under way", None)),
+        ([("call_resumed", {"status": 480})], ("failed", 480)),
+        ([("call_resumed", {"status": 200})], ("answered", 200)),
     ],
 )
 def test_the_state_of_a_call(steps: Any, state: Any) -> None:
@@ -204,7 +207,7 @@ def test_every_step_is_drawn_and_none_tells_a_secret() -> None:
         "falling_back": {"to": "sip:vm", "status": 480, "cause": "unreachable"},
         "push_record_removed": {"aor": AOR, "removed": True},
         "wake_up": {"outcome": "answered", "device": "00000000"},
-        "call_resumed": {"aors": (AOR,)},
+        "call_resumed": {"aors": (AOR,), "status": 480},
         "emergency_call": {"uri": "urn:service:sos", "caller": "unknown"},
     }
     kept = ladder_of(*(("INVITE", event, each) for event, each in facts.items()))

@@ -233,6 +233,38 @@ async def test_a_caller_with_a_wrong_password_is_seen_among_the_calls(
     assert (listed["state"], listed["status"]) == ("refused", 407)
 
 
+async def test_what_had_become_of_a_call_is_known_after_a_crash(
+    world: World, token_file: Path
+) -> None:
+    listen = {"listen": "127.0.0.1:0", "token_file": str(token_file)}
+    few = {"calls": 4}  # none of them has one of the few places of calls that went nowhere
+    daemon = await world.start(admin=listen | few, wake={"hold": 60.0, "probe": 0.25})
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "TCP", push)
+    await world.sleeping(daemon, "carol", "TCP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice")
+    calls = []
+    for user in ("bob", "carol", "carol"):
+        calls.append(await alice.call(user))
+        await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    await in_time(calls[0].final(), reborn.rings_and_answers())
+    await in_time(calls[1].cancel(), calls[1].final())
+    await daemon.restart_after_kill()
+    admin = Admin(await address_of(daemon), [])
+    found = await admin.until(
+        lambda found: len(found["calls"]) == len(calls) and found["calls"], "/api/calls"
+    )
+    states = {call["call_id"]: (call["state"], call["status"]) for call in found}
+    assert [states[call.call_id] for call in calls] == [
+        ("answered", 200),
+        ("failed", 487),
+        ("under way", None),
+    ]
+    ladder = await admin.get("/api/ladder", call_id=calls[1].call_id)
+    assert ladder["steps"][1]["text"].endswith("has died, which had answered 487")
+
+
 @pytest.mark.parametrize("device_os", ["ios", "android"])
 async def test_a_push_test_reaches_the_device_without_ringing(
     world: World, daemon: Daemon, admin: Admin, device_os: str
