@@ -719,6 +719,39 @@ async def test_things_in_a_list_that_share_a_key_come_and_go_with_it(
         assert await page.evaluate("list.textContent") == keys
 
 
+@pytest.mark.parametrize("width", [320, 769])
+async def test_nothing_is_squeezed_into_slivers_on_a_narrow_screen(
+    world: World, daemon: Daemon, admin: Admin, browser: Browser, width: int
+) -> None:
+    push = x_push(fcm_token(), "android")
+    await world.sleeping(daemon, "bob", "TCP", push)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    await world.pushes.next()
+    reborn = await world.registered(daemon, "bob", "TCP", push)
+    answer, incoming = await in_time(call.final(), reborn.rings_and_answers())
+    await in_time(call.hang_up(answer), incoming.hung_up())
+    page = await opened(browser, admin)
+    size = {"height": 800, "deviceScaleFactor": 1, "mobile": False}
+    await browser.command("Emulation.setDeviceMetricsOverride", page.session, width=width, **size)
+    await page.evaluate(f"$('user').value = 'bob@{world.domain}'; $('find-users').requestSubmit()")
+    await until(page, "document.querySelector('#users .device .fact')?.textContent")
+    shown = f"[...$('calls').children].find((c) => c.textContent.includes('{world.domain}'))"
+    await page.evaluate(f"{shown}.firstChild.open = true")
+    await until(page, f"{shown}.querySelectorAll('.arrow').length > 10")
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    narrowest = await page.evaluate(
+        f"Math.min(...[...{shown}.querySelectorAll('.arrow, .remark'), "
+        "...document.querySelectorAll('#users .fact')]"
+        ".filter((e) => e.textContent).map((e) => e.offsetWidth))"
+    )
+    assert narrowest >= 120
+    tallest = await page.evaluate(
+        f"Math.max(...[...{shown}.querySelectorAll('.arrow, .remark')].map((e) => e.offsetHeight))"
+    )
+    assert tallest <= 6 * 22  # lines of a URI
+
+
 async def test_the_page_runs_nothing_but_its_own_script(admin: Admin, browser: Browser) -> None:
     response = await admin.ask("GET", "/")
     policy = response.headers["content-security-policy"]
