@@ -163,6 +163,7 @@ class Api:
         return await self._proxy.subscribers.get(aor) is not None
 
     def _aor(self, name: str) -> Aor:
+        name = re.sub("^sips?:", "", name, flags=re.IGNORECASE)
         user, at, domain = name.rpartition("@")
         return f"{user}@{domain.lower()}" if at else f"{name}@{self._proxy.realm.domains[0]}"
 

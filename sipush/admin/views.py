@@ -91,8 +91,10 @@ def location(
     for record in found.push_records:
         shown = device(record.device)
         shown["push"] = _push(record, now_epoch)
-        if shown["state"] != "registered":
-            shown["state"] = "waking" if shown["id"] in waking else "asleep"
+        if shown["id"] in waking:
+            shown["state"] = "waking"
+        elif shown["state"] != "registered":
+            shown["state"] = "asleep"
     return {"aor": text(aor), "devices": list(devices.values())}
 
 

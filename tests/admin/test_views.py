@@ -67,6 +67,12 @@ def test_a_device_with_a_push_record_and_nothing_else_that_leads_to_it_is_asleep
         assert device["state"] == "waking"
 
 
+def test_a_device_whose_contact_is_silent_is_waking_while_a_call_waits_for_it() -> None:
+    location = Location((binding(),), (record(),))
+    (device,) = shown(location, waking=(views.device_id(AOR, PHONE),))
+    assert device["state"] == "waking"
+
+
 def test_a_device_that_no_push_reaches_either_is_unreachable() -> None:
     (device,) = shown(Location((binding(),)), live=False)
     assert (device["state"], device["push"]) == ("unreachable", None)

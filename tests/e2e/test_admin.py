@@ -192,6 +192,19 @@ async def test_a_call_that_waits_is_shown_and_then_its_ladder(
     assert [each["call_id"] for each in listed] == [call.call_id]
 
 
+async def test_a_phone_that_is_silent_at_its_udp_address_is_waking(
+    world: World, daemon: Daemon, admin: Admin
+) -> None:
+    await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    assert (await admin.device(world.aor("bob")))["state"] == "registered"
+    alice = await world.phone(daemon, "alice")
+    await alice.call("bob")
+    await world.pushes.next()
+    assert (await admin.device(world.aor("bob")))["state"] == "waking"
+    listed = await admin.get("/api/locations", state="waking")
+    assert world.aor("bob") in {user["aor"] for user in listed["users"]}
+
+
 async def test_the_callee_s_bye_comes_from_the_called_side(
     world: World, daemon: Daemon, admin: Admin
 ) -> None:
@@ -527,8 +540,9 @@ async def test_a_user_whom_nobody_knows_is_told_from_one_who_has_not_registered(
     world: World, admin: Admin
 ) -> None:
     for user, known in (("bob", True), ("nobody", False)):
-        (found,) = (await admin.get("/api/locations", aor=world.aor(user)))["users"]
-        assert (found["devices"], found["known"]) == ([], known)
+        for scheme in ("", "sip:", "SIPS:"):
+            (found,) = (await admin.get("/api/locations", aor=scheme + world.aor(user)))["users"]
+            assert (found["devices"], found["known"]) == ([], known)
 
 
 async def test_a_port_that_is_taken_is_told_before_anything_is_served(
@@ -717,6 +731,45 @@ async def test_things_in_a_list_that_share_a_key_come_and_go_with_it(
             f"each(list, [...'{keys}'], (k) => k, () => el('li'), (child, k) => put(child, k))"
         )
         assert await page.evaluate("list.textContent") == keys
+
+
+async def test_a_page_that_shows_nobody_says_why(
+    world: World, token_file: Path, browser: Browser
+) -> None:
+    daemon = await world.start(admin={"listen": "127.0.0.1:0", "token_file": str(token_file)})
+    page = await opened(browser, Admin(await address_of(daemon), []))
+    for user, state, words in (
+        (f"nobody@{world.domain}", "", "There is no such user."),
+        (f"sip:carol@{world.domain}", "", "The user has no device."),
+        ("", "", "Nothing is registered."),
+        ("", "unreachable", "No user has a device that is unreachable."),
+    ):
+        await page.evaluate(f"$('user').value = '{user}'; $('state').value = '{state}'; null")
+        await page.evaluate("refreshUsers()")
+        assert await page.evaluate("!$('no-users').hidden && $('no-users').textContent") == words
+    await world.registered(daemon, "bob", "UDP", "")
+    await page.evaluate(f"$('user').value = 'sip:bob@{world.domain}'; refreshUsers()")
+    await until(page, "$('no-users').hidden && document.querySelector('#users .device')")
+
+
+async def test_the_keyboard_stays_where_it_is(
+    world: World, daemon: Daemon, admin: Admin, browser: Browser
+) -> None:
+    await world.sleeping(daemon, "bob", "TCP", x_push(fcm_token(), "android"))
+    page = await browser.open(await browser.context(), f"http://{admin.address}/")
+    assert await until(page, "document.activeElement.id") == "token"
+    await page.evaluate(f"$('token').value = {json.dumps(TOKEN)}; $('sign-in').requestSubmit()")
+    await until(page, "!$('main').hidden")
+    await page.evaluate(f"$('user').value = 'bob@{world.domain}'; refreshUsers()")
+    await page.evaluate("document.querySelector('#users .test').focus()")
+    for _ in range(2):  # the second time while the test runs: nothing happens
+        for type_ in ("keyDown", "keyUp"):
+            key = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+            await browser.command("Input.dispatchKeyEvent", page.session, type=type_, **key)
+        await until(page, "document.activeElement.ariaDisabled === 'true'")
+        assert await page.evaluate("document.activeElement.className") == "test"
+    await world.pushes.next()
+    assert len(world.pushes.all) == 1
 
 
 @pytest.mark.parametrize("width", [320, 769])
