@@ -474,7 +474,8 @@ class Config(Section):
 def load(path: Path) -> Config:
     """Read and check a configuration file.
 
-    Relative paths in it start at its folder. Raises ConfigError with everything that is wrong.
+    Relative paths in it start at its folder. Raises ConfigError with every key and value that is
+    wrong; if there is none, with every contradiction between sections.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

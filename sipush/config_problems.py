@@ -21,6 +21,8 @@ _PATH = re.compile(r"\.{0,2}/\S*|\S*\.[A-Za-z0-9]{1,8}")
 "What is surely a path: the secret itself may stand where its file belongs."
 _KEY_ITSELF = "[key]"
 "Where pydantic finds fault with the key of a table and not with its value."
+_DOTTED = {"apps": "an app-id", "domains": "a domain"}
+"Tables whose keys are names with dots, each of which begins a table of its own without quotes."
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -52,7 +54,7 @@ def _sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
     if error["type"] == "problem":
         return error["msg"]
     if error["type"] == "extra_forbidden":
-        return _unknown_key(place, schema)
+        return _unknown_key(place, error["input"], schema)
     if error["type"] == "missing":
         return "is missing and has no default"
     if error["type"] in ("too_short", "string_too_short"):
@@ -60,6 +62,8 @@ def _sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
     allowed = re.sub(r"^Input should be ", "", error["msg"]).replace("'", '"')
     if error["type"] in ("model_type", "dict_type"):
         allowed = "a table"
+    if error["type"] == "list_type":
+        allowed = _a_list(place, error["input"], schema)
     if place and _may_be_secret(str(place[-1]), error["input"]):
         return f"cannot be used (allowed: {allowed})"
     return f"is {_toml(error['input'])} (allowed: {allowed})"
@@ -69,12 +73,22 @@ def _may_be_secret(key: str, value: object) -> bool:
     return key in _SECRET or bool(_FILE_KEY.search(key) and not _PATH.fullmatch(str(value)))
 
 
-def _unknown_key(place: Place, schema: type[BaseModel]) -> str:
+def _a_list(place: Place, value: object, schema: type[BaseModel]) -> str:
+    item = bare(get_args(model_at(place, schema))[0])
+    if _is_model(item):
+        return "a list of tables"
+    return f"[{_toml(value)}]" if isinstance(value, str) else "a list"
+
+
+def _unknown_key(place: Place, value: object, schema: type[BaseModel]) -> str:
     known = sorted(model_at(place[:-1], schema).model_fields)
     near = get_close_matches(str(place[-1]), known, n=1)
     if near:
         return f"unknown key (did you mean {near[0]}?)"
-    return f"unknown key (allowed: {', '.join(known)})"
+    allowed = ", ".join(known)
+    if isinstance(value, dict) and len(place) == 3 and place[0] in _DOTTED:
+        allowed += f"; {_DOTTED[place[0]]} with dots needs quotes"
+    return f"unknown key (allowed: {allowed})"
 
 
 def model_at(place: Sequence[str | int], schema: type[BaseModel]) -> type[BaseModel]:

@@ -170,6 +170,19 @@ WRONG = [
         'apps."com.x": has no push service (allowed: at least one of apns, fcm, webpush, webhook)',
     ),
     (
+        '[apps.com.example.phone.apns]\nkey_id = "x"',
+        "apps.com.example: unknown key "
+        "(allowed: apns, fcm, hold, payload, push, webhook, webpush; "
+        "an app-id with dots needs quotes)",
+    ),
+    (
+        "apps.x.foo = 1",
+        "apps.x.foo: unknown key (allowed: apns, fcm, hold, payload, push, webhook, webpush)",
+    ),
+    ('sip.domains = "example.com"', 'sip.domains: is "example.com" (allowed: ["example.com"])'),
+    ("sip.domains = 3", "sip.domains: is 3 (allowed: a list)"),
+    ('listen = "udp"', 'listen: is "udp" (allowed: a list of tables)'),
+    (
         '[apps.x.webpush]\nkey_file = "/etc/passwd"\nsubject = "ops@example.com"',
         'apps.x.webpush.subject: is "ops@example.com" '
         "(allowed: a mailto: or https: URI such as mailto:ops@example.com)",
@@ -374,6 +387,17 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         'users."1@b"',
         "lgo",
     ]
+
+
+def test_contradictions_between_sections_are_told_once_each_of_them_is_right(
+    tmp_path: Path,
+) -> None:
+    text = 'node.uri = "sip:192.0.2.1"\n[groups."g@localhost"]\nmembers = ["g@localhost"]\n'
+    assert [problem.partition(":")[0] for problem in problems(tmp_path, text)] == [
+        'groups."g@localhost".members[0]',
+        "node.uri",
+    ]
+    assert problems(tmp_path, text + "hodl = 1")[0].startswith('groups."g@localhost".hodl: ')
 
 
 def test_a_listener_on_any_free_port_may_stand_there_twice(tmp_path: Path) -> None:
