@@ -48,6 +48,9 @@ FLOW_GONE: Final = frozenset({Status.REQUEST_TIMEOUT, Status.FLOW_FAILED})
 T1: Final = 0.5
 "Seconds in which a request and its response are there and back (§17.1.1.1)."
 
+SERVER_TIMER_C: Final = 200.0
+"Seconds that a server has at least, which may queue the call: more than 3 minutes (§16.6 step 11)."
+
 #: Seconds until a device that is still ending the call is called again, and how often: it knows the
 #: call for T4 (5 s) after its ACK.
 STILL_ENDING, TIMES_ENDING = 1.0, 8
@@ -71,6 +74,7 @@ class ResponseContext:
         "search",
         "successful",
         "timer_c",
+        "timer_c_of_server",
         "tombstone",
     )
 
@@ -88,7 +92,9 @@ class ResponseContext:
         self.probe = probe
         "Seconds a forwarded INVITE may stay without any response before its device is pushed."
         self.timer_c = timer_c
-        "Seconds without a 101-199 after which an INVITE branch is given up (§16.6 step 11)."
+        "Seconds without a 101-199 after which a device is given up (§16.6 step 11)."
+        self.timer_c_of_server = max(timer_c, SERVER_TIMER_C)
+        "The same for what is no device of ours."
         self.ringback = ringback
         "Provisional the caller gets while devices are woken, or None."
         self.invite = invite
@@ -494,7 +500,7 @@ class ResponseContext:
         branch.broken = branch.awaited = False
         actions: list[Action] = [Forward(branch.id)]
         if self.invite:
-            branch.timer_c_at = now + self.timer_c
+            branch.timer_c_at = now + self._timer_c(target)
         if target.wakeable and not branch.pushed:
             if target.push_always:
                 actions += self._push(branch, now)
@@ -579,7 +585,10 @@ class ResponseContext:
     def _call_again(self, branch: Branch, now: float) -> None:
         """It is no longer expected to wake."""
         branch.state, branch.bucket_at = BranchState.CALLING, None
-        branch.timer_c_at = now + self.timer_c if self.invite else None
+        branch.timer_c_at = now + self._timer_c(branch.target) if self.invite else None
+
+    def _timer_c(self, target: Target) -> float:
+        return self.timer_c if " " in target.device else self.timer_c_of_server
 
     def _silent(self, branch: Branch, now: float) -> list[Action]:
         if branch.superseded:
@@ -627,7 +636,7 @@ class ResponseContext:
             return []
         branch.state, branch.rang = BranchState.PROCEEDING, True
         if self.invite:
-            branch.timer_c_at = now + self.timer_c
+            branch.timer_c_at = now + self._timer_c(branch.target)
         return [] if self.answered else [Respond(status, branch.id)]
 
     def _bucket_expired(self, branch: Branch, now: float) -> list[Action]:

@@ -17,7 +17,8 @@ class Target:
     """One member of the target set (§16.5): a device, or a URI the call falls back to."""
 
     device: str
-    "Unique in the context: AOR and device key, or the URI of something that is not a device."
+    """Unique in the context: AOR and device key, with a space between, or something without a space
+    that is not a device of ours, such as the URI of a server."""
     uri: str
     "Request-URI to forward with; empty when there is no contact."
     flow: str

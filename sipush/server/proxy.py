@@ -108,6 +108,9 @@ _MAX_KNOWN: Final = 10_000
 BETWEEN_FLOWS: Final = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
+EMERGENCY_TIMER_C: Final = 86400.0
+"Seconds that a call for help may wait in a queue: as long as its caller does."
+
 STORE_PATIENCE: Final = 0.5
 "Seconds that a call for help waits to learn who calls."
 
@@ -257,7 +260,7 @@ class Proxy:
             case ToServer():
                 answer_for_server(transaction, self.new_id())
             case ToEmergency():
-                forwarding = self._open(transaction, request, None)
+                forwarding = self._open(transaction, request, None, timer_c=EMERGENCY_TIMER_C)
                 await _until_started(forwarding, self._forward_emergency(forwarding))
             case Rejection() as rejection:
                 reject(transaction, rejection, self.new_id())
@@ -293,13 +296,18 @@ class Proxy:
             await _until_started(forwarding, edge.call_device(self, forwarding, called))
 
     def _open(
-        self, transaction: ServerTransactionHandle, request: Request, ringback: int | None
+        self,
+        transaction: ServerTransactionHandle,
+        request: Request,
+        ringback: int | None,
+        *,
+        timer_c: float = 0.0,
     ) -> Forwarding:
-        """A forwarding that a CANCEL finds from now on."""
+        """A forwarding that a CANCEL finds from now on; ``timer_c``: instead of the policy's."""
         policy = self.policy
         context = ResponseContext(
             probe=policy.probe,
-            timer_c=policy.no_answer,
+            timer_c=timer_c or policy.no_answer,
             ringback=ringback,
             invite=request.method == "INVITE",
             push_while_ringing=policy.push_while_ringing,

@@ -26,6 +26,7 @@ from sipush.core.branch import (
 from sipush.core.fallback import Cause
 from sipush.core.push_request import PushResult
 from sipush.core.response_context import (
+    SERVER_TIMER_C,
     STILL_ENDING,
     T1,
     TIMES_ENDING,
@@ -35,11 +36,12 @@ from sipush.core.target_set import Target
 
 TABLE = Path(__file__).parents[2] / "docs" / "response-context.md"
 RECORD = PushRecord("bob@x", "d", Platform.APNS, "app", "token")
+DEVICE = "bob@x d"
 NOW, PROBE, HOLD, TIMER_C = 100.0, 1.5, 30.0, 180.0
 TOMBSTONE = 20.0
 
 
-def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
+def target(kind: str, device: str = DEVICE, flow: str = "tcp/1") -> Target:
     contact = {"uri": "sip:bob@1.2.3.4", "flow": flow, "live": True}
     wakeable = {"push": RECORD, "hold": HOLD}
     match kind:
@@ -58,6 +60,8 @@ def target(kind: str, device: str = "d", flow: str = "tcp/1") -> Target:
             return Target(device, **contact, hold=10.0)
         case "gone":
             return Target(device)
+        case "server":
+            return Target("sip:vm@pbx", "sip:vm@pbx", live=True)
     raise ValueError(kind)
 
 
@@ -110,6 +114,9 @@ def feed(context: ResponseContext, text: str) -> list[Action]:
         case "Timer C":
             context.branches[1].timer_c_at = None  # only branch 0 is under test
             return context.timer_fired(NOW + TIMER_C)
+        case "Timer C of a server":
+            context.branches[1].timer_c_at = None
+            return context.timer_fired(NOW + SERVER_TIMER_C)
         case "T1":
             return context.timer_fired(NOW + T1)
         case "caller cancels":
@@ -132,7 +139,7 @@ def shown(actions: list[Action], context: ResponseContext) -> str:
                 words.append(f"Respond {action.status}")
         elif isinstance(action, FallBack):
             words.append("FallBack")
-        elif context.branches[action.branch].target.device == "d":
+        elif context.branches[action.branch].target.device != "other":
             words.append(type(action).__name__)
     return ", ".join(words) or "-"
 
@@ -605,7 +612,7 @@ def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_cr
 def test_a_device_that_a_dead_process_may_have_forwarded_to_hears_of_the_end() -> None:
     context = make()
     context.start([target("sleeping")], 0.0)
-    context.perhaps_forwarded("d", 0.5)
+    context.perhaps_forwarded(DEVICE, 0.5)
     context.cancelled(1.0)
     context.push_finished(0, PushResult.WITHDRAWN, 1.0)
     actions = context.binding_refreshed(target("mobile"), 2.0)
@@ -727,6 +734,13 @@ def test_a_device_that_is_being_woken_does_not_ring_yet() -> None:
     assert context.timer_fired(NOW + HOLD / 2) == []
     context.response_received(0, 100, NOW + HOLD / 2)
     assert context.next_timer() == NOW + HOLD
+
+
+def test_a_server_has_no_less_time_than_a_device() -> None:
+    context = ResponseContext(probe=PROBE, timer_c=2 * SERVER_TIMER_C)
+    context.start([target("server")], NOW)
+    assert context.timer_fired(NOW + SERVER_TIMER_C) == []
+    assert context.next_timer() == NOW + 2 * SERVER_TIMER_C
 
 
 def test_a_silent_device_does_not_keep_the_caller_of_a_declined_call_waiting() -> None:

@@ -97,6 +97,32 @@ async def test_a_pbx_that_asks_for_a_password_of_its_own_gets_the_answer_and_not
         await in_time(call.final(), again.answer())
 
 
+async def a_phone_has_rung_out(world: World, daemon: Daemon) -> None:
+    """As long as a phone may ring (``wake.no_answer``)."""
+    carol = await world.phone(daemon, "carol")
+    await carol.register()
+    call = await (await world.phone(daemon, "bob")).call("carol")
+    incoming = await carol.incoming()
+    incoming.reply(180)
+    _, final = await in_time(incoming.cancelled(), call.final())
+    assert final.status == 408
+
+
+@pytest.mark.parametrize("way", ["number", "fallback"])
+async def test_the_pbx_may_ring_longer_than_a_phone(world: World, way: str) -> None:
+    async with FallbackServer() as pbx:
+        users = {world.aor("bob"): {"fallback": pbx.uri("queue")}}
+        daemon = await with_route(world, address(pbx), wake={"no_answer": 0.5}, users=users)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob" if way == "fallback" else "700")
+        incoming = await pbx.phone(daemon).incoming()
+        incoming.reply(180)
+        await call.expect(180)
+        await a_phone_has_rung_out(world, daemon)
+        answer, _ = await in_time(call.final(), incoming.answer())
+        assert answer.status == 200
+
+
 async def test_the_answer_of_the_pbx_goes_back(world: World) -> None:
     async with FallbackServer() as pbx:
         daemon = await with_route(world, address(pbx))

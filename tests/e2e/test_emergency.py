@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.daemon import PBX, Daemon, in_time
 from tests.e2e.fallback_server import FallbackServer
+from tests.e2e.test_beside_a_pbx import a_phone_has_rung_out
 from tests.e2e.test_messages import message, take
 from tests.e2e.wire import SDP, Msg, OutCall
 from tests.e2e.world import World, apns_token, x_push
@@ -21,9 +22,12 @@ CIVIC = "{urn:ietf:params:xml:ns:pidf:geopriv10:civicAddr}"
 HOME = {"country": "DE", "A3": "Berlin", "RD": "Straße des 17. Juni", "HNO": "135", "PC": "10623"}
 
 
-async def with_route(world: World, *servers: FallbackServer, **emergency: Any) -> Daemon:
+async def with_route(
+    world: World, *servers: FallbackServer, no_answer: float = 180, **emergency: Any
+) -> Daemon:
     """A daemon whose emergency calls go to ``servers``; alice's address is on file."""
     return await world.start(
+        wake={"no_answer": no_answer},
         users={world.aor("alice"): {"fallback": f"sip:voicemail@{PBX}:1"}},
         emergency={
             "numbers": ["112", "911"],
@@ -125,6 +129,19 @@ async def test_a_caller_who_gives_up_reaches_the_emergency_centre_too(world: Wor
         await call.expect(180)
         _, final, _ = await in_time(call.cancel(), call.final(), incoming.cancelled())
         assert final.status == 487
+
+
+async def test_the_emergency_centre_may_ring_longer_than_a_phone(world: World) -> None:
+    async with FallbackServer() as psap:
+        daemon = await with_route(world, psap, no_answer=0.5)
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("112", challenged=False)
+        incoming = await psap.phone(daemon).incoming()
+        incoming.reply(180)
+        await call.expect(180)
+        await a_phone_has_rung_out(world, daemon)
+        answer, _ = await in_time(call.final(), incoming.answer())
+        assert answer.status == 200
 
 
 async def test_strangers_may_be_asked_to_sign_in(world: World) -> None:
