@@ -780,7 +780,7 @@ class Proxy:
         known = await self._known_caller(flow, request)
         caller = known or ""
         if known == "" and not policy.strangers:
-            found = await self._authenticate(flow, request, forwarding.tag, even_banned=True)
+            found = await self._authenticate(flow, request, forwarding.tag)
             if isinstance(found, Response):
                 respond(transaction, found)
                 return
@@ -824,9 +824,7 @@ class Proxy:
 
     # -- who may --
 
-    async def _authenticate(
-        self, flow: Flow, request: Request, tag: str, *, even_banned: bool = False
-    ) -> Aor | Response:
+    async def _authenticate(self, flow: Flow, request: Request, tag: str) -> Aor | Response:
         """Find the caller, or the response that refuses it (§22.3)."""
         since, client = self.clock(), self.gate.client(flow)
         claimed = self.realm.caller_aor(request)
@@ -836,12 +834,11 @@ class Proxy:
         if credentials:
             user = subscriber_aor(credentials.username, domain, self.realm.domains)
         subscriber = await self.subscribers.get(user) if user else None
-        slowable = bool(user) and not even_banned
-        if slowable and (wait := await self.gate.slows(flow, user, request)):
+        if user and (wait := await self.gate.slows(flow, user, request)):
             return wait_to_sign_in(request, wait, tag)
+        if self.gate.is_banned(flow):  # no password is looked at, also not for an emergency call
+            credentials = None
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
-        if self.gate.is_banned(flow) and not even_banned:
-            verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
                 await self.gate.sign_in_failed(flow, user, since)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import email
+from collections.abc import Mapping
 from email.message import Message
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -23,11 +25,16 @@ HOME = {"country": "DE", "A3": "Berlin", "RD": "Straße des 17. Juni", "HNO": "1
 
 
 async def with_route(
-    world: World, *servers: FallbackServer, no_answer: float = 180, **emergency: Any
+    world: World,
+    *servers: FallbackServer,
+    no_answer: float = 180,
+    limits: Mapping[str, float] = MappingProxyType({}),
+    **emergency: Any,
 ) -> Daemon:
     """A daemon whose emergency calls go to ``servers``; alice's address is on file."""
     return await world.start(
         wake={"no_answer": no_answer},
+        limits=dict(limits),
         users={world.aor("alice"): {"fallback": f"sip:voicemail@{PBX}:1"}},
         emergency={
             "numbers": ["112", "911"],
@@ -142,6 +149,26 @@ async def test_the_emergency_centre_may_ring_longer_than_a_phone(world: World) -
         await a_phone_has_rung_out(world, daemon)
         answer, _ = await in_time(call.final(), incoming.answer())
         assert answer.status == 200
+
+
+@pytest.mark.parametrize("limit", ["failed_sign_ins", "failed_sign_ins_per_user"])
+async def test_nobody_guesses_passwords_by_emergency_calls(world: World, limit: str) -> None:
+    async with FallbackServer() as psap:
+        limits = {limit: 3, "failure_window": 3600}
+        daemon = await with_route(world, psap, strangers=False, limits=limits)
+        eve = await world.phone(daemon, "alice", ip="127.0.0.71")
+        calls = [await eve.call("112", challenged=False) for _ in range(12)]
+        challenges = [await call.expect(407) for call in calls]
+        right, eve.account.password = eve.account.password, "wrong"
+        for call, challenge in zip(calls[:-1], challenges[:-1], strict=True):
+            await call.authorize(challenge)
+        await daemon.log_event("banned" if limit == "failed_sign_ins" else "user_slowed")
+        eve.account.password = right
+        await calls[-1].authorize(challenges[-1])
+        await psap.phone(daemon).wire.heard()
+        await daemon.has_no_requests()
+        assert sum("authentication_failed" in line for line in daemon.log.all) == 3
+        assert psap.phone(daemon).wire.count("INVITE") == 0
 
 
 async def test_strangers_may_be_asked_to_sign_in(world: World) -> None:
