@@ -364,6 +364,20 @@ def is_anonymous(request: Request) -> bool:
     return request.from_.uri.lower().partition(":")[2] == "anonymous@anonymous.invalid"
 
 
+_CLAIMS: Final = ("diversion", "history-info")
+
+
+def drop_claims(request: Request) -> None:
+    """Take out what nobody may say whom we do not trust, as whoever comes next believes us.
+
+    Where the call has been (RFC 5806, RFC 7044): by that a PBX finds a mailbox.
+    """
+    first = request.headers.first
+    for name in _CLAIMS:
+        if name in first:
+            request.headers.remove(name)
+
+
 # --- The target set (§16.5) ----------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from sipush.core.location_update import apply
 from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.registration import Fetch, Update, register, rejection_response
 from sipush.core.registration import Rejection as RegisterRejection
-from sipush.core.routing import Rejection, server_uri, validate
+from sipush.core.routing import Rejection, drop_claims, server_uri, validate
 from sipush.core.target_set import Target, TargetSet
 from sipush.errors import TransportError
 from sipush.metrics import REGISTERS
@@ -227,6 +227,8 @@ async def call_registrar(proxy: Proxy, forwarding: Forwarding, aor: Aor) -> None
     if (slowed := await slow_down(proxy, transaction.flow, caller, request, tag)) is not None:
         respond(transaction, slowed)
         return
+    if not proxy.gate.is_peer(transaction.flow):
+        drop_claims(request)
     try:
         flow = await proxy.connect(uri)
     except TransportError as error:

@@ -52,6 +52,7 @@ from sipush.core.routing import (
     ToFlow,
     ToServer,
     destination,
+    drop_claims,
     forward_request,
     is_anonymous,
     is_secure,
@@ -438,10 +439,9 @@ class Proxy:
         """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
         request = forwarding.request
         forwarding.dialog_side = ""
-        if self.policy.registrars and not self.policy.is_peer(
-            forwarding.transaction.flow.remote[0]
-        ):
-            caller = self.realm.caller_aor(request) or ""
+        if not self.policy.is_peer(forwarding.transaction.flow.remote[0]):
+            drop_claims(request)
+            caller = self.realm.caller_aor(request) or "" if self.policy.registrars else ""
             forwarding.signs_in_as = caller if self.policy.registrar_of(caller) else ""
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
@@ -607,6 +607,7 @@ class Proxy:
                 return None
             caller = found
             take_credentials(request.headers, self.realm.domains)  # nobody else's business
+            drop_claims(request)
         if self.draining:
             reject(transaction, DRAINING, tag)
             return None
@@ -777,6 +778,9 @@ class Proxy:
         policy = self.policy.emergency
         transaction, request = forwarding.transaction, forwarding.request
         flow = transaction.flow
+        is_peer = self.policy.is_peer(flow.remote[0])
+        if not is_peer:
+            drop_claims(request)
         known = await self._known_caller(flow, request)
         caller = known or ""
         if known == "" and not policy.strangers:
@@ -793,7 +797,7 @@ class Proxy:
             address,
             self.new_id(),
             time.time(),
-            from_peer=self.policy.is_peer(flow.remote[0]),
+            from_peer=is_peer,
         )
         forwarding.warn(
             "emergency_call",

@@ -18,6 +18,7 @@ from sipush.core.routing import (
     ToServer,
     caller,
     destination,
+    drop_claims,
     forward_request,
     has_video,
     is_anonymous,
@@ -592,3 +593,15 @@ def test_an_anonymous_caller_is_known_by_the_uri() -> None:
     request = invite()
     request.headers.set("From", '"Anonymous" <sip:anonymous@anonymous.invalid>;tag=1')
     assert is_anonymous(request)
+
+
+# -- whom to believe --
+
+
+def test_what_a_caller_says_of_where_a_call_has_been_is_taken_out() -> None:
+    request = invite()
+    before = list(request.headers)
+    for name in ("Diversion", "History-Info", "Diversion"):
+        request.headers.append(name, "<sip:a@b>")
+    drop_claims(request)
+    assert list(request.headers) == before

@@ -33,7 +33,8 @@ _MODULES = (
     *("res_pjsip_refer", "res_pjsip_mwi", "res_pjsip_mwi_body_generator", "res_pjsip_logger"),
     *("res_rtp_asterisk", "res_timing_timerfd"),
     *("codec_ulaw", "codec_alaw", "format_wav", "bridge_simple", "pbx_config", "pbx_spool"),
-    *("func_callerid", "func_cut", "func_logic", "app_dial", "app_echo", "app_voicemail"),
+    *("func_callerid", "func_cut", "func_logic", "func_strings"),
+    *("app_dial", "app_echo", "app_voicemail"),
 )
 _ASTERISK_CONF = """\
 [directories]

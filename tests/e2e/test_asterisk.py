@@ -141,6 +141,37 @@ async def test_a_ring_group_has_a_box(world: World, asterisk: Asterisk) -> None:
     await leave_a_message(asterisk, await alice.call("600"), "600", "unavail")
 
 
+@pytest.mark.parametrize(
+    ("extension", "header", "box"),
+    [
+        (
+            "voicemail",
+            r'Diversion: <sip:10-2%40default,us@127.0.0.1>;reason="\" | \"1?s(x)"',
+            "10-2defaultus",
+        ),
+        ("first-voicemail", "History-Info: <sip:10-2&600,us@127.0.0.1>;index=1", "10-2600us"),
+    ],
+)
+async def test_nobody_puts_options_of_voicemail_into_a_call(
+    world: World, asterisk: Asterisk, extension: str, header: str, box: str
+) -> None:
+    """Not even by way of a server that sipush trusts."""
+    daemon = await beside(asterisk, world, peers=[{"name": "other", "address": "127.0.0.3"}])
+    other = await world.phone(daemon, "carol", ip="127.0.0.3")
+    call = await other.call(extension, headers=[header], challenged=False)
+    await asterisk.said(f'VoiceMail("PJSIP/sipush-00000000", "{box}@default,u")')
+    assert (await call.final()).status >= 200
+
+
+async def test_what_a_caller_says_of_where_his_call_has_been_names_no_box(
+    world: World, asterisk: Asterisk
+) -> None:
+    daemon = await beside(asterisk, world)
+    alice = await world.phone(daemon, "alice")
+    await alice.call("voicemail", headers=["Diversion: <sip:102@127.0.0.1>;reason=no-answer"])
+    await asterisk.said('VoiceMail("PJSIP/sipush-00000000", "@default,u")')
+
+
 async def test_a_phone_calls_a_number_of_asterisk(world: World, asterisk: Asterisk) -> None:
     daemon = await beside(asterisk, world)
     phone = await world.phone(daemon, "101")
