@@ -364,17 +364,29 @@ def is_anonymous(request: Request) -> bool:
     return request.from_.uri.lower().partition(":")[2] == "anonymous@anonymous.invalid"
 
 
-_CLAIMS: Final = ("diversion", "history-info")
+_IDENTITY: Final = ("p-asserted-identity", "remote-party-id")
+_CLAIMS: Final = (*_IDENTITY, "diversion", "history-info", "x-push-id", "portsip-push-id")
 
 
 def drop_claims(request: Request) -> None:
     """Take out what nobody may say whom we do not trust, as whoever comes next believes us.
 
-    Where the call has been (RFC 5806, RFC 7044): by that a PBX finds a mailbox.
+    Who calls (RFC 3325 §5); where the call has been (RFC 5806, RFC 7044): by that a PBX finds a
+    mailbox; and which push it belongs to.
     """
     first = request.headers.first
     for name in _CLAIMS:
         if name in first:
+            request.headers.remove(name)
+
+
+def hide_identity(request: Request) -> None:
+    """Take out who calls, if he wants nobody to know it: for a device (RFC 3325 §7)."""
+    if "privacy" not in request.headers.first:
+        return
+    wishes = ";".join(request.headers.values("privacy")).lower().split(";")
+    if "id" in [wish.strip() for wish in wishes]:
+        for name in _IDENTITY:
             request.headers.remove(name)
 
 
@@ -561,6 +573,8 @@ def forward_request(
         headers.prepend("Route", value)
     forwarded = request.like(without_push_params(target.uri), headers)
     strip_push_params(forwarded)
+    if " " in target.device:
+        hide_identity(forwarded)
     if diversions:
         _add_diversions(forwarded, diversions, target)
     return forwarded

@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from sipush.core.bindings import Aor, PushRecord
 from sipush.core.push_request import PushKind, PushRequest
-from sipush.core.routing import caller, forward_request, strip_push_params
+from sipush.core.routing import caller, forward_request, hide_identity, strip_push_params
 from sipush.core.target_set import Target
 from sipush.errors import ProtocolError
 from sipush.sip.grammar import number
@@ -96,6 +96,7 @@ def from_sender(request: Request) -> Request:
     for name in _PUSH_IDS:
         clean.headers.remove(name)
     strip_push_params(clean)
+    hide_identity(clean)
     return clean
 
 

@@ -54,6 +54,7 @@ from sipush.core.routing import (
     destination,
     drop_claims,
     forward_request,
+    hide_identity,
     is_anonymous,
     is_secure,
     is_side,
@@ -443,6 +444,8 @@ class Proxy:
             drop_claims(request)
             caller = self.realm.caller_aor(request) or "" if self.policy.registrars else ""
             forwarding.signs_in_as = caller if self.policy.registrar_of(caller) else ""
+        if token.device:
+            hide_identity(request)
         reference = purr_in(request.uri)
         subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
         if subscriber is None:

@@ -598,10 +598,34 @@ def test_an_anonymous_caller_is_known_by_the_uri() -> None:
 # -- whom to believe --
 
 
-def test_what_a_caller_says_of_where_a_call_has_been_is_taken_out() -> None:
+def test_what_a_caller_says_of_himself_and_of_where_his_call_has_been_is_taken_out() -> None:
     request = invite()
     before = list(request.headers)
-    for name in ("Diversion", "History-Info", "Diversion"):
+    for name in ("P-Asserted-Identity", "Remote-Party-ID", "Diversion", "History-Info"):
         request.headers.append(name, "<sip:a@b>")
+        request.headers.append(name, "<sip:c@d>")
+    request.headers.append("X-Push-Id", "1")
     drop_claims(request)
     assert list(request.headers) == before
+
+
+@pytest.mark.parametrize(
+    ("privacy", "device", "is_hidden"),
+    [
+        ("Privacy: id", "bob@example.com d", True),
+        ("Privacy: user; ID;critical", "bob@example.com d", True),
+        ("Privacy: header\r\nPrivacy: id", "bob@example.com d", True),
+        ("Privacy: none", "bob@example.com d", False),
+        ("Privacy: id", "sip:vm@pbx", False),
+        ("Subject: id", "bob@example.com d", False),
+    ],
+)
+def test_who_wants_to_be_unknown_is_so_to_devices(
+    privacy: str, device: str, is_hidden: bool
+) -> None:
+    says = ("P-Asserted-Identity: <tel:+4930123>", "Remote-Party-ID: <tel:+4930123>")
+    request = invite("sip:bob@example.com", *says, privacy)
+    forwarded = forward_request(request, Target(device, "sip:bob@192.0.2.3"), ())
+    assert ("p-asserted-identity" not in forwarded.headers) == is_hidden
+    assert ("remote-party-id" not in forwarded.headers) == is_hidden
+    assert forwarded.headers.get_all("privacy") == request.headers.get_all("privacy")

@@ -125,6 +125,13 @@ def test_a_delivery_report_is_known_by_what_is_stored_of_it(
     assert stored.key == message_key(from_sender(report))
 
 
+def test_no_device_learns_who_sent_it_if_he_wants_nobody_to_know() -> None:
+    identity = "P-Asserted-Identity: <sip:200@pbx.example.com>"
+    for privacy, is_told in (("Privacy: id", False), ("Privacy: none", True)):
+        sent = from_sender(request(identity, privacy))
+        assert ("p-asserted-identity" in sent.headers) is is_told
+
+
 @pytest.mark.parametrize(
     ("lines", "seconds"),
     [

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.e2e.daemon import PBX, in_time
+from tests.e2e.fallback_server import FallbackServer
 from tests.e2e.wire import FINAL, Account, Msg, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
@@ -146,6 +147,48 @@ async def test_a_peer_whose_connection_has_closed_is_called_back(
     assert bye.start == f"BYE {incoming.invite.contact} SIP/2.0"
     assert bye.all("route") == ([route] if by == "route" else [])
     listening.close()
+
+
+CLAIMS = (
+    'P-Asserted-Identity: "Boss" <sip:1@127.0.0.1>',
+    'Remote-Party-ID: "Boss" <sip:1@127.0.0.1>;party=calling',
+    "X-Push-Id: 11111111-1111-4111-8111-111111111111",
+)
+
+
+@pytest.mark.parametrize("user", ["bob", "112"])
+async def test_nobody_passes_for_somebody_else(world: World, user: str) -> None:
+    async with FallbackServer() as psap:
+        emergency = {"numbers": ["112"], "route": [psap.uri("psap")]}
+        daemon = await world.start(emergency=emergency)
+        bob, alice = await world.phone(daemon, "bob"), await world.phone(daemon, "alice")
+        await bob.register()
+        call = await alice.call(user, headers=CLAIMS, challenged=user == "bob")
+        callee = bob if user == "bob" else psap.phone(daemon)
+        answer, incoming = await in_time(call.final(), callee.rings_and_answers())
+        routes = [f"Route: {value}" for value in reversed(answer.all("record-route"))]
+        call.cseq += 1
+        inside = (answer.contact, new_branch(), answer.tag("to"), *routes, *CLAIMS)
+        alice.wire.send(call._request("INFO", *inside))
+        for came in (incoming.invite, await incoming.requested("INFO")):
+            names = {name for name, _ in came.headers}
+            assert not {"p-asserted-identity", "remote-party-id", "x-push-id"} & names
+        await in_time(call.hang_up(answer), incoming.hung_up())
+
+
+@pytest.mark.parametrize("hides", [False, True])
+async def test_a_peer_says_who_calls_and_whether_the_phone_may_know(
+    world: World, hides: bool
+) -> None:
+    daemon = await world.daemon()
+    bob, pbx = await world.phone(daemon, "bob"), await world.phone(daemon, "200", ip=PBX)
+    await bob.register()
+    headers = [*CLAIMS[:2], *(["Privacy: id"] if hides else [])]
+    call = await pbx.call("bob", headers=headers, challenged=False)
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    told = incoming.invite.all("p-asserted-identity") + incoming.invite.all("remote-party-id")
+    assert len(told) == (0 if hides else 2)
+    await in_time(call.hang_up(answer), incoming.hung_up())
 
 
 async def test_the_fallback_gets_the_call_that_no_device_took(world: World, transport: str) -> None:
