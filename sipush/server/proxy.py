@@ -654,23 +654,28 @@ class Proxy:
         return TargetSet.of(*await self._user_targets(forwarding, subscriber))
 
     async def _elsewhere(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
-        """The servers that may have a user we do not have, but for the one that asks us for him."""
+        """The servers that may have a user we do not have, unless one of them asks us for him.
+
+        What goes on to another of them would come back from there as another call, for ever.
+        """
         user, _, domain = aor.rpartition("@")
+        servers = self.policy.routes.get(domain, ())
         asks = forwarding.transaction.flow.remote[0]
+        if not forwarding.destinations and await self._is_one_of(servers, asks):
+            return None
         only = "sips:" if wants_tls(forwarding.request) else ""
-        uris = []
-        for server in self.policy.routes.get(domain, ()):
-            if not server.lower().startswith(only):
-                continue
-            ip = ""
-            with suppress(TransportError):
-                _, (ip, _), _ = await self._resolve(server)
-            if ip != asks:
-                uris.append(with_user(server, user))
+        uris = [with_user(each, user) for each in servers if each.lower().startswith(only)]
         if not uris:
             return None
         forwarding.sent_to(aor, {})
         return TargetSet.in_order(uris)
+
+    async def _is_one_of(self, servers: Sequence[str], ip: str) -> bool:
+        for server in servers:
+            with suppress(TransportError):
+                if (await self._resolve(server))[1][0] == ip:
+                    return True
+        return False
 
     def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
         return self.policy.forwards.get(aor) if forwarding.context.invite else None

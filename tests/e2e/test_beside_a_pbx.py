@@ -132,11 +132,31 @@ async def test_the_answer_of_the_pbx_goes_back(world: World) -> None:
         assert final.status == 404
 
 
-async def test_a_request_is_not_sent_back_to_the_pbx_it_comes_from(world: World) -> None:
-    async with FallbackServer() as pbx:
-        daemon = await with_route(world, address(pbx))
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_number_that_the_pbx_asks_for_goes_to_no_server_of_its_route(
+    world: World, place: int
+) -> None:
+    """What goes to the other one comes back as another call."""
+    async with FallbackServer() as pbx, FallbackServer("127.0.0.3") as other:
+        servers = [address(other)]
+        servers.insert(place, address(pbx))
+        daemon = await with_route(world, *servers)
         call = await pbx.phone(daemon).call("700", domain=world.domain, challenged=False)
         assert (await call.final()).status == 404
+        assert other.phone(daemon).wire.count("INVITE") == 0
+
+
+@pytest.mark.parametrize("why", ["fallback", "forward"])
+async def test_a_call_of_the_pbx_ends_at_a_number_there_by_way_of_a_user(
+    world: World, why: str
+) -> None:
+    async with FallbackServer() as pbx, FallbackServer() as other:
+        users = {world.aor("bob"): {why: f"sip:{world.aor('700')}"}}
+        daemon = await with_route(world, address(other), users=users)
+        call = await pbx.phone(daemon).call("bob", domain=world.domain, challenged=False)
+        answer, incoming = await in_time(call.final(), other.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite.uri == other.uri("700")
 
 
 async def test_the_pbx_wakes_a_phone_that_is_here(world: World) -> None:
