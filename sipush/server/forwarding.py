@@ -827,9 +827,22 @@ class Forwarding:
         """Where the call was sent last, as a URI."""
         return self.request.uri if len(self.destinations) == 1 else f"sip:{self.destinations[-1]}"
 
-    def divert(self, status: int, cause: Cause | None) -> None:
-        """The call goes on from where it was sent last."""
+    async def go_on(self, uri: str, status: int, cause: Cause | None) -> TargetSet:
+        """The targets of ``uri``, where the call goes from where it was sent last.
+
+        What it says of that comes before what it says of the way from there; nothing when ``uri``
+        leads nowhere. ``cause``: None for a call that is always sent on. Raises MessageError and
+        LocationError.
+        """
+        before, been = self.diversions, len(self.destinations)
         self.diversions += (Diversion(self._origin, status, cause),)
+        targets = NOWHERE
+        try:
+            targets = await self.proxy.fallback_targets(self, uri)
+        finally:
+            if len(self.destinations) == been:
+                self.diversions = before
+        return targets
 
     def refuse(self, aor: Aor, status: int) -> None:
         """The user takes no calls now."""
@@ -841,15 +854,13 @@ class Forwarding:
         targets = NOWHERE
         self._before = self.way  # whoever went on from here would fall back himself
         if uri := self.fallbacks.get(cause):
-            origin = self._origin
             self.tell("falling_back", to=uri, status=int(status), cause=cause.value)
             try:
-                targets = await self.proxy.fallback_targets(self, uri)
+                targets = await self.go_on(uri, status, cause)
             except (LocationError, MessageError) as error:
                 self.warn("fallback_failed", to=uri, reason=str(error))
             except Exception as error:
                 log.error("internal_error", call_id=self.call_id, exc_info=error)
-            self.diversions += (Diversion(origin, status, cause),)
         self._before = None
         self._perform(self.context.fall_back(targets, self._now))
         self._hear_early(targets)

@@ -647,8 +647,7 @@ class Proxy:
             return await self._elsewhere(forwarding, aor)
         forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
         if (uri := self._sent_on(forwarding, aor)) is not None:
-            forwarding.divert(Status.MOVED_TEMPORARILY, None)
-            return await self.fallback_targets(forwarding, uri)
+            return await forwarding.go_on(uri, Status.MOVED_TEMPORARILY, None)
         if self._is_busy(forwarding, aor):
             return NOWHERE
         return TargetSet.of(*await self._user_targets(forwarding, subscriber))

@@ -151,6 +151,36 @@ async def test_each_step_of_a_chain_is_told(world: World) -> None:
         ]
 
 
+@pytest.mark.parametrize("box", ["carols", "nowhere"])
+async def test_a_user_whose_calls_are_sent_on_is_told_below_whom_they_come_from(
+    world: World, box: str
+) -> None:
+    """``nowhere``: his calls would go back, and so to his own fallback."""
+    async with FallbackServer() as pbx:
+        bob, carol = world.aor("bob"), world.aor("carol")
+        forward = pbx.uri("box") if box == "carols" else f"sip:{bob}"
+        daemon = await world.start(
+            users={
+                bob: {"fallback": f"sip:{carol}"},
+                carol: {"forward": forward, "fallback": pbx.uri("box")},
+            }
+        )
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        why, status = ("unconditional", 302) if box == "carols" else ("unavailable", 480)
+        assert incoming.invite.all("diversion") == [
+            f"<sip:{carol}>;reason={why};counter=1",
+            f"<sip:{bob}>;reason=unavailable;counter=1",
+        ]
+        assert incoming.invite.all("history-info") == [
+            f"<sip:{bob}?Reason=SIP%3Bcause%3D480>;index=1",
+            f"<sip:{carol}?Reason=SIP%3Bcause%3D{status}>;index=1.1;mp=1",
+            f"<{pbx.uri('box')}>;index=1.1.1;mp=1.1",
+        ]
+
+
 async def test_a_chain_goes_on_where_the_server_died_and_tells_every_step(world: World) -> None:
     async with FallbackServer() as pbx:
         daemon = await world.start(
