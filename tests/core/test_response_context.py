@@ -721,7 +721,7 @@ def test_a_device_that_registered_in_time_has_the_time_of_timer_c(
 ) -> None:
     context = make()
     context.start([target("sleeping")], NOW)
-    context.perhaps_forwarded("d", NOW + at)
+    context.perhaps_forwarded(DEVICE, NOW + at)
     actions = context.catch_up(NOW + now, PATIENCE)
     assert (Respond(480, 0) in actions) is not goes_on
     if goes_on:
