@@ -26,6 +26,7 @@ from sipush.core.branch import BranchState
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
+from sipush.server.call_history import Ladder
 from sipush.server.forwarding import Forwarding
 from sipush.server.proxy import Proxy
 from sipush.server.tasks import Tasks
@@ -207,14 +208,14 @@ class Api:
         assert self._proxy.history is not None
         query = request.query_params
         limit = _number(query.get("limit"), "limit", MOST_CALLS, 50)
-        user = query.get("user", "")
+        user, open_ = query.get("user", ""), self._open_ladders()
         ladders = (
-            each
+            views.call(each, is_open=each in open_)
             for each in self._proxy.history.newest_first
             if user in each.from_uri or user in each.callee
         )
         return JsonResponse(
-            {"calls": [views.call(each) for each, _ in zip(ladders, range(limit), strict=False)]}
+            {"calls": [each for each, _ in zip(ladders, range(limit), strict=False)]}
         )
 
     async def _ladder(self, request: Request) -> Response:
@@ -226,7 +227,13 @@ class Api:
             kept = history.get(query.get("call_id", ""))
         if kept is None:
             raise HTTPException(404, "no such call is remembered")
-        return JsonResponse(views.ladder(kept))
+        return JsonResponse(views.ladder(kept, is_open=kept in self._open_ladders()))
+
+    def _open_ladders(self) -> set[Ladder]:
+        """Of calls that have got no final response yet, or not all that a peer forked."""
+        forwardings = (each for each in self._proxy.forwardings if each.context.invite)
+        ladders = (each.ladder for each in forwardings if not each.final)
+        return {ladder for ladder in ladders if ladder is not None}
 
     # -- push tests --
 

@@ -169,10 +169,12 @@ def _branch(branch: Branch, wake_up: WakeUp | None, now: float) -> Json:
 # -- calls as ladders --
 
 
-def call(ladder: Ladder) -> Json:
-    """One line of the list."""
+def call(ladder: Ladder, *, is_open: bool = False) -> Json:
+    """One line of the list. ``is_open``: whether an INVITE of it has no final response yet."""
     began = ladder.steps[0].at_epoch
     state, status = _state(ladder)
+    if is_open and state in ("failed", "refused"):  # that was another leg
+        state, status = "under way", None
     return {
         "id": ladder.number,
         "call_id": text(ladder.call_id),
@@ -209,14 +211,16 @@ def _event(step: Step) -> str:
     return step.event
 
 
-def ladder(kept: Ladder) -> Json:
+def ladder(kept: Ladder, *, is_open: bool = False) -> Json:
     """A call and its steps; ``source`` and ``target`` are columns, equal for a remark."""
     began = kept.steps[0].at_epoch
     steps = list(kept.steps)
     if kept.left_out:
         gap: dict[str, object] = {"steps": kept.left_out}
         steps.insert(HALF, Step(steps[HALF].at_epoch, "left_out", "", True, gap))
-    return call(kept) | {"steps": [_step(step, began) for step in steps if _is_shown(step)]}
+    return call(kept, is_open=is_open) | {
+        "steps": [_step(step, began) for step in steps if _is_shown(step)]
+    }
 
 
 def _is_shown(step: Step) -> bool:

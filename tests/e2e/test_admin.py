@@ -712,7 +712,7 @@ async def test_a_call_forked_to_two_users_waits_twice_and_is_answered_once(
     await to_carol.cancel()
     assert (await to_carol.final()).status == 487
     (call,) = mine(await admin.get("/api/calls"))
-    assert (call["state"], call["status"]) == ("failed", 487)
+    assert (call["state"], call["status"]) == ("under way", None)
     reborn = await world.registered(daemon, "bob", "TCP", pushes["bob"])
     await in_time(to_bob.final(), reborn.rings_and_answers())
     (call,) = mine(await admin.get("/api/calls"))
