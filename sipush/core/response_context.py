@@ -310,16 +310,17 @@ class ResponseContext:
         if self.ringback is not None and any(self._in(BranchState.WAKING, BranchState.PROBING)):
             self._ringback_at = now
 
-    def perhaps_forwarded(self, device: str, at: float) -> None:
+    def perhaps_forwarded(self, device: str, at: float, now: float) -> None:
         """A device has registered, and a process that has died since may have forwarded to it.
 
         As where a flow breaks under the request: the phone may ring, and must hear of the end.
-        ``at``: when; if that was in time, it has had the time of Timer C since.
+        ``at``: when; if that was in time, its call is over with Timer C, and not before it could
+        be sent the request again.
         """
         branch = self._latest(device)
         if branch is None or branch.bucket_at is None or at > branch.bucket_at:
             return
-        branch.bucket_at = max(branch.bucket_at, at + self.timer_c)
+        branch.bucket_at = max(branch.bucket_at, min(at + self.timer_c, now + T1))
         if branch.state is BranchState.WAKING:
             if not branch.broken:
                 branch.number, branch.broken = self._next_number(device), True

@@ -415,7 +415,7 @@ class Forwarding:
         for aor, devices in came.items():
             for device, at_epoch in devices.items():
                 name = full_device(aor, device)
-                self.context.perhaps_forwarded(name, at_epoch + shift)
+                self.context.perhaps_forwarded(name, at_epoch + shift, now)
         overdue = self.context.catch_up(now, KEPT)
         pushes = self.context.pushes_to_begin()  # before anything asks for more of them
         if held.final >= 300 and time.time() < held.ended_epoch + KEPT:

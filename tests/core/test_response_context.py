@@ -612,7 +612,7 @@ def test_a_push_that_was_asked_for_and_never_begun_is_asked_for_again_after_a_cr
 def test_a_device_that_a_dead_process_may_have_forwarded_to_hears_of_the_end() -> None:
     context = make()
     context.start([target("sleeping")], 0.0)
-    context.perhaps_forwarded(DEVICE, 0.5)
+    context.perhaps_forwarded(DEVICE, 0.5, 0.5)
     context.cancelled(1.0)
     context.push_finished(0, PushResult.WITHDRAWN, 1.0)
     actions = context.binding_refreshed(target("mobile"), 2.0)
@@ -721,11 +721,19 @@ def test_a_device_that_registered_in_time_has_the_time_of_timer_c(
 ) -> None:
     context = make()
     context.start([target("sleeping")], NOW)
-    context.perhaps_forwarded(DEVICE, NOW + at)
+    context.perhaps_forwarded(DEVICE, NOW + at, NOW + now)
     actions = context.catch_up(NOW + now, PATIENCE)
     assert (Respond(480, 0) in actions) is not goes_on
     if goes_on:
         assert context.binding_refreshed(target("mobile"), NOW + now) == [Forward(0)]
+
+
+def test_a_device_that_registered_and_is_gone_again_is_waited_for_no_longer() -> None:
+    context = make()
+    context.start([target("sleeping")], NOW)
+    context.perhaps_forwarded(DEVICE, NOW + 1, NOW + 5)
+    context.catch_up(NOW + 5, PATIENCE)
+    assert context.next_timer() == NOW + HOLD
 
 
 def test_a_device_that_is_being_woken_does_not_ring_yet() -> None:
