@@ -290,7 +290,12 @@ class ResponseContext:
         return self.start(targets, now)
 
     def refuse(self, target: Target, status: int, now: float) -> list[Action]:
-        """The user takes no calls now: ``status`` stands for what no device is asked."""
+        """The user takes no calls now: ``status`` stands for what no device is asked.
+
+        Also instead of ``fall_back``: of one whom the call falls back to.
+        """
+        self.falling_back = False
+        self.search = Search(NOWHERE, len(self.branches), self.search.over)
         branch = Branch(len(self.branches), target, BranchState.COMPLETED)
         branch.status, branch.heard = status, True
         self.branches.append(branch)

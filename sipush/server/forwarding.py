@@ -851,7 +851,7 @@ class Forwarding:
 
     async def _fall_back(self, status: int, cause: Cause) -> None:
         """Find where the call goes now: a URI of another server, or another user of ours."""
-        targets = NOWHERE
+        targets, been = NOWHERE, len(self.destinations)
         self._before = self.way  # whoever went on from here would fall back himself
         if uri := self.fallbacks.get(cause):
             self.tell("falling_back", to=uri, status=int(status), cause=cause.value)
@@ -862,7 +862,10 @@ class Forwarding:
             except Exception as error:
                 log.error("internal_error", call_id=self.call_id, exc_info=error)
         self._before = None
-        self._perform(self.context.fall_back(targets, self._now))
+        if len(self.destinations) > been and self.proxy.is_busy(self, self.destinations[-1]):
+            self.refuse(self.destinations[-1], Status.BUSY_HERE)
+        else:
+            self._perform(self.context.fall_back(targets, self._now))
         self._hear_early(targets)
         if self._unstored is None or self._unheard_at is not None:
             self.transaction.trying()

@@ -627,7 +627,7 @@ class Proxy:
         if forwarding.not_held and not targets.all and not forwarding.fallbacks:
             reject(transaction, forwarding.not_held, forwarding.tag)
             return
-        if self._is_busy(forwarding, forwarding.destinations[-1]):
+        if self.is_busy(forwarding, forwarding.destinations[-1]):
             forwarding.refuse(forwarding.destinations[-1], Status.BUSY_HERE)
         else:
             forwarding.start(targets)
@@ -648,7 +648,7 @@ class Proxy:
         forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
         if (uri := self._sent_on(forwarding, aor)) is not None:
             return await forwarding.go_on(uri, Status.MOVED_TEMPORARILY, None)
-        if self._is_busy(forwarding, aor):
+        if self.is_busy(forwarding, aor):
             return NOWHERE
         return TargetSet.of(*await self._user_targets(forwarding, subscriber))
 
@@ -679,7 +679,8 @@ class Proxy:
     def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
         return self.policy.forwards.get(aor) if forwarding.context.invite else None
 
-    def _is_busy(self, forwarding: Forwarding, aor: Aor) -> bool:
+    def is_busy(self, forwarding: Forwarding, aor: Aor) -> bool:
+        """Whether that user takes no calls now."""
         return forwarding.context.invite and aor in self.policy.do_not_disturb
 
     async def device_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
@@ -735,7 +736,7 @@ class Proxy:
         if subscriber is None:
             log.warning("group_member_unknown", aor=aor)
             return None
-        if self._is_busy(forwarding, aor) or self._sent_on(forwarding, aor):
+        if self.is_busy(forwarding, aor) or self._sent_on(forwarding, aor):
             return None  # a group rings people, not where their own calls go
         return Turn(tuple(await self._user_targets(forwarding, subscriber)), aor)
 

@@ -924,6 +924,22 @@ def test_a_user_who_takes_no_calls_has_a_fallback_for_busy() -> None:
     assert fall_back.cause is Cause.BUSY
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_one_whom_a_call_falls_back_to_and_who_takes_no_calls_is_busy(goes_on: bool) -> None:
+    context = make(fallback=True)
+    assert context.start([target("gone")], NOW) == [FallBack(480, Cause.UNREACHABLE)]
+    context.fallback = goes_on
+    end = FallBack(486, Cause.BUSY) if goes_on else Respond(486, 1)
+    assert context.refuse(Target("carol@x"), 486, NOW) == [end]
+
+
+def test_a_caller_who_gave_up_is_refused_no_more() -> None:
+    context = make(fallback=True)
+    context.start([target("gone")], NOW)
+    assert context.cancelled(NOW) == [Respond(487, 0)]
+    assert context.refuse(Target("carol@x"), 486, NOW) == []
+
+
 def test_an_app_registered_for_two_members_of_a_group_is_pushed_once() -> None:
     context = make()
     actions = context.start([target("sleeping", "a@x d"), target("sleeping", "b@x d")], NOW)

@@ -151,6 +151,31 @@ async def test_each_step_of_a_chain_is_told(world: World) -> None:
         ]
 
 
+@pytest.mark.parametrize("way", ["fallback", "forward", "fallback, forward"])
+async def test_the_fallback_of_one_who_takes_no_calls_counts_wherever_a_call_comes_from(
+    world: World, way: str
+) -> None:
+    async with FallbackServer() as pbx:
+        bob, carol, dave = map(world.aor, ("bob", "carol", "dave"))
+        first, _, then = way.partition(", ")
+        daemon = await world.start(
+            users={
+                bob: {first: f"sip:{dave if then else carol}"},
+                dave: {"ha1_md5": world.ha1("dave"), "forward": f"sip:{carol}"},
+                carol: {"do_not_disturb": True, "fallback": {"busy": pbx.uri("busy-box")}},
+            }
+        )
+        await world.sleeping(daemon, "carol", "UDP", x_push(apns_token()))
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        answer, incoming = await in_time(call.final(), pbx.answers(daemon))
+        assert answer.status == 200
+        assert incoming.invite.uri == pbx.uri("busy-box")
+        newest = incoming.invite.all("diversion")[0]
+        assert newest == f"<sip:{carol}>;reason=user-busy;counter=1"
+        assert not world.pushes.all
+
+
 @pytest.mark.parametrize("box", ["carols", "nowhere"])
 async def test_a_user_whose_calls_are_sent_on_is_told_below_whom_they_come_from(
     world: World, box: str
