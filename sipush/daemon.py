@@ -232,7 +232,8 @@ class Daemon:
         return self._proxy.policy.registrar_of(aor)
 
     def _is_vital(self, request: Request) -> bool:
-        return is_vital(request, self._proxy.route_key, self._proxy.policy.emergency)
+        proxy = self._proxy
+        return is_vital(request, proxy.route_key, proxy.policy.emergency, proxy.realm)
 
     def _realm(self) -> Realm:
         listeners, sip = self._listeners, self._config.sip

@@ -15,6 +15,7 @@ from typing import Final
 from sipush.core.emergency import METHODS, EmergencyPolicy, is_emergency
 from sipush.core.outbound import decode_route_token
 from sipush.core.recent import Recent
+from sipush.core.routing import Realm, is_for_us
 from sipush.errors import MessageError
 from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import Request
@@ -61,14 +62,15 @@ class AbusePolicy:
     "Sources that are always heard."
 
 
-def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy) -> bool:
+def is_vital(request: Request, key: bytes, emergency: EmergencyPolicy, realm: Realm) -> bool:
     """Whether a request is heard wherever it comes from.
 
-    An emergency call (its ACK and CANCEL too), or what belongs to a call that goes through us:
-    that shows by its To tag and the Route we recorded. ``key``: that of the route tokens.
+    An emergency call (its ACK and CANCEL too) that is for us, or what belongs to a call that goes
+    through us: that shows by its To tag and the Route we recorded. ``key``: that of the route
+    tokens.
     """
     is_call = bool(emergency.route) and request.method in _EMERGENCY
-    if is_call and is_emergency(request.uri, emergency.numbers):
+    if is_call and is_emergency(request.uri, emergency.numbers) and is_for_us(request.uri, realm):
         return True
     try:
         if request.to.tag is None or not (routes := request.headers.values("route")):

@@ -249,7 +249,7 @@ def destination(
             return ToDialog(token)
         if way is not None:
             return ToFlow(way)
-    if emergency.covers(request) and _is_for_us(request.uri, realm):
+    if emergency.covers(request) and is_for_us(request.uri, realm):
         request.headers.remove("route")
         return ToEmergency()
     if len(routes) > own:
@@ -278,7 +278,7 @@ def _undo_strict_route(request: Request, routes: list[str], key: bytes) -> list[
     return undone
 
 
-def _is_for_us(uri: str, realm: Realm) -> bool:
+def is_for_us(uri: str, realm: Realm) -> bool:
     """Whether nobody else is responsible: a domain of ours, or a URI without a domain."""
     sip = uri.partition(":")[0].lower() in ("sip", "sips")
     return not sip or realm.aor(parse_sip_uri(uri)) is not None

@@ -13,6 +13,7 @@ from typing import Any, Final, assert_never
 
 import structlog
 
+from sipush.core.abuse import Verdict
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import (
     SILENT,
@@ -794,7 +795,7 @@ class Proxy:
         if known == "" and not policy.strangers:
             found = await self._authenticate(flow, request, forwarding.tag)
             if isinstance(found, Response):
-                respond(transaction, found)
+                self._refuse_stranger(transaction, found)
                 return
             caller = found
         forwarding.caller_aor = caller
@@ -815,6 +816,19 @@ class Proxy:
             remote=flow.remote[0],
         )
         forwarding.start(policy.target_set())
+
+    def _refuse_stranger(self, transaction: ServerTransactionHandle, response: Response) -> None:
+        """Refuse an emergency call of a stranger, which was heard wherever it came from.
+
+        Its source may be forged: answers are limited as they are to any other of its requests.
+        """
+        flow = transaction.flow
+        verdict = self.gate.judge(flow)
+        if verdict is not Verdict.ADMIT:
+            self.gate.turn_away(flow, verdict)
+            transaction.ignore()
+        elif not transaction.completed:
+            transaction.refuse(response, repeats=0)
 
     async def _known_caller(self, flow: Flow, request: Request) -> Aor | None:
         """Whom From names, if a peer says so or that user is registered from there; else empty.

@@ -136,13 +136,17 @@ class ServerTransactionHandle:
         if not self._transaction.responded:
             self._transaction.respond(make_response(self.request, Status.TRYING))
 
-    def refuse(self, response: Response) -> None:
+    def refuse(self, response: Response, repeats: int = _OF_REFUSAL) -> None:
         """Send a final response to a request whose source may be forged.
 
         While no ACK comes it is repeated twice only, not for 32 seconds: §26.3.2.4 asks for that,
-        so that nobody is flooded in another's name.
+        so that nobody is flooded in another's name. ``repeats``: as often at the most.
         """
-        self._transaction.respond(response, max_repeats=_OF_REFUSAL)
+        self._transaction.respond(response, max_repeats=repeats)
+
+    def ignore(self) -> None:
+        """Forget a request that has got no response yet, and will not: its source is not heard."""
+        self._transaction.ignore()
 
 
 class _Server(ServerTransaction):
@@ -214,6 +218,13 @@ class _Server(ServerTransaction):
         if self.state is State.ACCEPTED:  # whoever answered repeats it
             self._bytes = self._bytes[: len("SIP/2.0 200")]
 
+    def ignore(self) -> None:
+        if not self.completed:
+            self.completed = True
+            self.handle = None
+            self._layer.settled()
+            self._layer.forget_server(self._key)
+
     def answered_before(self) -> None:
         """Another process has sent a 2xx to this INVITE."""
         self.completed = True
@@ -269,7 +280,7 @@ class _Server(ServerTransaction):
             self.flow.send(self._bytes)
         except TransportError as error:
             log.debug("response_not_sent", flow=self.flow.name, error=str(error))
-            if self._is_invite and self.flow.closed and self._max_repeats != _OF_REFUSAL:
+            if self._is_invite and self.flow.closed and self._max_repeats > _OF_REFUSAL:
                 self._send_back()
             else:
                 self._perform(self.advance(Event.TRANSPORT_ERROR))

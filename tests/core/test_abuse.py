@@ -21,6 +21,7 @@ from sipush.core.abuse import (
 )
 from sipush.core.emergency import EmergencyPolicy
 from sipush.core.outbound import RouteToken, encode_route_token
+from sipush.core.routing import Realm
 from sipush.sip.headers import Headers
 from sipush.sip.message import Request
 
@@ -272,12 +273,14 @@ def test_emergency_calls_and_what_belongs_to_a_call_are_vital() -> None:
     forged = encode_route_token(RouteToken("udp/a/b", ""), "call-1", b"j" * 32)
     vital = {
         "call": request("INVITE", "sip:112@example.com"),
+        "call to our address": request("MESSAGE", "sip:112@192.0.2.9"),
         "its CANCEL": request("CANCEL", "urn:service:sos"),
         "its ACK": request("ACK", "tel:112"),
         "BYE inside a call": request("BYE", "sip:a@b", f"<sip:{ours}@192.0.2.1;lr>"),
     }
     others = {
         "sign-in in disguise": request("REGISTER", "sip:112@example.com"),
+        "emergency call of another domain": request("INVITE", "sip:112@example.org"),
         "another call": request("INVITE", "sip:113@example.com"),
         "forged Route": request("BYE", "sip:a@b", f"<sip:{forged}@192.0.2.1;lr>"),
         "Route of another call": request("BYE", "sip:a@b", f"<sip:{elsewhere}@192.0.2.1;lr>"),
@@ -286,6 +289,11 @@ def test_emergency_calls_and_what_belongs_to_a_call_are_vital() -> None:
         "no Route": request("BYE", "sip:a@b"),
         "no To tag": request("INVITE", "sip:a@b", f"<sip:{ours}@192.0.2.1;lr>", to_tag=""),
     }
-    assert [name for name, each in vital.items() if not is_vital(each, KEY, emergency)] == []
-    assert [name for name, each in others.items() if is_vital(each, KEY, emergency)] == []
-    assert not is_vital(vital["call"], KEY, EmergencyPolicy())
+    realm = Realm(
+        ("example.com",), frozenset(), lambda host, port: False, lambda host: host == "192.0.2.9"
+    )
+    seen = {name: is_vital(each, KEY, emergency, realm) for name, each in vital.items()}
+    assert seen == dict.fromkeys(vital, True)
+    seen = {name: is_vital(each, KEY, emergency, realm) for name, each in others.items()}
+    assert seen == dict.fromkeys(others, False)
+    assert not is_vital(vital["call"], KEY, EmergencyPolicy(), realm)

@@ -171,6 +171,23 @@ async def test_nobody_guesses_passwords_by_emergency_calls(world: World, limit: 
         assert psap.phone(daemon).wire.count("INVITE") == 0
 
 
+async def test_who_floods_the_emergency_number_is_hardly_asked_to_sign_in(world: World) -> None:
+    async with FallbackServer() as psap:
+        limits = {"stranger_rate": 1, "stranger_burst": 20}
+        daemon = await with_route(world, psap, strangers=False, limits=limits)
+        eve, alice = [await world.phone(daemon, "alice", ip=f"127.0.0.7{n}") for n in (1, 2)]
+        await alice.register()
+        await (await eve.call("112", challenged=False)).expect(407)
+        for _ in range(100):
+            await eve.call("112", challenged=False)
+        await psap.phone(daemon).wire.heard()
+        await daemon.has_no_requests()
+        assert len(eve.wire.seen) <= 25
+        call = await alice.call("112", challenged=False)
+        answer, _ = await in_time(call.final(), psap.answers(daemon))
+        assert answer.status == 200
+
+
 async def test_strangers_may_be_asked_to_sign_in(world: World) -> None:
     async with FallbackServer() as psap:
         daemon = await with_route(world, psap, strangers=False)

@@ -172,6 +172,26 @@ def test_a_refusal_on_udp_is_repeated_until_its_ack_comes() -> None:
     assert wire.events == ["request INVITE"]
 
 
+@pytest.mark.parametrize(("repeats", "sent_at"), [(2, [0, 0.5, 1.5]), (0, [0])])
+def test_a_refusal_to_somebody_unknown_is_repeated_seldom(
+    repeats: int, sent_at: list[float]
+) -> None:
+    wire = call()
+    refusal = make_response(wire.handles[0].request, 407, to_tag="b1")
+    wire.handles[0].refuse(refusal, repeats)
+    wire.clock.advance(33)
+    assert wire.flow.times() == sent_at
+    assert wire.layer.server_transactions == 0
+
+
+def test_of_a_request_that_is_ignored_nothing_is_kept() -> None:
+    wire = call()
+    wire.handles[0].ignore()
+    assert wire.layer.server_transactions == wire.layer.pending == 0
+    wire.clock.advance(33)
+    assert wire.flow.take() == []
+
+
 def test_what_is_answered_statelessly_is_answered_anew_when_it_is_repeated() -> None:
     wire = Wire()
     wire.stateless = make_response(request("REGISTER"), 401, to_tag="b1")
