@@ -889,11 +889,11 @@ class Forwarding:
         if self.signs_in_as and says_wrong_password(self.request, response):
             self.proxy.tasks.spawn(self._refuse(response))
         elif is_final and self.proxy.held_calls.holds(self):
-            self._finals += (partial(self.transaction.respond, response),)
+            self._finals += (partial(self._say, response),)
         elif not is_final and self._unstored is not None:
             self._unstored.append(response)
         else:
-            self.transaction.respond(response)
+            self._say(response)
         if not is_final and self.ladder is not None:
             self.step("told", status=status)
 
@@ -901,7 +901,19 @@ class Forwarding:
         """Tell somebody who may be guessing a password, no sooner than he has to hear it."""
         flow, gate = self.transaction.flow, self.proxy.gate
         await gate.sign_in_failed(flow, self.signs_in_as, self.proxy.clock())
-        self.transaction.respond(response)
+        self._say(response)
+
+    def _say(self, response: Response) -> None:
+        if response.status >= 300 and self._may_be_forged(response.status):
+            self.transaction.refuse(response)
+        else:
+            self.transaction.respond(response)
+
+    def _may_be_forged(self, status: int) -> bool:
+        """Whether nobody knows that the caller is where the request seems to come from."""
+        if self.signs_in_as and status in _CHALLENGES:
+            return True
+        return self.dialog_side is None and not self.proxy.gate.is_known(self.transaction.flow)
 
     @staticmethod
     def _answer(finals: tuple[Callable[[], None], ...], stored: object = None) -> None:

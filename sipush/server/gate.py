@@ -76,6 +76,10 @@ class Gate:
         """Whether its other end is a trusted peer."""
         return self.guard.is_peer(flow.remote[0])
 
+    def is_known(self, flow: Flow) -> bool:
+        """Whether somebody there has signed in lately, or it is a trusted peer."""
+        return self.guard.is_known(flow.remote[0], self.clock())
+
     def judge(self, flow: Flow) -> Verdict:
         """What becomes of something that came over ``flow``."""
         return self.guard.judge(flow.remote[0], self.clock())

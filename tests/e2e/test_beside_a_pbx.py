@@ -211,6 +211,26 @@ async def test_a_secure_call_goes_to_no_server_that_is_not(world: World) -> None
         assert (await call.final()).status == 404
 
 
+async def test_what_the_pbx_refuses_a_stranger_is_hardly_repeated(world: World) -> None:
+    """Who has forged his address has a victim there flooded."""
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            users=None,
+            domains={world.domain: {"registrar": address(pbx)}},
+            peers=[{"name": "pbx", "address": PBX}, {"name": "other", "address": "127.0.0.3"}],
+        )
+        eve = await world.phone(daemon, "alice", ip="127.0.0.71")
+        await eve.call("bob", challenged=False)
+        challenge = f'Proxy-Authenticate: Digest realm="{world.domain}", nonce="a"'
+        await (await pbx.phone(daemon).incoming()).refuse(407, challenge)
+        other = await world.phone(daemon, "carol", ip="127.0.0.3")
+        await other.call("bob", challenged=False)
+        await (await pbx.phone(daemon).incoming()).refuse(404)
+        for _ in range(4):  # the fourth time after 3.5 s
+            await other.wire.expect(404)
+        assert eve.wire.count(407) == 3
+
+
 async def test_without_a_route_nobody_has_that_number(world: World) -> None:
     daemon = await world.daemon()
     alice = await world.phone(daemon, "alice")
