@@ -131,7 +131,7 @@ def _check_request_uri(request: Request) -> None:
     if scheme.startswith("sip"):
         if request.sip_uri.headers is not None:
             raise MessageError("Headers Not Allowed in Request-URI")
-    elif not re.fullmatch(r'[a-z]+:[^\s<>"]+', uri):
+    elif not re.fullmatch(r'[A-Za-z]+:[^\s<>"]+', uri):
         raise MessageError("Malformed Request-URI")
 
 

@@ -11,7 +11,9 @@ from tests.sip.messages import request
 REMOTE = ("203.0.113.9", 40_000)
 
 
-@pytest.mark.parametrize("uri", ["sip:bob@example.com", "tel:+1212", "urn:service:sos"])
+@pytest.mark.parametrize(
+    "uri", ["sip:bob@example.com", "tel:+1212", "urn:service:sos", "URN:service:sos", "TEL:112"]
+)
 def test_a_sound_request_passes(uri: str) -> None:
     check(request(uri=uri))
 
