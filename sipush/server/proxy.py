@@ -744,13 +744,18 @@ class Proxy:
     async def fallback_targets(self, forwarding: Forwarding, uri: str) -> TargetSet:
         """What a fallback URI leads to, unless the call has been there.
 
-        Raises MessageError and LocationError.
+        A call to a sips: URI goes to no other one of another server (RFC 3261 §26.2.2). Raises
+        MessageError and LocationError.
         """
         aor = self.realm.aor(parse_sip_uri(uri))
         if (aor or uri) in forwarding.destinations:
             return NOWHERE
         if aor is not None:
             return await self._targets(forwarding, aor) or NOWHERE
+        if wants_tls(forwarding.request) and not uri.lower().startswith("sips:"):
+            why = "the call is to a sips: URI, so a fallback elsewhere has to be one too"
+            forwarding.warn("fallback_failed", to=uri, reason=why)
+            return NOWHERE
         forwarding.sent_to(uri, {})
         return TargetSet.of(Target(device=uri, uri=uri, live=True))
 

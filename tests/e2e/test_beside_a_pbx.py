@@ -211,6 +211,19 @@ async def test_a_secure_call_goes_to_no_server_that_is_not(world: World) -> None
         assert (await call.final()).status == 404
 
 
+@pytest.mark.parametrize("why", ["fallback", "forward"])
+async def test_a_secure_call_falls_back_to_no_server_that_is_not(world: World, why: str) -> None:
+    async with FallbackServer() as pbx:
+        daemon = await world.start(users={world.aor("bob"): {why: pbx.uri("box")}})
+        alice = await world.phone(daemon, "alice")
+        call = OutCall(alice, f"sips:{world.aor('bob')}", (), f"call-{secrets.token_hex(8)}")
+        call.send_invite()
+        await call.authorize(await call.expect(407))
+        assert (await call.final()).status == 480
+        await daemon.log_event("fallback_failed", to=pbx.uri("box"))
+        assert pbx.phone(daemon).wire.count("INVITE") == 0
+
+
 async def test_what_the_pbx_refuses_a_stranger_is_hardly_repeated(world: World) -> None:
     """Who has forged his address has a victim there flooded."""
     async with FallbackServer() as pbx:
