@@ -140,6 +140,7 @@ class Messages:
 
     def taken(self, message: StoredMessage) -> None:
         """A device has taken it before it was delivered: nobody shall get it any more."""
+        self._remember(message.aor, message.key, REPEATED)  # the store may just be telling of it
         if message.aor in self.deliveries:
             delivering = self.deliveries[message.aor]
             delivering.perform(delivering.machine.taken(message))

@@ -442,9 +442,12 @@ def branch(msg: Msg) -> str:
 
 def waiting(phone: Phone) -> list[Msg]:
     """The first copy of each MESSAGE that waits in the phone's socket, taken from there."""
-    came = [msg for msg in phone.wire.seen if msg.method == "MESSAGE"]
+    first: dict[str, Msg] = {}
+    for msg in phone.wire.seen:
+        if msg.method == "MESSAGE":
+            first.setdefault(branch(msg), msg)
     phone.wire.forget()
-    return list({branch(msg): msg for msg in reversed(came)}.values())[::-1]
+    return list(first.values())
 
 
 async def numbered(phone: Phone) -> Msg:
