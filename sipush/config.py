@@ -316,11 +316,13 @@ class EmergencyConfig(Section):
 
 
 class PeerConfig(Section):
-    """One ``[[peers]]``: a PBX, gateway or edge whose requests are not challenged."""
+    """One ``[[peers]]``: a PBX, gateway or edge proxy of ours."""
 
     name: Name
     address: Network
     "An address or a network."
+    challenge: bool = False
+    "Whether callers there sign in all the same: an edge proxy through which anybody may come."
 
 
 class NodeConfig(Section):

@@ -105,7 +105,8 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             )
             for app_id, app in config.apps.items()
         },
-        peers=tuple(peer.address for peer in config.peers),
+        peers=tuple(peer.address for peer in config.peers if not peer.challenge),
+        edges=tuple(peer.address for peer in config.peers if peer.challenge),
         probe=wake.probe,
         no_answer=wake.no_answer,
         ringback=None if wake.ringback == "none" else int(wake.ringback),

@@ -133,6 +133,8 @@ class ProxyPolicy:
 
     apps: Mapping[str, AppPolicy]
     peers: tuple[IPv4Network | IPv6Network, ...]
+    edges: tuple[IPv4Network | IPv6Network, ...]
+    "Proxies that anybody may come by: only their Paths are believed."
     probe: float
     no_answer: float
     ringback: int | None
@@ -163,6 +165,10 @@ class ProxyPolicy:
                 self._are_peers.clear()
             self._are_peers[ip] = known
         return known
+
+    def may_be_on_path(self, ip: str) -> bool:
+        """Whether requests may be sent to that host along a Path."""
+        return self.is_peer(ip) or any(ip_address(ip) in network for network in self.edges)
 
     def registrar_of(self, aor: Aor) -> str | None:
         """The registrar of a user, unless we are that."""
@@ -909,7 +915,7 @@ class Proxy:
         TransportError and MessageError.
         """
         transport, address, host = await self._resolve(parse_name_addr(route).uri)
-        if not self.policy.is_peer(address[0]):
+        if not self.policy.may_be_on_path(address[0]):
             raise TransportError(f"Path to {host}: {address[0]} is not one of [[peers]]")
         return await self.transports.connect(transport, address, host)
 

@@ -192,6 +192,24 @@ async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> N
     assert answer.status == 200
 
 
+async def test_a_phone_behind_an_edge_for_anybody_signs_in_and_is_called_along_its_path(
+    world: World,
+) -> None:
+    peers = [{"name": "edge", "address": PBX, "challenge": True}]
+    daemon = await world.start(peers=peers)
+    edge = await world.phone(daemon, "bob", ip=PBX)
+    path = f"<sip:{edge.wire.host_port};lr>"
+    registered = await edge.register(headers=[f"Path: {path}", "Supported: path"])
+    assert registered.response.all("path") == [path]
+    caller = await world.phone(daemon, "alice", ip=PBX)
+    call = await caller.call("bob", challenged=False)
+    await call.authorize(await call.expect(407))
+    incoming = await edge.incoming()
+    assert incoming.invite["route"] == path
+    answer, _ = await in_time(call.final(), incoming.answer())
+    assert answer.status == 200
+
+
 @pytest.mark.parametrize("said", [100, 477])
 async def test_a_phone_that_died_behind_an_sbc_is_pushed_and_woken(world: World, said: int) -> None:
     """The 100 is the SBC's own; 477 is what Kamailio says of a connection that is gone."""
