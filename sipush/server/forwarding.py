@@ -913,7 +913,9 @@ class Forwarding:
         """Whether nobody knows that the caller is where the request seems to come from."""
         if self.signs_in_as and status in _CHALLENGES:
             return True
-        return self.dialog_side is None and not self.proxy.gate.is_known(self.transaction.flow)
+        if self.caller_aor or self.dialog_side is not None:
+            return False
+        return not self.proxy.gate.is_known(self.transaction.flow)
 
     @staticmethod
     def _answer(finals: tuple[Callable[[], None], ...], stored: object = None) -> None:
