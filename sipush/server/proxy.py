@@ -678,9 +678,11 @@ class Proxy:
 
     async def _is_one_of(self, servers: Sequence[str], ip: str) -> bool:
         for server in servers:
+            found = ""
             with suppress(TransportError):
-                if (await self._resolve(server))[1][0] == ip:
-                    return True
+                _, (found, _), _ = await self._resolve(server)
+            if found == ip:
+                return True
         return False
 
     def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:

@@ -77,6 +77,15 @@ def test_a_device_is_waited_for_until_the_same_moment_and_not_pushed_again() -> 
     assert resumed.branches[0].state is BranchState.WAKING
 
 
+def test_servers_still_have_as_long_as_devices() -> None:
+    context = ResponseContext(probe=1.5, timer_c=300)
+    context.start([SLEEPING, Target("sip:vm@pbx", "sip:vm@pbx", live=True)], 100.0)
+    resumed = again(context)
+    resumed.response_received(1, 180, 50.0)
+    resumed.timer_fired(7.0 + 25.0)
+    assert resumed.next_timer() == 50.0 + 300
+
+
 def test_the_hold_still_ends() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)
