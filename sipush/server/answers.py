@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+import structlog
+
 from sipush.core.routing import Rejection
+from sipush.log_lines import shown
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response, make_response
 from sipush.sip.status import Status
 
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, REGISTER, MESSAGE, INFO, UPDATE, PRACK, REFER"
+log = structlog.get_logger()
+
 RETRY_AFTER = "5"
 "Seconds after which a client may try again when the store or the server is not ready."
 
@@ -35,7 +40,23 @@ def reject(transaction: ServerTransactionHandle, rejection: Rejection, tag: str)
     )
     for name, value in rejection.headers:
         response.headers.append(name, value)
+    tell_refused(transaction, response)
     respond(transaction, response)
+
+
+def tell_refused(transaction: ServerTransactionHandle, response: Response) -> None:
+    """A call or message that goes nowhere has no other line in the log."""
+    request = transaction.request
+    if request.method in ("INVITE", "MESSAGE") or shown.debug:
+        log.info(
+            "request_refused",
+            call_id=request.call_id,
+            method=request.method,
+            uri=request.uri,
+            status=response.status,
+            reason=response.reason,
+            remote=transaction.flow.remote[0],
+        )
 
 
 def wait_to_sign_in(request: Request, seconds: float, tag: str) -> Response:

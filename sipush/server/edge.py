@@ -143,7 +143,7 @@ class Edge:
             return
         if answer.status >= 300:
             if says_wrong_password(request, answer):
-                await self.proxy.gate.sign_in_failed(transaction.flow, aor, since)
+                await self.proxy.gate.sign_in_failed(transaction.flow, aor, since, request.call_id)
             transaction.respond(answer)
             return
         self.proxy.gate.signed_in(transaction.flow, aor)

@@ -900,7 +900,7 @@ class Forwarding:
     async def _refuse(self, response: Response) -> None:
         """Tell somebody who may be guessing a password, no sooner than he has to hear it."""
         flow, gate = self.transaction.flow, self.proxy.gate
-        await gate.sign_in_failed(flow, self.signs_in_as, self.proxy.clock())
+        await gate.sign_in_failed(flow, self.signs_in_as, self.proxy.clock(), self.call_id)
         self._say(response)
 
     def _say(self, response: Response) -> None:

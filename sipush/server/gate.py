@@ -126,11 +126,11 @@ class Gate:
                     return 0.0
         return wait
 
-    async def sign_in_failed(self, flow: Flow, user: Aor, since: float) -> None:
+    async def sign_in_failed(self, flow: Flow, user: Aor, since: float, call_id: str) -> None:
         """Wait as long as the answer has to; ``since``: when the request came."""
         now = self.clock()
         remote = flow.remote[0]
-        log.info("authentication_failed", aor=user, remote=remote)
+        log.info("authentication_failed", call_id=call_id, aor=user, remote=remote)
         client = self.client(flow)
         if client and self.guesses.failed(user, client, now):
             log.warning(

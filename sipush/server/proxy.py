@@ -76,6 +76,7 @@ from sipush.server.answers import (
     answer_for_server,
     reject,
     respond,
+    tell_refused,
     wait_to_sign_in,
 )
 from sipush.server.call_history import CallHistory
@@ -613,6 +614,8 @@ class Proxy:
         if not self.policy.is_peer(transaction.flow.remote[0]):
             found = await self._authenticate(transaction.flow, request, tag)
             if isinstance(found, Response):
+                if found.status != Status.PROXY_AUTHENTICATION_REQUIRED:
+                    tell_refused(transaction, found)
                 respond(transaction, found)
                 return None
             caller = found
@@ -880,7 +883,7 @@ class Proxy:
         verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
         if isinstance(verdict, Challenge):
             if verdict.wrong:
-                await self.gate.sign_in_failed(flow, user, since)
+                await self.gate.sign_in_failed(flow, user, since, request.call_id)
             return self.authenticator.challenge(
                 request,
                 domain,

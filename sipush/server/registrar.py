@@ -112,7 +112,7 @@ class Registrar:
             verdict = Challenge()
         if isinstance(verdict, Challenge):
             if verdict.wrong:
-                await gate.sign_in_failed(flow, user, since)
+                await gate.sign_in_failed(flow, user, since, request.call_id)
             transaction.respond(
                 self.authenticator.challenge(
                     request, domain, self.clock(), tag, client=client, stale=verdict.stale

@@ -60,6 +60,7 @@ async def test_a_foreign_domain_is_not_relayed(world: World, transport: str) -> 
         call = await alice.call("bob", domain="elsewhere.test")
         first = await call.final()
     assert first.status == 403
+    await daemon.log_event("request_refused", call_id=call.call_id, status=403)
 
 
 async def test_an_unknown_user_is_not_told_to_strangers(world: World, transport: str) -> None:
@@ -69,6 +70,7 @@ async def test_an_unknown_user_is_not_told_to_strangers(world: World, transport:
     assert (await call.final()).status == 407
     call = await alice.call("nobody")
     assert (await call.final()).status == 404
+    await daemon.log_event("request_refused", call_id=call.call_id, status=404)
 
 
 async def test_a_known_user_without_any_device_is_unavailable(world: World, transport: str) -> None:

@@ -46,7 +46,7 @@ def hears(one: Gate, ip: str = GUESSER) -> bool:
 
 
 async def guess(one: Gate, ip: str = GUESSER) -> None:
-    await one.sign_in_failed(WireFlow(remote=(ip, 5060)), BOB, one.clock() - 1)
+    await one.sign_in_failed(WireFlow(remote=(ip, 5060)), BOB, one.clock() - 1, "call")
 
 
 async def test_a_ban_holds_in_every_process_until_it_is_lifted() -> None:
