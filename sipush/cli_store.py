@@ -185,8 +185,10 @@ def _new_aor(text: str, config: Config) -> Aor:
 
 def _stands_in_uri(aor: Aor) -> bool:
     """Whether a phone that writes it down is understood as this user."""
+    user, _, domain = aor.rpartition("@")
+    written = user.replace("@", "%40")
     try:
-        return aor.isprintable() and parse_sip_uri(f"sip:{aor}").aor == aor
+        return aor.isprintable() and parse_sip_uri(f"sip:{written}@{domain}").aor == aor
     except MessageError:
         return False
 
@@ -244,6 +246,7 @@ def _subscriber(aor: Aor, password: str) -> Subscriber:
     )
 
 
+_COLUMNS = "must be aor,password or aor,ha1_md5,ha1_sha256"
 _HEADS = (["password"], ["ha1_md5", "ha1_sha256"])
 "The columns after the first, where the first line names them."
 
@@ -260,11 +263,12 @@ def _read_csv(path: Path, config: Config) -> list[Subscriber]:
     subscribers: dict[Aor, Subscriber] = {}
     lines: dict[Aor, int] = {}
     problems: list[str] = []
+    rows = (row for row in reader if row)
     try:
-        for row in reader:
-            if not row or (reader.line_num == 1 and _is_head(row)):
-                continue
+        for number, row in enumerate(rows):
             try:
+                if number == 0 and _is_head(row):
+                    continue
                 subscriber = _subscriber_of_row(row, config)
                 aor = subscriber.aor
                 if aor in subscribers:
@@ -280,8 +284,13 @@ def _read_csv(path: Path, config: Config) -> list[Subscriber]:
 
 
 def _is_head(row: list[str]) -> bool:
+    """Raises SipushError if it names other columns."""
     first, *others = [field.strip().lower() for field in row]
-    return first in ("aor", "user", "username") and others in _HEADS
+    if first not in ("aor", "user", "username"):
+        return False
+    if others in (["ha1_md5"], ["ha1_sha256"]):
+        raise SipushError(_COLUMNS)
+    return others in _HEADS
 
 
 def _subscriber_of_row(row: list[str], config: Config) -> Subscriber:
@@ -296,7 +305,7 @@ def _subscriber_of_row(row: list[str], config: Config) -> Subscriber:
                 problems = describe(error.errors(include_url=False), UserConfig)
                 raise SipushError("; ".join(problems)) from None
             return Subscriber(aor, user.ha1_md5, user.ha1_sha256)
-    raise SipushError("must be aor,password or aor,ha1_md5,ha1_sha256")
+    raise SipushError(_COLUMNS)
 
 
 def _user_line(aor: Aor, user: UserConfig | Subscriber, source: str) -> str:

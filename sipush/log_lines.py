@@ -28,20 +28,20 @@ _SECRET_KEY: Final = re.compile(
 SECRET_TEXT: Final = re.compile(
     r"""
     (?P<label>
-        (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s+
-      | \b(?:bearer|basic)\s+
+        (?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:digest|bearer|basic)\s++
+      | \b(?:bearer|basic)\s++
       | \b(?:response|device-uid|pn(?:-|%2d)(?:prid|tok)|auth|password|access_token
             |ha1_md5|ha1_sha256)
         ["']?\s*[:=]\s*+["']?+
       | (?P<url>
             (?<![a-z])[a-z]++://[^\s/@:]*+:(?=[^\s/@]++@)
-          | \bsips?:[^\s:@<>"]*+:(?=[^\s:@<>"]{1,128}@)
+          | \bsips?:[^\s:@<>"]*+:(?=[^\s:@<>"]++@)
         )
     )
     (?P<secret>
         (?<=digest\s)[^\r\n]+
       | (?<=")[^"\r\n]++
-      | (?(url) [^\s:@<>"]{1,128}+(?=@) | (?!) )
+      | (?(url) [^\s:@<>"]++(?=@) | (?!) )
       | (?: [^\s"',;>@]++ | (?(url)(?!)|@) | \s++(?=\|) | (?<=\|)\s++ )+  # ``a | b`` are two tokens
     )
   | \b[0-9a-f]{64,}\b                          # APNs tokens, SHA-256 digests

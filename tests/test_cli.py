@@ -312,7 +312,7 @@ def test_an_import_with_a_fault_names_every_line_and_imports_nobody(shell: Shell
 
 
 def test_a_file_as_excel_writes_it_is_imported_without_its_head(shell: Shell) -> None:
-    for head in ("aor,password", "AOR, Password", "user,password"):
+    for head in ("aor,password", "AOR, Password", "user,password", "\naor,password"):
         text = f"\ufeff{head}\r\n101,pw\r\n"
         (shell.folder / "users.csv").write_bytes(text.encode())
         assert shell.ok("user", "import", "users.csv") == "1 users imported.\n"
@@ -338,6 +338,7 @@ def test_users_who_are_imported_again_keep_what_the_file_does_not_say(shell: She
         (b"101,pw\n102,a\n101@example.com,b\n", "line 3: 101@example.com stands in line 1 already"),
         (b"sip:101@example.com,a\n101,b\n", "line 2: 101@example.com stands in line 1 already"),
         (b"1 0 1,pw\n", "line 1: 1 0 1 cannot stand in a SIP URI (allowed: such as 101)"),
+        (b"aor,ha1_md5\n101,pw\n", "line 1: must be aor,password or aor,ha1_md5,ha1_sha256"),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_say_what_it_means_is_refused(

@@ -232,6 +232,8 @@ def test_what_a_stranger_writes_is_searched_in_one_go(unit: str) -> None:
     text = unit * (200_000 // len(unit)) + FCM_TOKEN
     assert FCM_TOKEN not in log_lines.redact_text(text)
     assert FCM_TOKEN not in log_lines.redact_text(f"device-uid={text}")
+    assert FCM_TOKEN not in log_lines.redact_text(f"bearer {text}")
+    assert FCM_TOKEN not in log_lines.redact_text(f'authorization: digest {text}"')
 
 
 @pytest.mark.parametrize("before", [10, 1990, 3950, 60_000])

@@ -47,6 +47,7 @@ class Dispatcher:
         self._lanes = _lanes(apps, self._turns)
         self._clock = clock
         self._quarantine = Quarantine(clock)
+        "New with the services: what the old ones say, they say of the old settings."
         self._retiring: dict[asyncio.Task[None], _Lane] = {}
         self._log: Any = structlog.get_logger().bind()
         "Bound once: each push has a line."
@@ -57,23 +58,23 @@ class Dispatcher:
         ``begin`` is awaited before each try, as the last thing before its bytes leave: False
         withdraws the push.
         """
-        started = self._clock()
+        started, quarantine = self._clock(), self._quarantine
         lane = self._lane(request.record)
         if lane is None:
             outcome = PushOutcome(PushResult.CONFIG, "no service for this app and platform")
-        elif self._quarantine.holds(request):
+        elif quarantine.holds(request):
             outcome = PushOutcome(PushResult.TOKEN_REFUSED, "refused a moment ago, not asked again")
         else:
             with lane.in_use():
                 outcome = await self._send(lane, request, begin)
             if outcome.result is PushResult.TOKEN_REFUSED:
-                self._quarantine.add(request)
+                quarantine.add(request)
         self._tell(request, outcome, self._clock() - started)
         return outcome
 
     def replace(self, apps: Mapping[str, App]) -> None:
         """New apps from now on; the old ones' connections close once their sends have ended."""
-        self._quarantine.clear()
+        self._quarantine = Quarantine(self._clock)
         old, self._lanes = self._lanes, _lanes(apps, self._turns)
         for lane in _each(old):
             task = asyncio.ensure_future(lane.retire())

@@ -39,10 +39,6 @@ class Quarantine:
         if len(self._since) > MAX_TOKENS:
             del self._since[next(iter(self._since))]
 
-    def clear(self) -> None:
-        """The settings are new."""
-        self._since.clear()
-
 
 def _key(request: PushRequest) -> tuple[str, str, bool]:
     """The tokens, and which of them is meant."""

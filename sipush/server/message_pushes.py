@@ -160,7 +160,9 @@ def _failed_for_the_moment(outcome: PushOutcome, left: bool) -> bool:
     """``left``: its bytes did, at least once; without an answer it may have arrived."""
     if outcome.result is PushResult.TIMED_OUT:
         return not left
-    return outcome.result in (PushResult.RETRYABLE, PushResult.THROTTLED)
+    if outcome.result is PushResult.RETRYABLE:
+        return not outcome.has_left or outcome.status > 0
+    return outcome.result is PushResult.THROTTLED
 
 
 def _without_content(m: StoredMessage) -> StoredMessage:

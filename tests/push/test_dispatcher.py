@@ -434,6 +434,19 @@ async def test_new_settings_end_all_quarantine(quarantined: Quarantined) -> None
     assert await quarantined.push() is PushResult.ACCEPTED
 
 
+async def test_what_old_settings_brought_is_no_reason_for_quarantine() -> None:
+    old = ScriptedProvider([REFUSED], hold=asyncio.Event())
+    dispatcher = Dispatcher({DEFAULT_APP: {Platform.APNS: old}})
+    request = call(Platform.APNS)
+    under_way = asyncio.ensure_future(dispatcher.send(request))
+    await old.began.wait()
+    dispatcher.replace({DEFAULT_APP: {Platform.APNS: ScriptedProvider([ACCEPTED])}})
+    assert old.hold is not None
+    old.hold.set()
+    assert (await under_way).result is PushResult.TOKEN_REFUSED
+    assert (await dispatcher.send(request)).result is PushResult.ACCEPTED
+
+
 async def test_no_more_tokens_are_in_quarantine_than_may_be(
     quarantined: Quarantined, monkeypatch: pytest.MonkeyPatch
 ) -> None:

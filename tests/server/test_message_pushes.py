@@ -40,7 +40,7 @@ class Service:
         if not self.refuses:
             await begin_now(begin)
         outcome = self.outcomes.pop(0) if self.outcomes else PushResult.ACCEPTED
-        return outcome if isinstance(outcome, PushOutcome) else PushOutcome(outcome)
+        return outcome if isinstance(outcome, PushOutcome) else PushOutcome(outcome, status=503)
 
     async def close(self) -> None:
         pass
@@ -112,6 +112,21 @@ async def test_a_push_that_failed_for_the_moment_is_tried_again_with_the_same_nu
     assert first == second == third
     assert (first.kind, first.push_id, first.text) == (PushKind.MESSAGE, str(message.id), "hello")
     assert first.deadline_epoch == message.expires_epoch
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again"),
+    [
+        (PushOutcome(PushResult.RETRYABLE, "connection lost"), False),
+        (PushOutcome(PushResult.RETRYABLE, "cannot connect", has_left=False), True),
+    ],
+)
+async def test_only_what_cannot_have_arrived_is_tried_again(
+    outcome: PushOutcome, again: bool
+) -> None:
+    user = await bob(Service(outcome))
+    await user.get()
+    assert bool(user.timers) is again
 
 
 async def test_the_pauses_grow_to_a_quarter_of_an_hour_and_end_after_some_hours(
