@@ -368,26 +368,26 @@ _IDENTITY: Final = ("p-asserted-identity", "remote-party-id")
 _CLAIMS: Final = (*_IDENTITY, "diversion", "history-info", "x-push-id", "portsip-push-id")
 
 
-def drop_claims(request: Request) -> None:
+def drop_claims(message: Message) -> None:
     """Take out what nobody may say whom we do not trust, as whoever comes next believes us.
 
     Who calls (RFC 3325 §5); where the call has been (RFC 5806, RFC 7044): by that a PBX finds a
     mailbox; and which push it belongs to.
     """
-    first = request.headers.first
+    first = message.headers.first
     for name in _CLAIMS:
         if name in first:
-            request.headers.remove(name)
+            message.headers.remove(name)
 
 
-def hide_identity(request: Request) -> None:
-    """Take out who calls, if he wants nobody to know it: for a device (RFC 3325 §7)."""
-    if "privacy" not in request.headers.first:
+def hide_identity(message: Message) -> None:
+    """Take out who speaks, if he wants nobody to know it: for a device (RFC 3325 §7)."""
+    if "privacy" not in message.headers.first:
         return
-    wishes = ";".join(request.headers.values("privacy")).lower().split(";")
+    wishes = ";".join(message.headers.values("privacy")).lower().split(";")
     if "id" in [wish.strip() for wish in wishes]:
         for name in _IDENTITY:
-            request.headers.remove(name)
+            message.headers.remove(name)
 
 
 # --- The target set (§16.5) ----------------------------------------------------------------------
@@ -540,6 +540,7 @@ def forward_request(
     *,
     breadth: int | None = None,
     to_registrar: bool = False,
+    to_peer: bool = False,
     realms: Collection[str] | None = None,
 ) -> Request:
     """The request as ``target`` gets it, but for our Via (§16.6 steps 1-6).
@@ -547,7 +548,8 @@ def forward_request(
     ``record_routes`` are URIs, the one nearest to the caller first. ``breadth`` is what of the
     Max-Breadth is left for a server, which may fork; a device does not (RFC 5393 §5.6).
     ``to_registrar``: it goes to a server that knows the caller's password, as we do not. Another
-    server gets the credentials that are for none of our ``realms`` (§22.3), a device none. Raises
+    server gets the credentials that are for none of our ``realms`` (§22.3), a device none;
+    ``to_peer``: the flow of the target leads to no device but to a server. Raises
     MessageError for what has no hops left: an ACK, which cannot be refused.
     """
     to_device = not to_registrar and (target.flow != "" or target.route != ())
@@ -556,10 +558,11 @@ def forward_request(
     elif breadth is None:
         breadth = _DEFAULT_MAX_BREADTH
     headers = request.headers.copy()
-    if to_device or (realms is None and not to_registrar):
-        headers.remove("proxy-authorization")
-    elif realms is not None and not to_registrar:
-        take_credentials(headers, realms)
+    if not to_registrar:
+        if realms is not None and (to_peer or not to_device):
+            take_credentials(headers, realms)
+        else:
+            headers.remove("proxy-authorization")
     hops = hops_left(request)
     if hops < 0:
         raise MessageError("Too Many Hops", Status.TOO_MANY_HOPS)

@@ -227,7 +227,7 @@ async def call_registrar(proxy: Proxy, forwarding: Forwarding, aor: Aor) -> None
     if (slowed := await slow_down(proxy, transaction.flow, caller, request, tag)) is not None:
         respond(transaction, slowed)
         return
-    if not proxy.gate.is_peer(transaction.flow):
+    if not proxy.policy.is_peer(transaction.flow.remote[0]):
         drop_claims(request)
     try:
         flow = await proxy.connect(uri)

@@ -46,8 +46,10 @@ from sipush.core.routing import (
     Diversion,
     Rejection,
     TargetPolicy,
+    drop_claims,
     forward_request,
     hang_up_requests,
+    hide_identity,
     is_side,
     make_route_token,
     max_breadth,
@@ -670,6 +672,7 @@ class Forwarding:
             breadth=left,
             to_registrar=bool(self.signs_in_as),
             realms=self.proxy.realm.domains,
+            to_peer=self.dialog_side is not None and self.proxy.policy.is_peer(flow.remote[0]),
         )
         attempt = self.attempts[branch]
         attempt.flow = flow
@@ -739,10 +742,23 @@ class Forwarding:
         return f"{server_uri(user, flow.transport, flow.sent_by, sips=sips)};lr"
 
     def _response_received(self, branch: int, response: Response) -> None:
-        self.attempts[branch].response = response
+        attempt = self.attempts[branch]
+        attempt.response = response
+        if attempt.flow is not None:
+            self._heed(response, attempt.flow)
         if response.status > TRYING and self._is_followed:
             self._note("response", branch=branch, status=response.status)
         self._perform(self.context.response_received(branch, response.status, self._now))
+
+    def _heed(self, response: Response, flow: Flow) -> None:
+        """Only a peer may say who it is, or where it wants to be called."""
+        policy = self.proxy.policy
+        if not policy.is_peer(flow.remote[0]):
+            drop_claims(response)
+        elif flow.transport != "UDP" and self.context.invite and 200 <= response.status < 300:
+            self.proxy.note_ways(response)
+        if not policy.is_peer(self.transaction.flow.remote[0]):
+            hide_identity(response)
 
     def _failed(self, branch: int, failure: Failure) -> None:
         self.tell("contact_failed", branch=branch, failure=failure.value)

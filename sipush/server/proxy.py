@@ -65,7 +65,7 @@ from sipush.core.routing import (
     wants_tls,
 )
 from sipush.core.target_set import NOWHERE, Target, TargetSet, Turn
-from sipush.errors import LocationError, TransportError
+from sipush.errors import LocationError, MessageError, TransportError
 from sipush.location.store import LocationStore
 from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
@@ -169,7 +169,11 @@ class ProxyPolicy:
 
     def may_be_on_path(self, ip: str) -> bool:
         """Whether requests may be sent to that host along a Path."""
-        return self.is_peer(ip) or any(ip_address(ip) in network for network in self.edges)
+        return self.is_peer(ip) or self.is_edge(ip)
+
+    def is_edge(self, ip: str) -> bool:
+        """Whether that host is an edge proxy whose callers sign in."""
+        return any(ip_address(ip) in network for network in self.edges)
 
     def registrar_of(self, aor: Aor) -> str | None:
         """The registrar of a user, unless we are that."""
@@ -219,6 +223,8 @@ class Proxy:
     "None: nobody looks at calls that are over."
     expected_answers: dict[str, Callable[[Flow, Response], None]] = field(default_factory=dict)
     "By Via branch: 2xx to an INVITE that a process sent which died."
+    ways_of_peers: set[tuple[str, int | None]] = field(default_factory=set)
+    "Hosts and ports that peers have named in answers to calls, to be called back at."
     registering: set[Aor] = field(default_factory=set)
     "Users whose REGISTER is at their registrar, elsewhere."
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
@@ -537,7 +543,7 @@ class Proxy:
             except LocationError:
                 bindings = ()  # as if it were where it was
         target = self.side(token, request, bindings)
-        if target.flow or target.route or token.aor:
+        if target.flow or target.route or token.device:
             return target
         return await self._server_in_dialog(target, token, request)
 
@@ -548,20 +554,33 @@ class Proxy:
         at the Request-URI (§16.6 steps 6 and 7).
 
         Whoever speaks in the dialog has written both. So they lead only to a peer, or back to where
-        that side was, there only to where SIP is spoken, and only a peer may have a name for them.
+        that side was, to where SIP is spoken, and only a peer may have a name for them.
         """
         was = remote_ip(token.flow)
         has_name = is_ip(was) and self.policy.is_peer(was)
         uris = [parse_name_addr(value).uri for value in request.headers.values("route")[:1]]
         for uri in [*uris, request.uri]:
             parsed = parse_sip_uri(uri)
-            if not ((has_name or is_ip(parsed.address)) and speaks_sip(parsed.port, token)):
+            is_known = (parsed.address, parsed.port) in self.ways_of_peers
+            if not (is_known or speaks_sip(parsed.port, token)):
+                continue
+            if not (has_name or is_ip(parsed.address)):
                 continue
             with suppress(TransportError):
                 _, (ip, _), _ = await self._resolve(uri)
                 if self.policy.is_peer(ip) or came_from(ip, token.flow):
                     return replace(target, hop=uri, live=True)
         return target
+
+    def note_ways(self, response: Response) -> None:
+        """Remember where a peer that takes a call wants to be sent what comes inside it."""
+        for name in ("contact", "record-route"):
+            with suppress(MessageError):
+                for value in response.headers.values(name):
+                    uri = parse_name_addr(value).sip_uri
+                    if len(self.ways_of_peers) >= _MAX_KNOWN:
+                        self.ways_of_peers.clear()
+                    self.ways_of_peers.add((uri.address, uri.port))
 
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
         """One side of a dialog, whose user has these bindings."""
@@ -580,7 +599,9 @@ class Proxy:
         remote = request.sip_uri
         is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
-        live = ((is_peer and not token.aor) or is_caller) and speaks_sip(remote.port, token)
+        is_known = (remote.address, remote.port) in self.ways_of_peers
+        live = (is_peer and not token.aor) or is_caller
+        live = live and (is_known or speaks_sip(remote.port, token))
         return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --
@@ -856,6 +877,8 @@ class Proxy:
             return ""
         if self.policy.is_peer(flow.remote[0]):
             return claimed
+        if self.policy.is_edge(flow.remote[0]):
+            return ""  # everybody comes from there
         try:
             location = await self.locations.lookup_soon(claimed, time.time(), STORE_PATIENCE)
         except LocationError as error:
