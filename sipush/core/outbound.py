@@ -40,7 +40,7 @@ class RouteToken:
     device: str
     "``device_digest`` of its device key, or empty."
     port: int
-    "Of the Contact of a caller who may have to be called back over a connection of ours, or 0."
+    "Where a caller on a connection, or the proxy that he uses, takes others; 0: he has not said."
 
     def __init__(self, flow: str, aor: str = "", device: str = "", port: int = 0) -> None:
         self.flow = flow

@@ -94,7 +94,7 @@ from sipush.sip.digest import find_credentials
 from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
-from sipush.sip.uri import parse_sip_uri, with_user
+from sipush.sip.uri import SipUri, parse_sip_uri, with_user
 from sipush.transport.address import is_ip
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
@@ -561,16 +561,17 @@ class Proxy:
         uris = [parse_name_addr(value).uri for value in request.headers.values("route")[:1]]
         for uri in [*uris, request.uri]:
             parsed = parse_sip_uri(uri)
-            is_known = (parsed.address, parsed.port) in self.ways_of_peers
-            if not (is_known or speaks_sip(parsed.port, token)):
-                continue
-            if not (has_name or is_ip(parsed.address)):
+            if not ((has_name or is_ip(parsed.address)) and self._is_sip_at(parsed, token)):
                 continue
             with suppress(TransportError):
                 _, (ip, _), _ = await self._resolve(uri)
                 if self.policy.is_peer(ip) or came_from(ip, token.flow):
                     return replace(target, hop=uri, live=True)
         return target
+
+    def _is_sip_at(self, uri: SipUri, token: RouteToken) -> bool:
+        """Whether the port is one for SIP, as far as that side of the dialog or a peer has said."""
+        return (uri.address, uri.port) in self.ways_of_peers or speaks_sip(uri.port, token)
 
     def note_ways(self, response: Response) -> None:
         """Remember where a peer that takes a call wants to be sent what comes inside it."""
@@ -599,9 +600,7 @@ class Proxy:
         remote = request.sip_uri
         is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
-        is_known = (remote.address, remote.port) in self.ways_of_peers
-        live = (is_peer and not token.aor) or is_caller
-        live = live and (is_known or speaks_sip(remote.port, token))
+        live = ((is_peer and not token.aor) or is_caller) and self._is_sip_at(remote, token)
         return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --

@@ -19,7 +19,7 @@ _MAX_CACHED = 1000
 
 
 class Resolver:
-    """Names of trusted peers to addresses; never asked about what a stranger wrote."""
+    """Names of trusted peers to addresses; inside a call with a peer, what the other side wrote."""
 
     def __init__(
         self,
