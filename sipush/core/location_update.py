@@ -55,8 +55,8 @@ def _only_device_refreshed(
 ) -> Location | None:
     """What ``_apply`` comes to for nearly every REGISTER; None when it has to be asked.
 
-    The user's only device registers, alone and pushed as before, by a later request: one row of
-    each kind replaces the one that there may be.
+    The user's only device registers, alone and pushed as before or never, by a later request: one
+    row of each kind replaces the one that there may be.
     """
     bindings, records, push = location.bindings, location.push_records, registration.push
     if (
@@ -66,7 +66,7 @@ def _only_device_refreshed(
         or registration.unbind
         or registration.unbind_all
         or registration.push_off
-        or registration.unpushed
+        or (registration.unpushed and records)
         or registration.max_contacts < 1
         or registration.max_push_records < 1
     ):

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from sipush.core.bindings import Aor, Binding, PushRecord, Registration
-from sipush.core.registration import Decision, HeaderList, RegistrationPolicy, Update
+from sipush.core.bindings import Aor, Binding, Location, PushRecord, Registration
+from sipush.core.registration import (
+    REFRESH_AHEAD,
+    Decision,
+    HeaderList,
+    RegistrationPolicy,
+    Update,
+)
 from sipush.sip.message import Request
 
 MAX_KNOWN: Final = 1_000_000
@@ -18,15 +24,16 @@ FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""
 
+_BY_CONTACT: Final = "contact:"
+_DAY: Final = 86400.0
+"Seconds that a PURR is the same."
+
 _NEW_EACH_TIME: Final = frozenset({"via", "from", "call-id", "cseq", "authorization"})
 "Header fields that differ from one refresh to the next."
 
 
 def what_is_said(request: Request, aor: Aor) -> str:
-    """All that ``register`` goes by, but for ``location``, times, Call-ID, CSeq and flow.
-
-    It counts Vias too, where a Contact has a ``reg-id``: such a one is not learnt.
-    """
+    """All that ``register`` goes by, but for ``location``, times, Call-ID, CSeq, Vias and flow."""
     lines = [line for name, line in request.headers.fields if name not in _NEW_EACH_TIME]
     lines.append(aor)
     return "\n".join(lines)
@@ -35,15 +42,30 @@ def what_is_said(request: Request, aor: Aor) -> str:
 class _Said:
     """What a device said, and was told: without what the policy says, and what stays empty."""
 
-    __slots__ = ("bind", "headers", "push", "push_fault", "unpushed")
+    __slots__ = (
+        "bind",
+        "changes_daily",
+        "first_hop",
+        "headers",
+        "is_refreshed",
+        "push",
+        "push_fault",
+        "unpushed",
+    )
 
     def __init__(self, update: Update) -> None:
-        registration = update.registration
+        registration, headers = update.registration, update.headers
         self.bind = registration.bind
         "Its binding of last time, and below its push record."
         self.push = registration.push
         self.unpushed = registration.unpushed
-        self.headers = update.headers
+        self.is_refreshed = bool(registration.refreshes)
+        "Whether it is pushed before its binding expires."
+        self.headers = headers
+        self.changes_daily = any("+sip.pnspurr=" in value for _, value in headers)
+        "Whether its headers have a PURR."
+        self.first_hop = any(name == "Flow-Timer" for name, _ in headers)
+        "Whether they hold only if we are that (RFC 5626 §6), and for its transport."
         self.push_fault = update.push_fault
 
 
@@ -65,9 +87,19 @@ class Refreshes:
         "What most devices have in common, and each would keep for itself."
 
     def decide(
-        self, said: str, request: Request, flow: str, policy: RegistrationPolicy, now_epoch: float
+        self,
+        said: str,
+        request: Request,
+        flow: str,
+        policy: RegistrationPolicy,
+        now_epoch: float,
+        *,
+        location: Location | None,
     ) -> Update | None:
-        """The Update for a REGISTER, or None when ``register`` has to be asked."""
+        """The Update for a REGISTER, or None when ``register`` has to be asked.
+
+        ``location``: all that is stored of the user, with what has expired; None: unknown.
+        """
         known = self._known.get(hash(said))
         if known is None or policy is not self._policy:
             return None
@@ -76,15 +108,22 @@ class Refreshes:
             return None
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
+        if old.device.startswith(_BY_CONTACT) and _is_another_now(old, location):
+            return None
+        if known.first_hop and not _comes_as_directly(request, flow, old.flow):
+            return None
+        if known.changes_daily and now_epoch // _DAY != old.registered_epoch // _DAY:
+            return None
         call_id, cseq = request.call_id, request.cseq.number
         if call_id == old.call_id:
             call_id = old.call_id  # already kept: no other string need replace it
+        expires_epoch = now_epoch + round(old.expires_epoch - old.registered_epoch)
         binding = Binding(
             old.aor,
             old.device,
             old.contact,
             old.contact_key,
-            now_epoch + round(old.expires_epoch - old.registered_epoch),
+            expires_epoch,
             call_id,
             cseq,
             flow,
@@ -105,16 +144,22 @@ class Refreshes:
             (_refreshed(known.push[0], policy, now_epoch),) if known.push else (),
             (),
             known.unpushed,
-            (),
+            ((old.device, expires_epoch - REFRESH_AHEAD),) if known.is_refreshed else (),
             policy.max_push_records,
             flow,
         )
         known.bind, known.push = registration.bind, registration.push
         return Update(registration, known.headers, (old.device,), known.push_fault)
 
-    def learn(self, said: str, policy: RegistrationPolicy, decision: Decision) -> None:
-        """Know from now on what ``register`` decided, with no ``location`` to go by."""
-        if not isinstance(decision, Update) or not _is_plain(decision):
+    def learn(
+        self,
+        said: str,
+        policy: RegistrationPolicy,
+        decision: Decision,
+        location: Location | None,
+    ) -> None:
+        """Know from now on what ``register`` decided, with that ``location`` to go by."""
+        if not isinstance(decision, Update) or not _is_plain(decision, location):
             return
         now_epoch = decision.registration.now_epoch
         key = hash(said)
@@ -126,7 +171,8 @@ class Refreshes:
         elif is_full:
             return
         known = self._known[key] = _Said(decision)
-        known.headers = self._headers.setdefault(known.headers, known.headers)
+        if not known.changes_daily:
+            known.headers = self._headers.setdefault(known.headers, known.headers)
         for binding in known.bind:
             binding.user_agent = self._once(binding.user_agent)
         for record in known.push:
@@ -136,14 +182,30 @@ class Refreshes:
         return self._texts.setdefault(text, text)
 
 
-def _is_plain(update: Update) -> bool:
-    """Whether one device registers, and nothing that is answered depends on time or flow."""
+def _is_plain(update: Update, location: Location | None) -> bool:
+    """Whether one device registers, and its next refresh tells all that the answer depends on."""
     asked = update.registration
-    if asked.unbind or asked.unbind_all or asked.push_off or asked.refreshes:
+    if asked.unbind or asked.unbind_all or asked.push_off:
         return False
-    if len(asked.bind) != 1 or len(asked.push) > 1 or ";reg-id" in asked.bind[0].params:
+    if len(asked.bind) != 1 or len(asked.push) > 1:
         return False
-    return all(name != "Feature-Caps" for name, _ in update.headers)
+    if location is not None and not asked.bind[0].device.startswith(_BY_CONTACT):
+        return False
+    # A reg-id that was ignored may count when the same comes without a proxy between.
+    return ";reg-id" not in asked.bind[0].params or ("Require", "outbound") in update.headers
+
+
+def _is_another_now(old: Binding, location: Location | None) -> bool:
+    """Whether a phone that only its Contact tells may be a device that has told more since."""
+    return location is None or any(
+        b.contact_key == old.contact_key and b.device != old.device for b in location.bindings
+    )
+
+
+def _comes_as_directly(request: Request, flow: str, old_flow: str) -> bool:
+    if flow.startswith("udp/") is not old_flow.startswith("udp/"):
+        return False
+    return len(request.headers.values("via")) == 1
 
 
 def _refreshed(record: PushRecord, policy: RegistrationPolicy, now_epoch: float) -> PushRecord:

@@ -142,7 +142,8 @@ class Registrar:
                 refreshes = None  # what is known of one was said by a peer
         if refreshes is not None:
             said = what_is_said(request, aor)
-            decision = refreshes.decide(said, request, flow, policy, now)
+            known = store.last_known(aor)
+            decision = refreshes.decide(said, request, flow, policy, now, location=known)
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
             decision = register(
@@ -155,8 +156,8 @@ class Registrar:
                 location=stored,
                 from_peer=from_peer,
             )
-            if refreshes is not None and stored is None:
-                refreshes.learn(said, policy, decision)
+            if refreshes is not None:
+                refreshes.learn(said, policy, decision, stored)
         if isinstance(decision, Rejection):
             REGISTERS.counts[("refused",)] += 1
             transaction.respond(rejection_response(request, decision, tag))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sipush.core.bindings import Binding, Location
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import Update, register
 from tests.core.test_registration import (
@@ -22,18 +23,29 @@ from tests.core.test_registration import (
 )
 
 RFC8599 = "Contact: <sip:101@192.0.2.1;pn-provider=fcm;pn-param=my-project-1;pn-prid=cc33>"
+OUTBOUND = (f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound")
+NOTHING = Location()
 
 
 def heard(refreshes: Refreshes, *lines: str, at: float = NOW) -> None:
     """A phone registers for the first time."""
-    decision = register(request(*lines), AOR, FLOW, POLICY, at, key=KEY)
-    refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
+    decision = register(request(*lines), AOR, FLOW, POLICY, at, key=KEY, from_peer=True)
+    refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision, None)
 
 
-def again(refreshes: Refreshes, *lines: str, aor: str = AOR) -> Update | None:
+def again(
+    refreshes: Refreshes,
+    *lines: str,
+    aor: str = AOR,
+    flow: str = FLOW,
+    at: float = NOW + 60,
+    location: Location | None = NOTHING,
+) -> Update | None:
     """What is known of such a REGISTER by now."""
     said = what_is_said(request(*lines), aor)
-    return refreshes.decide(said, request(*lines, call_id="c2"), FLOW, POLICY, NOW + 60)
+    return refreshes.decide(
+        said, request(*lines, call_id="c2"), flow, POLICY, at, location=location
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,13 +53,18 @@ def again(refreshes: Refreshes, *lines: str, aor: str = AOR) -> Update | None:
     [
         ([CONTACT, PUSH], True),
         ([f"{CONTACT};{INSTANCE}", "Path: <sip:edge.example.com;lr>", "Expires: 600"], True),
-        ([f"{CONTACT};{INSTANCE};reg-id=1", "Supported: outbound"], False),
+        ([CONTACT], True),
+        ([*OUTBOUND], True),
+        ([*OUTBOUND, "Path: <sip:edge.example.com;lr;ob>"], True),
+        ([*OUTBOUND, "Path: <sip:edge.example.com;lr>"], False),
+        ([f"{CONTACT};{INSTANCE};reg-id=1"], False),
         ([f"{CONTACT};expires=0", PUSH], False),
         ([CONTACT, OFF], False),
         ([CONTACT, PUSH.replace("aa11", "\u00e4")], True),
         ([CONTACT, PUSH, "Contact: <sip:102@192.0.2.2>"], False),
         (["Contact: *", "Expires: 0"], False),
-        ([RFC8599, "Expires: 600"], False),
+        ([RFC8599, "Expires: 600"], True),
+        ([RFC8599, "Expires: 300"], False),
         ([], False),
     ],
 )
@@ -66,7 +83,9 @@ def test_a_refresh_of_a_refresh_lasts_as_long_over_the_flow_it_came_by() -> None
     for n in range(1, 4):
         flow, now = f"{FLOW}{n}", NOW + n * 500.3
         again = request(CONTACT, PUSH, call_id=f"c{n}", cseq=n)
-        update = refreshes.decide(what_is_said(again, AOR), again, flow, POLICY, now)
+        update = refreshes.decide(
+            what_is_said(again, AOR), again, flow, POLICY, now, location=NOTHING
+        )
         assert update == register(again, AOR, flow, POLICY, now, key=KEY)
 
 
@@ -75,7 +94,7 @@ def test_what_devices_have_in_common_is_kept_once() -> None:
     aors = ["101@example.com", "102@example.com"]
     for aor in aors:
         decision = register(request(CONTACT, PUSH), aor, FLOW, POLICY, NOW, key=KEY)
-        refreshes.learn(what_is_said(request(CONTACT, PUSH), aor), POLICY, decision)
+        refreshes.learn(what_is_said(request(CONTACT, PUSH), aor), POLICY, decision, None)
     updates = [again(refreshes, CONTACT, PUSH, aor=aor) for aor in aors]
     kept = [
         (u.headers, u.registration.bind[0].user_agent, u.registration.push[0].app_id)
@@ -118,10 +137,15 @@ def test_what_was_decided_under_another_policy_counts_no_more() -> None:
     refreshes, reloaded = Refreshes(), replace(POLICY, max_expires=500)
     heard(refreshes, CONTACT, PUSH)
     said = what_is_said(request(CONTACT, PUSH), AOR)
-    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW) is None
+    assert (
+        refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW, location=None) is None
+    )
     decision = register(request(CONTACT, PUSH), AOR, FLOW, reloaded, NOW, key=KEY)
-    refreshes.learn(said, reloaded, decision)
-    assert refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW) == decision
+    refreshes.learn(said, reloaded, decision, None)
+    assert (
+        refreshes.decide(said, request(CONTACT, PUSH), FLOW, reloaded, NOW, location=None)
+        == decision
+    )
     assert again(refreshes, CONTACT, PUSH) is None
 
 
@@ -129,10 +153,15 @@ def test_among_several_nodes_a_refresh_is_known_over_the_flow_that_they_know() -
     refreshes, node = Refreshes(), replace(POLICY, node="sip:192.0.2.1")
     said = what_is_said(request(CONTACT, PUSH), AOR)
     for flow in (FLOW, f"{FLOW}1"):
-        assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) is None
+        assert (
+            refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW, location=None) is None
+        )
         decision = register(request(CONTACT, PUSH), AOR, flow, node, NOW, key=KEY)
-        refreshes.learn(said, node, decision)
-        assert refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW) == decision
+        refreshes.learn(said, node, decision, None)
+        assert (
+            refreshes.decide(said, request(CONTACT, PUSH), flow, node, NOW, location=None)
+            == decision
+        )
 
 
 def test_no_more_are_known_than_there_is_room_for_and_others_an_hour_later() -> None:
@@ -148,3 +177,54 @@ def test_no_more_are_known_than_there_is_room_for_and_others_an_hour_later() -> 
     for later, is_known in ((3599, [True, True, False]), (3600, [False, False, True])):
         heard(refreshes, contacts[2], at=NOW + later)
         assert known() == is_known
+
+
+@pytest.mark.parametrize("flow", ["udp/a/b/c", "tcp/a/b/c"])
+def test_a_flow_of_several_is_known_while_it_comes_directly_by_that_transport(flow: str) -> None:
+    refreshes = Refreshes()
+    decision = register(request(*OUTBOUND), AOR, flow, POLICY, NOW, key=KEY)
+    refreshes.learn(what_is_said(request(*OUTBOUND), AOR), POLICY, decision, None)
+    for other in ("udp/a/b/d", "tcp/a/b/d"):
+        is_known = flow[:3] == other[:3]
+        update = again(refreshes, *OUTBOUND, flow=other)
+        assert (update is not None) is is_known
+        assert again(refreshes, *OUTBOUND, "Via: SIP/2.0/UDP edge", flow=other) is None
+        if update is not None:
+            assert update == register(
+                request(*OUTBOUND, call_id="c2"), AOR, other, POLICY, NOW + 60, key=KEY
+            )
+
+
+def test_a_reference_of_another_day_is_made_anew() -> None:
+    refreshes, lines, day = Refreshes(), (RFC8599, "Expires: 600"), 86400 * 20_000
+    heard(refreshes, *lines, at=day)
+    late = again(refreshes, *lines, at=day + 86399)
+    assert late is not None
+    assert late == register(request(*lines, call_id="c2"), AOR, FLOW, POLICY, day + 86399, key=KEY)
+    assert late.registration.refreshes == ((late.devices[0], day + 86399 + 600 - 150),)
+    assert again(refreshes, *lines, at=day + 86400) is None
+
+
+def binding_of(*lines: str) -> Binding:
+    decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY)
+    assert isinstance(decision, Update)
+    return decision.registration.bind[0]
+
+
+def test_a_phone_told_by_its_contact_alone_is_asked_about_when_another_device_has_that() -> None:
+    refreshes = Refreshes()
+    heard(refreshes, CONTACT)
+    itself, other = binding_of(CONTACT), binding_of("Contact: <sip:101@192.0.2.2>")
+    assert again(refreshes, CONTACT, location=Location((itself, other))) is not None
+    told = binding_of(CONTACT, PUSH)
+    assert again(refreshes, CONTACT, location=Location((told,))) is None
+    assert again(refreshes, CONTACT, location=None) is None
+
+
+def test_a_phone_that_the_store_knows_by_its_contact_is_not_learnt() -> None:
+    refreshes, stored = Refreshes(), Location((binding_of(CONTACT, PUSH),))
+    said = what_is_said(request(CONTACT), AOR)
+    decision = register(request(CONTACT), AOR, FLOW, POLICY, NOW, key=KEY, location=stored)
+    refreshes.learn(said, POLICY, decision, stored)
+    assert again(refreshes, CONTACT, location=stored) is None
+    assert again(refreshes, CONTACT) is None

@@ -71,11 +71,14 @@ def decide(*lines: str, from_peer: bool = True) -> Decision:
 
 def check_refresh(lines: tuple[str, ...], decision: Decision) -> None:
     """What is known is decided as ``register`` does when it is said again later, elsewhere."""
-    refreshes = Refreshes()
-    refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision)
-    again, flow, now = request(*lines, call_id="c2", cseq=9), "tcp/a/b/c", NOW + 1234.567
-    refreshed = refreshes.decide(what_is_said(again, AOR), again, flow, POLICY, now)
-    assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY, from_peer=True))
+    stored = Location(decision.registration.bind) if isinstance(decision, Update) else Location()
+    for flow, now in (("udp/a/b/c", NOW + 1234.567), ("tcp/a/b/c", NOW + 86400)):
+        refreshes = Refreshes()
+        refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision, None)
+        again = request(*lines, call_id="c2", cseq=9)
+        said = what_is_said(again, AOR)
+        refreshed = refreshes.decide(said, again, flow, POLICY, now, location=stored)
+        assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY, from_peer=True))
 
 
 def accept(*lines: str, from_peer: bool = True) -> Update:
