@@ -10,6 +10,7 @@ from typing import Final
 
 from sipush.core.bindings import Aor, Binding, Location, PushRecord, Registration
 from sipush.core.registration import (
+    GOES_BY,
     REFRESH_AHEAD,
     Decision,
     HeaderList,
@@ -19,7 +20,11 @@ from sipush.core.registration import (
 from sipush.sip.message import Request
 
 MAX_KNOWN: Final = 1_000_000
-"Devices: 200 bytes each, as the store in memory has binding and push record anyway."
+"Users: 300 bytes for each device, as the store in memory has binding and push record anyway."
+MAX_DEVICES: Final = 4
+"Of one user that are known: of who says something else each time not all is kept."
+_MAX_COMMON: Final = 10_000
+"Texts and headers that may be those of several devices, for the same reason."
 FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""
@@ -28,15 +33,10 @@ _BY_CONTACT: Final = "contact:"
 _DAY: Final = 86400.0
 "Seconds that a PURR is the same."
 
-_NEW_EACH_TIME: Final = frozenset({"via", "from", "call-id", "cseq", "authorization"})
-"Header fields that differ from one refresh to the next."
 
-
-def what_is_said(request: Request, aor: Aor) -> str:
+def what_is_said(request: Request) -> str:
     """All that ``register`` goes by, but for ``location``, times, Call-ID, CSeq, Vias and flow."""
-    lines = [line for name, line in request.headers.fields if name not in _NEW_EACH_TIME]
-    lines.append(aor)
-    return "\n".join(lines)
+    return "\n".join([line for name, line in request.headers.fields if name in GOES_BY])
 
 
 class _Said:
@@ -50,11 +50,15 @@ class _Said:
         "is_refreshed",
         "push",
         "push_fault",
+        "said",
         "unpushed",
     )
 
-    def __init__(self, update: Update) -> None:
+    def __init__(self, said: int, update: Update) -> None:
         registration, headers = update.registration, update.headers
+        self.said = said
+        """The hash of it, which is long. That two texts of one user have the same is as unlikely
+        as guessing 64 bits."""
         self.bind = registration.bind
         "Its binding of last time, and below its push record."
         self.push = registration.push
@@ -73,11 +77,9 @@ class Refreshes:
     """Decides as ``register`` does on what was said before, in a tenth of its time."""
 
     def __init__(self, max_known: int = MAX_KNOWN) -> None:
-        """``max_known``: devices."""
+        """``max_known``: users."""
         self._max_known = max_known
-        self._known: dict[int, _Said] = {}
-        """By the hash of what was said, which is long. That two texts of one user have the same is
-        as unlikely as guessing 64 bits, and whose it is will be looked at."""
+        self._known: dict[Aor, tuple[_Said, ...]] = {}
         self._policy: RegistrationPolicy | None = None
         "What was known under another is forgotten."
         self._since_epoch = 0.0
@@ -88,24 +90,23 @@ class Refreshes:
 
     def decide(
         self,
-        said: str,
         request: Request,
+        aor: Aor,
         flow: str,
         policy: RegistrationPolicy,
         now_epoch: float,
         *,
+        said: str,
         location: Location | None,
     ) -> Update | None:
         """The Update for a REGISTER, or None when ``register`` has to be asked.
 
         ``location``: all that is stored of the user, with what has expired; None: unknown.
         """
-        known = self._known.get(hash(said))
+        known = self._find(hash(said), aor)
         if known is None or policy is not self._policy:
             return None
         (old,) = known.bind
-        if not said.endswith(f"\n{old.aor}"):
-            return None
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
         if old.device.startswith(_BY_CONTACT) and _is_another_now(old, location):
@@ -151,6 +152,12 @@ class Refreshes:
         known.bind, known.push = registration.bind, registration.push
         return Update(registration, known.headers, (old.device,), known.push_fault)
 
+    def _find(self, said: int, aor: Aor) -> _Said | None:
+        for known in self._known.get(aor, ()):
+            if known.said == said:
+                return known
+        return None
+
     def learn(
         self,
         said: str,
@@ -161,24 +168,28 @@ class Refreshes:
         """Know from now on what ``register`` decided, with that ``location`` to go by."""
         if not isinstance(decision, Update) or not _is_plain(decision, location):
             return
-        now_epoch = decision.registration.now_epoch
-        key = hash(said)
+        aor, now_epoch = decision.registration.aor, decision.registration.now_epoch
         is_old = now_epoch >= self._since_epoch + FORGOTTEN_AFTER
-        is_full = len(self._known) >= self._max_known and key not in self._known
+        is_full = len(self._known) >= self._max_known and aor not in self._known
         if policy is not self._policy or (is_full and is_old):
             self._policy, self._since_epoch = policy, now_epoch
             self._known, self._texts, self._headers = {}, {}, {}
         elif is_full:
             return
-        known = self._known[key] = _Said(decision)
-        if not known.changes_daily:
+        known = _Said(hash(said), decision)
+        if len(self._headers) < _MAX_COMMON and not known.changes_daily:
             known.headers = self._headers.setdefault(known.headers, known.headers)
         for binding in known.bind:
             binding.user_agent = self._once(binding.user_agent)
         for record in known.push:
             record.app_id = self._once(record.app_id)
+        device = known.bind[0].device
+        others = [other for other in self._known.get(aor, ()) if other.bind[0].device != device]
+        self._known[aor] = (known, *others[: MAX_DEVICES - 1])
 
     def _once(self, text: str) -> str:
+        if len(self._texts) >= _MAX_COMMON:
+            return self._texts.get(text, text)
         return self._texts.setdefault(text, text)
 
 

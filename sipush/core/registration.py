@@ -47,6 +47,11 @@ HeaderList = tuple[tuple[str, str], ...]
 SUPPORTED = ("path", "outbound")
 "Option tags of the registrar (§19.2)."
 
+GOES_BY: Final = frozenset(
+    {"contact", "expires", "feature-caps", "path", "require", "supported", "user-agent", *HEADERS}
+)
+"Names of all header fields that ``register`` goes by, but for Via, Call-ID and CSeq."
+
 REFRESH_AHEAD: Final = 150
 """Seconds before a binding expires that its device is pushed to refresh it: 120 (RFC 8599 §5.5),
 and what it takes to find out that it is time."""

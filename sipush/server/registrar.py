@@ -141,9 +141,10 @@ class Registrar:
             if not from_peer:
                 refreshes = None  # what is known of one was said by a peer
         if refreshes is not None:
-            said = what_is_said(request, aor)
-            known = store.last_known(aor)
-            decision = refreshes.decide(said, request, flow, policy, now, location=known)
+            said = what_is_said(request)
+            decision = refreshes.decide(
+                request, aor, flow, policy, now, said=said, location=store.last_known(aor)
+            )
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
             decision = register(

@@ -8,6 +8,7 @@ from sipush.core.bindings import Binding, Location, Platform, PushRecord, Refusa
 from sipush.core.outbound import purr
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
+    GOES_BY,
     Decision,
     Fetch,
     RegistrationPolicy,
@@ -66,6 +67,7 @@ def decide(*lines: str, from_peer: bool = True) -> Decision:
     decision = register(request(*lines), AOR, FLOW, POLICY, NOW, key=KEY, from_peer=from_peer)
     if from_peer:
         check_refresh(lines, decision)
+        check_goes_by(lines, decision)
     return decision
 
 
@@ -74,11 +76,20 @@ def check_refresh(lines: tuple[str, ...], decision: Decision) -> None:
     stored = Location(decision.registration.bind) if isinstance(decision, Update) else Location()
     for flow, now in (("udp/a/b/c", NOW + 1234.567), ("tcp/a/b/c", NOW + 86400)):
         refreshes = Refreshes()
-        refreshes.learn(what_is_said(request(*lines), AOR), POLICY, decision, None)
+        refreshes.learn(what_is_said(request(*lines)), POLICY, decision, None)
         again = request(*lines, call_id="c2", cseq=9)
-        said = what_is_said(again, AOR)
-        refreshed = refreshes.decide(said, again, flow, POLICY, now, location=stored)
+        said = what_is_said(again)
+        refreshed = refreshes.decide(again, AOR, flow, POLICY, now, said=said, location=stored)
         assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY, from_peer=True))
+
+
+def check_goes_by(lines: tuple[str, ...], decision: Decision) -> None:
+    """Without all that is not in GOES_BY ``register`` decides the same."""
+    bare = request(*lines)
+    needed = GOES_BY | {"via", "from", "to", "call-id", "cseq"}
+    for name in {name for name, _ in bare.headers.fields if name not in needed}:
+        bare.headers.remove(name)
+    assert register(bare, AOR, FLOW, POLICY, NOW, key=KEY, from_peer=True) == decision
 
 
 def accept(*lines: str, from_peer: bool = True) -> Update:
