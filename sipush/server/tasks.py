@@ -42,6 +42,9 @@ class Tasks:
 
     def start_together(self, works: list[_Work]) -> None:
         """``start`` all of them, each step of all before the next one."""
+        if len(works) == 1:  # as nearly always while there is little to do
+            self.start(works[0])
+            return
         while works:
             works = [work for work in works if self._takes_a_step(work)]
 

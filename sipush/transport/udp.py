@@ -12,6 +12,9 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from fcntl import ioctl
+from termios import FIONREAD
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -54,6 +57,8 @@ _MAX_DATAGRAM: Final = 65_535
 _MAX_PAYLOAD: Final = 65_507
 "Bytes of a message that fit into one, headers of IPv4 and UDP left out."
 _SEND_ATTEMPTS: Final = 3
+_NO_LENGTH: Final = bytes(4)
+"What FIONREAD says when no datagram waits (``man 7 udp``)."
 
 # Linux values that Python 3.11's socket module does not name.
 _IP_PKTINFO = 8
@@ -274,7 +279,7 @@ class UdpListener:
 
     def _read_datagrams(self) -> bool:
         """Whether there are errors to be read too."""
-        end, any_came, failed = self._loop.time() + SLICE, False, False
+        end, any_came, failed = monotonic() + SLICE, False, False
         for _ in range(0, BATCH, AT_ONCE):
             if len(self._calls) >= MAX_CALLS:
                 break
@@ -289,7 +294,7 @@ class UdpListener:
                 else:
                     at_once.append((data, flow))
             self._hear(at_once)
-            if is_last or self._loop.time() > end:
+            if is_last or monotonic() > end:
                 break
         return failed or not any_came  # woken by the error queue alone
 
@@ -307,14 +312,21 @@ class UdpListener:
                 return datagrams, True, failed
             except OSError:
                 failed = True
+            if (
+                len(datagrams) == 1
+                and ioctl(self._sock.fileno(), FIONREAD, _NO_LENGTH) == _NO_LENGTH
+            ):
+                return datagrams, True, failed  # to try in vain takes ten times as long as to ask
         return datagrams, False, failed
 
     def _hear_calls(self) -> None:
         self._will_hear = False
-        end = self._loop.time() + CALLS_SLICE
+        if not self._calls:
+            return
+        end = monotonic() + CALLS_SLICE
         while self._calls:
             self._hear([self._calls.popleft()])
-            if self._calls and self._loop.time() > end:
+            if self._calls and monotonic() > end:
                 self._will_hear = True
                 self._loop.call_soon(self._hear_calls)
                 return
