@@ -1,6 +1,7 @@
 """``make bench``: what operations cost, beside Kamailio where it is installed.
 
 python -m tests.bench server --servers memory,sqlite,kamailio-fm --operations register,call
+python -m tests.bench server --rate 500 --operations register,refresh,call,message
 python -m tests.bench micro
 python -m tests.bench memory --servers sqlite
 python -m tests.bench growth --servers sqlite --sizes 1000,100000,1000000
@@ -60,7 +61,8 @@ def _measure_servers(options: argparse.Namespace) -> list[dict[str, Any]]:
         kinds = ["memory", "sqlite", "redis"]
         kinds += ["kamailio-fm", "kamailio-qm"] if Kamailio.is_installed() else []
     rows = []
-    for row in server_bench.run(kinds, options.operations, options.transport, options.repeat):
+    load = server_bench.Load(options.transport, options.rate)
+    for row in server_bench.run(kinds, options.operations, load, options.repeat):
         rows.append(row)
         _print_row(row)
     plot = options.results / f"server-{options.transport}.svg"
@@ -75,7 +77,8 @@ def _print_values(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    print(f"{row['operation']} over {row['transport']}:")
+    rate = f", {row['rate']} a second" if row["rate"] else ""
+    print(f"{row['operation']} over {row['transport']}{rate}:")
     for kind, result in row["servers"].items():
         low, high = result["spread"]
         more = "  ".join(f"{key} {result[key]}" for key in server_bench.TIMES if key in result)
@@ -116,6 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--servers", type=words, default=[])
     parser.add_argument("--operations", type=words, default=list(server_bench.OPERATIONS))
     parser.add_argument("--transport", choices=("udp", "tcp", "tls"), default="udp")
+    parser.add_argument("--rate", type=int, default=0, help="the same load for all, not the most")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--results", type=Path, default=Path("run/bench"))
     parser.add_argument(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench.measure import drive, memory_kb
 from tests.bench.servers import DOMAIN, RIG, Kamailio, Server, Sipush
@@ -29,6 +29,14 @@ SECONDS = "4"
 Result = dict[str, Any]
 
 
+class Load(NamedTuple):
+    """What is offered, where an operation does not say it itself."""
+
+    transport: str = "udp"
+    rate: int = 0
+    "Operations a second; 0: as many as the server can take, 64 at a time."
+
+
 def blaster() -> Path:
     """The load generator in C, compiled when its source is newer."""
     source = RIG / "sipblast.c"
@@ -38,41 +46,43 @@ def blaster() -> Path:
     return binary
 
 
-def _blast(server: Server, mode: str, users: int, transport: str, *more: str) -> Result:
-    target = f"127.0.0.1:{server.tls_port}" if transport == "tls" else server.target
-    load = [blaster(), mode, target, "--domain", DOMAIN, "--users", str(users)]
-    load += ["--window", "64", *([] if transport == "udp" else [f"--{transport}"]), *more]
-    return drive(server.pids, load)
+def _blast(server: Server, mode: str, users: int, load: Load, *more: str) -> Result:
+    target = f"127.0.0.1:{server.tls_port}" if load.transport == "tls" else server.target
+    command = [blaster(), mode, target, "--domain", DOMAIN, "--users", str(users), *more]
+    command += ["--rate", str(load.rate)] if load.rate else ["--window", "64"]
+    command += [] if load.transport == "udp" else [f"--{load.transport}"]
+    return drive(server.pids, command)
 
 
-def register(server: Server, transport: str) -> Result:
+def register(server: Server, load: Load) -> Result:
     """REGISTER 401 REGISTER 200 of users that are registered already."""
-    _blast(server, "register", USERS, transport, "--count", str(USERS), "--seconds", "30")
-    return _blast(server, "register", USERS, transport, "--seconds", SECONDS)
+    first = Load(load.transport)
+    _blast(server, "register", USERS, first, "--count", str(USERS), "--seconds", "30")
+    return _blast(server, "register", USERS, load, "--seconds", SECONDS)
 
 
-def refresh(server: Server, transport: str) -> Result:
+def refresh(server: Server, load: Load) -> Result:
     """REGISTER with a nonce that is known, 200."""
-    return _blast(server, "refresh", USERS, transport, "--seconds", SECONDS)
+    return _blast(server, "refresh", USERS, load, "--seconds", SECONDS)
 
 
-def call(server: Server, transport: str) -> Result:
+def call(server: Server, load: Load) -> Result:
     """INVITE 180 200 ACK BYE 200 through the proxy."""
-    return _blast(server, "call", PHONES, transport, "--seconds", SECONDS)
+    return _blast(server, "call", PHONES, load, "--seconds", SECONDS)
 
 
-def message(server: Server, transport: str) -> Result:
+def message(server: Server, load: Load) -> Result:
     """MESSAGE 200 through the proxy."""
-    return _blast(server, "message", PHONES, transport, "--seconds", SECONDS)
+    return _blast(server, "message", PHONES, load, "--seconds", SECONDS)
 
 
-def options(server: Server, transport: str) -> Result:
+def options(server: Server, load: Load) -> Result:
     """OPTIONS 200: the floor."""
-    return _blast(server, "options", 1, transport, "--seconds", SECONDS)
+    return _blast(server, "options", 1, load, "--seconds", SECONDS)
 
 
 def _hold(
-    server: Server, transport: str, *more: str, at: Callable[[str], None] = lambda word: None
+    server: Server, load: Load, *more: str, at: Callable[[str], None] = lambda word: None
 ) -> Result:
     seen: dict[str, int] = {}
 
@@ -86,7 +96,7 @@ def _hold(
     command: list[str | Path] = [sys.executable, RIG / "hold.py", server.target]
     command += ["--domain", DOMAIN, "--calls", str(HELD), *push, *more]
     command += ["--tls-port", str(server.tls_port)]
-    result = drive(server.pids, [*command, "--transport", transport], weigh)
+    result = drive(server.pids, [*command, "--transport", load.transport], weigh)
     result["kb_per_held"] = (seen["HELD"] - seen["PRIMED"]) / max(1, result["held"])
     if "completed" in result:
         result["wake_p50_ms"] = result["wake_ms"]["p50"]
@@ -96,17 +106,17 @@ def _hold(
     return result
 
 
-def wake(server: Server, transport: str) -> Result:
+def wake(server: Server, load: Load) -> Result:
     """Held calls whose phones come back one by one."""
-    return _hold(server, transport, "--wake-rate", WAKE_RATE)
+    return _hold(server, load, "--wake-rate", WAKE_RATE)
 
 
-def burst(server: Server, transport: str) -> Result:
+def burst(server: Server, load: Load) -> Result:
     """Held calls whose phones come back all at once."""
-    return _hold(server, transport)
+    return _hold(server, load)
 
 
-def _push(server: Server, transport: str, device_os: str) -> Result:
+def _push(server: Server, load: Load, device_os: str) -> Result:
     """A thousand calls at once to phones that sleep, and how long others wait meanwhile."""
     assert isinstance(server, Sipush)
     began, received = 0.0, dict[str, Any]()
@@ -121,7 +131,7 @@ def _push(server: Server, transport: str, device_os: str) -> Result:
     with _probe(server) as waits:
         result = _hold(
             server,
-            transport,
+            load,
             *("--device-os", device_os, "--call-rate", "1000000", "--no-wake", "--push-wait", "12"),
             at=note,
         )
@@ -161,17 +171,17 @@ def _probe(server: Server) -> Iterator[list[tuple[float, float | None]]]:
         waits += json.loads(process.communicate("\n")[0])
 
 
-def push_apns(server: Server, transport: str) -> Result:
+def push_apns(server: Server, load: Load) -> Result:
     """A thousand pushes at once over APNs, and how long a REGISTER waits meanwhile."""
-    return _push(server, transport, "ios")
+    return _push(server, load, "ios")
 
 
-def push_fcm(server: Server, transport: str) -> Result:
+def push_fcm(server: Server, load: Load) -> Result:
     """The same over FCM."""
-    return _push(server, transport, "android")
+    return _push(server, load, "android")
 
 
-OPERATIONS: dict[str, Callable[[Server, str], Result]] = {
+OPERATIONS: dict[str, Callable[[Server, Load], Result]] = {
     each.__name__: each for each in (register, refresh, call, message, options)
 }
 OPERATIONS |= {each.__name__: each for each in (wake, burst, push_apns, push_fcm)}
@@ -205,7 +215,7 @@ def running(kind: str, hold: bool, *, tls: bool = False) -> Iterator[Server]:
 
 
 def run(
-    kinds: Sequence[str], operations: Sequence[str], transport: str, repeat: int
+    kinds: Sequence[str], operations: Sequence[str], load: Load, repeat: int
 ) -> Iterator[Result]:
     """One row for each operation: the median and spread of each server, taken in turn."""
     for name in operations:
@@ -215,11 +225,12 @@ def run(
             for kind in kinds:
                 if "kamailio" in kind and (name in PUSHING or ("redis" in kind and hold)):
                     continue
-                with running(kind, hold, tls=transport == "tls") as server:
-                    runs[kind].append(OPERATIONS[name](server, transport))
+                with running(kind, hold, tls=load.transport == "tls") as server:
+                    runs[kind].append(OPERATIONS[name](server, load))
         yield {
             "operation": name,
-            "transport": transport,
+            "transport": load.transport,
+            "rate": load.rate,
             "servers": {kind: _summary(results) for kind, results in runs.items() if results},
         }
 
