@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +52,9 @@ _RECONNECT_DELAY = 0.5
 _TRACK_NEXT = (b"CLIENT", b"CACHING", b"YES")
 
 _SENTINEL_PORT = 26379
+
+_SILENT_SENTINEL = re.compile(r"<.*?\bhost=([^,]*),port=(\d+).*?> - (?:\w+:)?")
+"How redis-py names one, with all its settings: a thousand characters before what was wrong with it."
 
 
 _Joined = TypeVar("_Joined", bound=Transaction)
@@ -495,6 +499,7 @@ class RedisPipeline:
             return f"{_name(self._pool)}: no answer within {self._timeout:g} s"
         # An unknown command is quoted with its arguments, which nobody may read in a log.
         text = str(error).partition(", with args")[0]
+        text = _SILENT_SENTINEL.sub(r"\1:\2 ", text)
         return f"{_name(self._pool)}: {text}"
 
 
