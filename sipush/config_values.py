@@ -178,6 +178,8 @@ def _redis_url(value: str) -> str:
         refuse("holds a username behind the ? (allowed: one before the host, redis://user@host)")
     if url.port == 0:  # raises ValueError beyond 65535
         raise ValueError
+    if url.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", url.path):
+        raise ValueError  # redis-py would take database 0
     return _url("redis", "rediss", "unix")(value)
 
 

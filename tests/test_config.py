@@ -118,7 +118,7 @@ WRONG = [
             f'store.redis.url = "redis://{place}/0"',
             "store.redis.url: cannot be used (allowed: a URL such as redis://host:6379/0)",
         )
-        for place in ("127.0.0.1:99999", "db:0", "db:x", "[::1")
+        for place in ("127.0.0.1:99999", "db:0", "db:x", "[::1", "db/one", "db/0")
     ),
     *(
         (
