@@ -66,7 +66,7 @@ def _sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
         allowed = _a_list(place, error["input"], schema)
     if place and _may_be_secret(str(place[-1]), error["input"]):
         return f"cannot be used (allowed: {allowed})"
-    return f"is {_toml(error['input'])} (allowed: {allowed})"
+    return f"is {toml(error['input'])} (allowed: {allowed})"
 
 
 def _may_be_secret(key: str, value: object) -> bool:
@@ -77,7 +77,7 @@ def _a_list(place: Place, value: object, schema: type[BaseModel]) -> str:
     item = bare(get_args(model_at(place, schema))[0])
     if _is_model(item):
         return "a list of tables"
-    return f"[{_toml(value)}]" if isinstance(value, str) else "a list"
+    return f"[{toml(value)}]" if isinstance(value, str) else "a list"
 
 
 def _unknown_key(place: Place, value: object, schema: type[BaseModel]) -> str:
@@ -114,7 +114,8 @@ def bare(kind: Any) -> Any:
     return kind
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A value as the operator has written it, or what it is."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from sipush.config_problems import refuse
+from sipush.config_problems import refuse, toml
 from sipush.core.fallback import Cause
 from sipush.core.pidf import CIVIC_ELEMENTS
 from sipush.errors import MessageError
@@ -131,7 +131,10 @@ def _fallback(value: object) -> object:
     for cause, uri in value.items():
         if cause not in CAUSES:
             refuse(f"{cause} is no cause (allowed: {', '.join(CAUSES)})")
-        parse_sip_uri(_text(uri))
+        try:
+            parse_sip_uri(_text(uri))
+        except (ValueError, MessageError):
+            refuse(f"{cause} is {toml(uri)} (allowed: {_A_SIP_URI})")
     return value
 
 

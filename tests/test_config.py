@@ -224,9 +224,14 @@ WRONG = [
         "(allowed: unreachable, no_answer, busy, declined)",
     ),
     (
-        'domains.localhost.fallback = {busy = ""}',
-        "domains.localhost.fallback: is a table "
-        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com, or a table of them by cause)",
+        'domains.localhost.fallback = {declined = "sip:a@b", busy = ""}',
+        'domains.localhost.fallback: busy is "" '
+        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com)",
+    ),
+    (
+        f'users."101@localhost" = {{{HA1}, fallback = {{no_answer = 102}}}}',
+        'users."101@localhost".fallback: no_answer is 102 '
+        "(allowed: a SIP URI such as sip:voicemail@pbx.example.com)",
     ),
     (
         'domains."example.org".fallback = "sip:a@b"',
