@@ -7,7 +7,6 @@ document them and tests keep the three in step. Times are seconds.
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -385,14 +384,6 @@ def _check_door(door: ListenConfig) -> ListenConfig:
     return door
 
 
-def _check_doors(doors: list[ListenConfig]) -> list[ListenConfig]:
-    sockets = Counter((d.transport == "udp", d.address, d.port) for d in doors if d.port)
-    twice = [f"{address} port {port}" for (_, address, port), n in sockets.items() if n > 1]
-    if twice:
-        refuse(f"{', '.join(twice)} stands there twice (allowed: one listener for each port)")
-    return doors
-
-
 def _check_expires(registration: RegistrationConfig) -> RegistrationConfig:
     low, default, high = (
         registration.min_expires,
@@ -448,7 +439,6 @@ class Config(Section):
     listen: Annotated[
         list[Annotated[ListenConfig, AfterValidator(_check_door)]],
         Field(min_length=1),
-        AfterValidator(_check_doors),
     ] = [ListenConfig(transport="udp"), ListenConfig(transport="tcp")]
     registration: Annotated[RegistrationConfig, AfterValidator(_check_expires)] = (
         RegistrationConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sipush.config_problems import dotted
 from sipush.sip.uri import parse_sip_uri
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def contradictions(config: Config) -> list[str]:
     """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
     return [
+        *_ports(config),
         *_groups(config),
         *_addresses(config),
         *_numbers(config),
@@ -25,6 +26,48 @@ def contradictions(config: Config) -> list[str]:
         *_registrars(config),
         *_admin(config),
     ]
+
+
+class _Listener(NamedTuple):
+    key: str
+    is_udp: bool
+    host: str
+    port: int
+
+    def excludes(self, other: _Listener) -> bool:
+        """Whether the system gives the two of them their port only once."""
+        same = (self.is_udp, self.port) == (other.is_udp, other.port)
+        return bool(same and self.port and _meet(self.host, other.host))
+
+
+def _ports(config: Config) -> Iterator[str]:
+    """A port has one listener: the second would keep the server from starting."""
+    before: list[_Listener] = []
+    for listener in _listeners(config):
+        for other in before:
+            if other.excludes(listener):
+                where = f"port {listener.port} is that of {other.key}"
+                yield f"{listener.key}: {where} (allowed: one listener for each port)"
+                break
+        before.append(listener)
+
+
+def _listeners(config: Config) -> Iterator[_Listener]:
+    for number, door in enumerate(config.listen):
+        yield _Listener(f"listen[{number}]", door.transport == "udp", door.address, door.port)
+    for key, listen in (("metrics", config.metrics.listen), ("admin", config.admin.listen)):
+        if listen:
+            host, _, port = listen.rpartition(":")
+            yield _Listener(f"{key}.listen", False, host.strip("[]"), int(port))
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether two that listen on these hear the same address; names are not looked up."""
+    if not (is_ip(one) and is_ip(other)):
+        return one == other
+    ip, other_ip = ip_address(one), ip_address(other)
+    both = ip.version == other_ip.version and (ip.is_unspecified or other_ip.is_unspecified)
+    return ip == other_ip or both
 
 
 def _groups(config: Config) -> Iterator[str]:

@@ -155,7 +155,24 @@ WRONG = [
     ),
     (
         '[[listen]]\ntransport = "tcp"\n[[listen]]\ntransport = "ws"',
-        "listen: 0.0.0.0 port 5060 stands there twice (allowed: one listener for each port)",
+        "listen[1]: port 5060 is that of listen[0] (allowed: one listener for each port)",
+    ),
+    *(
+        (
+            f'[[listen]]\ntransport = "udp"\naddress = "{wide}"\n'
+            f'[[listen]]\ntransport = "udp"\naddress = "{narrow}"',
+            "listen[1]: port 5060 is that of listen[0] (allowed: one listener for each port)",
+        )
+        for wide, narrow in (("0.0.0.0", "127.0.0.1"), ("::1", "::"), ("::1", "0:0::1"))
+    ),
+    (
+        'metrics.listen = "127.0.0.1:5060"',
+        "metrics.listen: port 5060 is that of listen[1] (allowed: one listener for each port)",
+    ),
+    (
+        'metrics.listen = "localhost:9060"\nadmin.listen = "[::1]:9061"\n'
+        '[[listen]]\ntransport = "ws"\nport = 9061\naddress = "::"',
+        "admin.listen: port 9061 is that of listen[0] (allowed: one listener for each port)",
     ),
     (
         '[[listen]]\ntransport = "udp"\naddress = "eth0"',
@@ -408,6 +425,19 @@ def test_contradictions_between_sections_are_told_once_each_of_them_is_right(
 def test_a_listener_on_any_free_port_may_stand_there_twice(tmp_path: Path) -> None:
     config = load(write(tmp_path, '[[listen]]\ntransport = "tcp"\nport = 0\n' * 2))
     assert config.listen == [ListenConfig(transport="tcp", port=0)] * 2
+
+
+@pytest.mark.parametrize("others", [("udp", "0.0.0.0"), ("tcp", "::"), ("tcp", "127.0.0.2")])
+def test_listeners_that_the_system_tells_apart_may_have_one_port(
+    tmp_path: Path, others: tuple[str, str]
+) -> None:
+    doors = [("tcp", "127.0.0.1"), others]
+    text = "".join(
+        f'[[listen]]\ntransport = "{transport}"\naddress = "{address}"\n'
+        for transport, address in doors
+    )
+    config = load(write(tmp_path, text))
+    assert [(door.transport, door.address) for door in config.listen] == doors
 
 
 def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:

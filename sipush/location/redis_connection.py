@@ -54,7 +54,7 @@ _TRACK_NEXT = (b"CLIENT", b"CACHING", b"YES")
 _SENTINEL_PORT = 26379
 
 _SILENT_SENTINEL = re.compile(r"<.*?\bhost=([^,]*),port=(\d+).*?> - (?:\w+:)?")
-"How redis-py names one, with all its settings: a thousand characters before what was wrong with it."
+"How redis-py names one, with all its settings: a thousand characters before what was wrong."
 
 
 _Joined = TypeVar("_Joined", bound=Transaction)
