@@ -18,6 +18,7 @@ def contradictions(config: Config) -> list[str]:
     """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
     return [
         *_ports(config),
+        *_peers(config),
         *_groups(config),
         *_addresses(config),
         *_numbers(config),
@@ -26,6 +27,16 @@ def contradictions(config: Config) -> list[str]:
         *_registrars(config),
         *_admin(config),
     ]
+
+
+def _peers(config: Config) -> Iterator[str]:
+    for number, peer in enumerate(config.peers):
+        for before, other in enumerate(config.peers[:number]):
+            if peer.address == other.address and peer.challenge != other.challenge:
+                yield (
+                    f"peers[{number}].challenge: is not that of peers[{before}], "
+                    f"which has {other.address} too (allowed: one of the two)"
+                )
 
 
 class _Listener(NamedTuple):
@@ -122,8 +133,13 @@ def _registrars(config: Config) -> Iterator[str]:
         for other in others:
             yield f"{dotted(other)}: stands beside {here} (allowed: one of the two)"
         host = parse_sip_uri(domain.registrar).address
-        if is_ip(host) and not any(ip_address(host) in peer.address for peer in config.peers):
+        if not is_ip(host):
+            continue
+        peers = [peer for peer in config.peers if ip_address(host) in peer.address]
+        if not peers:
             yield f"{here}: {host} is no peer (allowed: an address of one of peers)"
+        elif max(peers, key=lambda peer: peer.address.prefixlen).challenge:
+            yield f"{here}: {host} is a peer with challenge (allowed: one without)"
 
 
 def _admin(config: Config) -> Iterator[str]:

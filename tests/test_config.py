@@ -308,6 +308,18 @@ WRONG = [
         'domains.localhost.registrar = "sip:192.0.2.10"',
         "domains.localhost.registrar: 192.0.2.10 is no peer (allowed: an address of one of peers)",
     ),
+    (
+        'domains.localhost.registrar = "sip:192.0.2.10"\n'
+        '[[peers]]\nname = "all"\naddress = "192.0.2.0/24"\n'
+        '[[peers]]\nname = "pbx"\naddress = "192.0.2.10"\nchallenge = true',
+        "domains.localhost.registrar: 192.0.2.10 is a peer with challenge (allowed: one without)",
+    ),
+    (
+        '[[peers]]\nname = "pbx"\naddress = "192.0.2.10"\n'
+        '[[peers]]\nname = "edge"\naddress = "192.0.2.10/32"\nchallenge = true',
+        "peers[1].challenge: is not that of peers[0], which has 192.0.2.10/32 too "
+        "(allowed: one of the two)",
+    ),
     *(
         (
             f'domains.localhost.registrar = "sip:pbx.example"\n{line}',

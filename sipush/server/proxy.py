@@ -161,7 +161,7 @@ class ProxyPolicy:
         """Whether that host may send requests without credentials."""
         known = self._are_peers.get(ip)
         if known is None:
-            known = any(ip_address(ip) in network for network in self.peers)
+            known = self._narrowest(ip) in self.peers
             if len(self._are_peers) >= _MAX_KNOWN:
                 self._are_peers.clear()
             self._are_peers[ip] = known
@@ -173,7 +173,15 @@ class ProxyPolicy:
 
     def is_edge(self, ip: str) -> bool:
         """Whether that host is an edge proxy whose callers sign in."""
-        return any(ip_address(ip) in network for network in self.edges)
+        return self._narrowest(ip) in self.edges
+
+    def _narrowest(self, ip: str) -> IPv4Network | IPv6Network | None:
+        """Of the peers and edges that hold the host: what is said of it, not of those around it."""
+        host, found = ip_address(ip), None
+        for network in self.peers + self.edges:
+            if host in network and (found is None or network.prefixlen > found.prefixlen):
+                found = network
+        return found
 
     def registrar_of(self, aor: Aor) -> str | None:
         """The registrar of a user, unless we are that."""

@@ -188,6 +188,19 @@ async def test_behind_an_edge_for_anybody_nobody_is_known_by_his_address(tmp_pat
     assert wires.asked == []
 
 
+@pytest.mark.parametrize(
+    ("wide", "narrow", "status"), [("", "challenge = true\n", 407), ("challenge = true\n", "", 404)]
+)
+async def test_of_two_peers_that_hold_an_address_the_narrower_one_counts(
+    tmp_path: Path, wide: str, narrow: str, status: int
+) -> None:
+    around = f'[[peers]]\nname = "all"\naddress = "127.0.0.0/8"\n{wide}'
+    for peers in (around + CALLERS + narrow, CALLERS + narrow + around):
+        server, _ = server_with(tmp_path, peers)
+        await server.send(server.caller, invite(1))
+        assert answer(server.caller).status == status
+
+
 async def test_an_edge_for_anybody_says_nothing_that_only_peers_may(tmp_path: Path) -> None:
     server, wires = server_with(tmp_path, EDGE, REGISTRAR)
     await server.send(server.caller, with_lines(invite(1), CLAIMS))
