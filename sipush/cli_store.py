@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sipush.config import Config, UserConfig
 from sipush.config_problems import describe
 from sipush.core.abuse import source_name
-from sipush.core.bindings import Aor, Location, PushRecord, Subscriber
+from sipush.core.bindings import Aor, Location, PushRecord, Subscriber, full_device
 from sipush.errors import ConfigError, MessageError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
@@ -333,18 +333,22 @@ def _location_lines(aor: Aor, location: Location, now_epoch: float) -> list[str]
     for binding in location.bindings:
         left = binding.expires_epoch - now_epoch
         lines.append(f"  awake   {redact_text(binding.contact)}")
-        lines.append(
-            f"          over {binding.flow}, {left:.0f} s left, {device_name(binding.device)}"
-        )
+        name = _device(aor, binding.device)
+        lines.append(f"          over {binding.flow}, {left:.0f} s left, {name}")
         if record := location.push_record(binding.device):
             lines.append(f"          {_push(record)}")
     awake = {binding.device for binding in location.bindings}
     for record in location.push_records:
         if record.device not in awake:
             days = (record.expires_epoch - now_epoch) / 86400
-            lines.append(f"  asleep  {device_name(record.device)}, {days:.1f} days left")
+            lines.append(f"  asleep  {_device(aor, record.device)}, {days:.1f} days left")
             lines.append(f"          {_push(record)}")
     return lines if len(lines) > 1 else [f"{aor}: nothing registered"]
+
+
+def _device(aor: Aor, device: str) -> str:
+    """By the name that the log has for it, and by its own."""
+    return f"device {fingerprint(full_device(aor, device))}, {device_name(device)}"
 
 
 def _push(record: PushRecord) -> str:

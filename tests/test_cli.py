@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from sipush.config import load
-from sipush.core.bindings import Binding, Platform, PushRecord, Registration
+from sipush.core.bindings import Binding, Platform, PushRecord, Registration, full_device
 from sipush.location import make_store
+from sipush.log_lines import fingerprint
 from tests.transport.authority import Authority
 
 HA1 = "0123456789abcdef0123456789abcdef"
@@ -400,7 +401,12 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     )
     assert "udp/192.0.2.1:5060/192.0.2.7:5062" in awake
     assert "push: apns, com.example.phone, call token " in awake
-    assert asleep.startswith("  asleep  token ")
+    in_log = [
+        fingerprint(full_device("101@example.com", "instance:<urn:uuid:1>")),
+        fingerprint(full_device("102@example.com", "token:tokenB")),
+    ]
+    assert f"s left, device {in_log[0]}, <urn:uuid:1>\n" in awake
+    assert asleep.startswith(f"  asleep  device {in_log[1]}, token {fingerprint('tokenB')}, ")
     assert asleep.endswith(", not for calls\n")
     assert shell.ok("bindings", "102") == "102@example.com\n" + asleep
     shell.ok("user", "add", "103", stdin="pw")
