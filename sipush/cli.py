@@ -26,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except ConfigError as error:
         print(*(f"sipush: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-    except (SipushError, OSError) as error:
+    except SipushError as error:
         print(f"sipush: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"sipush: {where}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("sipush: interrupted", file=sys.stderr)
     return 1

@@ -233,7 +233,7 @@ def test_a_removed_user_is_gone(shell: Shell) -> None:
             for name in ("1 0 2", "1:2", "<101>", "10%31", '"101"')
         ),
         (("1\x1b[2J",), "pw", "1\\u001b[2J cannot stand in a SIP URI"),
-        (("101", "--password-file", "none"), "", "[Errno 2] No such file"),
+        (("101", "--password-file", "none"), "", "none: No such file or directory"),
         (("101", "--fallback", "tel:1"), "pw", '101@example.com: fallback: is "tel:1" (allowed:'),
         (("101", "--hold-seconds", "-1"), "pw", "101@example.com: hold_seconds: is -1.0 (allowed:"),
     ],
