@@ -294,6 +294,8 @@ class Daemon:
         for section, values in _lasting(config).items():
             if values != self._started_with[section]:
                 log.warning("restart_needed", section=section)
+        # The calls that are up have routes signed for the URI of now.
+        config = config.model_copy(update={"node": self._config.node})
         self._config = config
         # What the file says of an address that is not open yet must not open the one that is.
         if self._admin is not None and (
@@ -527,7 +529,7 @@ class _LoopErrors:
 def _lasting(config: Config) -> dict[str, object]:
     """By section what counts until a restart."""
     sections: dict[str, object] = {
-        name: getattr(config, name) for name in ("sip", "listen", "store", "log", "metrics")
+        name: getattr(config, name) for name in ("sip", "listen", "store", "node", "log", "metrics")
     }
     return sections | {"admin": (config.admin.listen, config.admin.calls)}
 

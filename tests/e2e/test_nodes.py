@@ -127,6 +127,21 @@ async def test_a_phone_that_changes_nodes_in_a_call_stays_in_it(world: World) ->
     await in_time(call.hang_up(answer), incoming.hung_up())
 
 
+async def test_another_uri_of_the_node_waits_for_a_restart_and_calls_go_on(world: World) -> None:
+    first, second = await two_nodes(world, "TCP")
+    bob = await world.phone(second, "bob")
+    await bob.register()
+    alice = await world.phone(first, "alice")
+    call = await alice.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    for node in (first, second):
+        node.settings["node"]["uri"] += ";lr"
+        node.reload()
+        await node.log_event("reloaded")
+        await node.log_event("restart_needed", section="node")
+    await in_time(call.hang_up(answer), incoming.hung_up())
+
+
 async def test_the_caller_gives_up(world: World) -> None:
     first, second = await two_nodes(world, "UDP")
     bob = await world.phone(second, "bob")
