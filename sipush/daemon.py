@@ -136,7 +136,7 @@ class Daemon:
             keeper.hold_back()
             self._mirror_to(self._mirror)
             await self._listeners.open(keeper)
-            self._held_calls.owner = " ".join((socket.gethostname(), *self._doors()))
+            self._held_calls.owner = self._name(self._doors())
             self._install_signals()
             self._open_metrics()
             self._open_admin()
@@ -224,9 +224,16 @@ class Daemon:
 
     def _nonce_key(self, key: bytes) -> bytes:
         """Ours after a restart too, and no other node's."""
-        doors = (f"{door.transport}/{door.address}:{door.port}" for door in self._config.listen)
-        node = " ".join((socket.gethostname(), *doors))
-        return blake2b(b"nonce" + node.encode(), key=key, digest_size=32).digest()
+        doors = [f"{door.transport}/{door.address}:{door.port}" for door in self._config.listen]
+        return blake2b(b"nonce" + self._name(doors).encode(), key=key, digest_size=32).digest()
+
+    def _name(self, doors: list[str]) -> str:
+        """What this process is called after a restart too, and no other on the store.
+
+        Machines made of one image have one host name, and the same listeners.
+        """
+        node = self._config.node.uri
+        return " ".join((socket.gethostname(), *doors, *([node] if node else [])))
 
     def _registrar_of(self, aor: Aor) -> str | None:
         return self._proxy.policy.registrar_of(aor)

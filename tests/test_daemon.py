@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from sipush.config import NodeConfig
 from sipush.core.bindings import Subscriber
 from sipush.daemon import Daemon
 from sipush.location.memory import MemoryStore
@@ -41,3 +42,17 @@ async def test_a_start_names_few_users_all_and_many_users_in_part(tmp_path: Path
         await store.put_subscriber(Subscriber(f"{number}@example.com", "0" * 32))
     users = await one._some_users()
     assert (len(users), users[-1]) == (11, "…")
+
+
+def node(directory: Path, uri: str) -> Daemon:
+    config = configuration(directory).model_copy(update={"node": NodeConfig(uri=uri)})
+    return Daemon(Path(), config)
+
+
+def test_nodes_of_one_host_name_keep_their_held_calls_and_nonces_to_themselves(
+    tmp_path: Path,
+) -> None:
+    doors, key = ["udp/0.0.0.0:5060"], bytes(32)
+    one, other, again = (node(tmp_path, f"sip:10.0.0.{n}") for n in (1, 2, 1))
+    assert one._name(doors) == again._name(doors) != other._name(doors)
+    assert one._nonce_key(key) == again._nonce_key(key) != other._nonce_key(key)
