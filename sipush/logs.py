@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -89,6 +90,8 @@ def _for_people(stream: TextIO) -> Render:
         for key, value in line.items():
             if isinstance(value, str):
                 line[key] = "\n".join(map(printable, value.split("\n")))
+            elif isinstance(value, IntEnum):  # 404 and not <Status.NOT_FOUND: 404>
+                line[key] = int(value)
         return renderer(None, line["level"], line)
 
     return render

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sipush import log_lines, logs
 from sipush.config import LogConfig
+from sipush.sip.status import Status
 
 APNS_TOKEN = "fe1b" * 15 + "c9ed"
 FCM_TOKEN = "dQw4w9WgXcQ:APA91b" + "x_-9" * 35
@@ -272,6 +273,16 @@ def test_a_key_that_is_no_text_becomes_one() -> None:
 def test_a_fingerprint_tells_tokens_apart_and_no_more() -> None:
     assert log_lines.fingerprint(APNS_TOKEN) != log_lines.fingerprint(FCM_TOKEN)
     assert len(log_lines.fingerprint(FCM_TOKEN)) == 8
+
+
+def test_a_status_is_its_number() -> None:
+    shown = {}
+    for log_format in ("console", "json"):
+        stream = start(log_format=log_format)
+        structlog.get_logger().info("event", status=Status.NOT_FOUND)
+        shown[log_format] = stream.getvalue()
+    assert "status=404\n" in shown["console"]
+    assert '"status":404,' in shown["json"]
 
 
 STEERING = "a\x1b[31m\x07\x7f\x9b31m\u202e\u2028\udcff\U000e0001ü😀"
