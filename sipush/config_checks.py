@@ -165,7 +165,7 @@ def _not_ours(config: Config) -> str:
 
 def warnings(config: Config) -> list[str]:
     """What may be right, but deserves a look. Users of the store are not known here."""
-    return [*_unknown_members(config), *_homeless(config), *_names(config)]
+    return [*_unknown_members(config), *_homeless(config), *_names(config), *_lonely(config)]
 
 
 def _unknown_members(config: Config) -> Iterator[str]:
@@ -187,3 +187,9 @@ def _names(config: Config) -> Iterator[str]:
     for name, domain in config.domains.items():
         if domain.registrar and not is_ip(parse_sip_uri(domain.registrar).address):
             yield f"the registrar of {name} is a name: its addresses must be peers"
+
+
+def _lonely(config: Config) -> Iterator[str]:
+    """A call goes from node to node along a Path, which counts between peers alone."""
+    if config.node.uri and not config.peers:
+        yield "node.uri is set and there are no peers: no call gets from one to another"

@@ -112,6 +112,18 @@ def test_check_warns_of_what_deserves_a_look(shell: Shell) -> None:
     ]
 
 
+def test_check_warns_of_a_node_without_peers(shell: Shell) -> None:
+    node = 'store.type = "redis"\nnode.uri = "sip:192.0.2.31"\n'
+    peer = '[[peers]]\nname = "nodes"\naddress = "192.0.2.30/31"\n'
+    for text, warnings in ((node + CONFIG + peer, 0), (node + CONFIG, 1)):
+        (shell.folder / "sipush.toml").write_text(text)
+        out = shell.ok("check")
+        assert out.count("warning") == warnings
+    assert out.endswith(
+        "node.uri is set and there are no peers: no call gets from one to another\n"
+    )
+
+
 def test_check_tells_how_long_certificates_last_and_which_must_be_renewed(shell: Shell) -> None:
     authority = Authority(shell.folder)
     with (shell.folder / "sipush.toml").open("a") as file:
