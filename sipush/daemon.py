@@ -84,13 +84,24 @@ def run(path: Path, *, show_banner: bool = False) -> int:
 def check(config: Config) -> list[Certificate]:
     """Build everything that can be built without serving; what listeners will show.
 
-    Raises ConfigError.
+    Raises ConfigError with what is wrong anywhere.
     """
-    make_store(config.store)
-    build_apps(config.apps)
-    _mirror(config)
-    Access.of(config.admin)
-    return _listeners(config).certificates
+    certificates: list[Certificate] = []
+    problems: list[str] = []
+    for build in (
+        lambda: make_store(config.store),
+        lambda: build_apps(config.apps),
+        lambda: _mirror(config),
+        lambda: Access.of(config.admin),
+        lambda: certificates.extend(_listeners(config).certificates),
+    ):
+        try:
+            build()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return certificates
 
 
 class Daemon:

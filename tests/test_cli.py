@@ -124,6 +124,22 @@ def test_check_warns_of_a_node_without_peers(shell: Shell) -> None:
     )
 
 
+def test_check_tells_all_files_that_cannot_be_used_at_once(shell: Shell) -> None:
+    for name in ("secret", "token", "pem"):
+        (shell.folder / name).write_text("short\n")
+    with (shell.folder / "sipush.toml").open("a") as file:
+        file.write(
+            '[apps.x.webhook]\nurl = "https://h"\nsecret_file = "secret"\n'
+            '[admin]\ntoken_file = "token"\n'
+            '[[listen]]\ntransport = "tls"\ntls = {certificate = "pem", private_key = "pem"}\n'
+        )
+    assert [line.split(": ")[1] for line in shell.refused("check")] == [
+        'apps."x".webhook.secret_file',
+        "admin.token_file",
+        "tls",
+    ]
+
+
 def test_check_tells_how_long_certificates_last_and_which_must_be_renewed(shell: Shell) -> None:
     authority = Authority(shell.folder)
     with (shell.folder / "sipush.toml").open("a") as file:
