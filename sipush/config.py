@@ -31,6 +31,7 @@ from sipush.config_values import (
     FilePath,
     HostPort,
     HostPortOrEmpty,
+    HttpsUrl,
     HttpUrl,
     IpAddress,
     IpPort,
@@ -210,7 +211,7 @@ class ApnsConfig(Section):
     bundle_id: Name | None = None
     "None: the app-id."
     environment: Literal["production", "sandbox"] = "production"
-    server: str | None = None
+    server: HostPort | None = None
     "host:port instead of Apple's (a test service)."
     ca_file: FilePath | None = None
     "Trust this CA instead of the system's."
@@ -220,7 +221,7 @@ class FcmConfig(Section):
     """``[apps."<app-id>".fcm]``: HTTP v1."""
 
     service_account_file: FilePath
-    server: str | None = None
+    server: HttpsUrl | None = None
     "https://host:port instead of Google's (a test service); token_uri is in the account file."
     ca_file: FilePath | None = None
 

@@ -183,12 +183,17 @@ def _redis_url(value: str) -> str:
         raise ValueError
     if url.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", url.path):
         raise ValueError  # redis-py would take database 0
-    return _url("redis", "rediss", "unix")(value)
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError
+    return value
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def check(value: str) -> str:
-        if not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        url = urlsplit(value)
+        if url.scheme not in schemes or not url.hostname or re.search(r"\s", value):
+            raise ValueError
+        if url.port == 0:  # raises ValueError beyond 65535
             raise ValueError
         return value
 
@@ -254,6 +259,7 @@ RedisUrl = Annotated[
     ),
 ]
 HttpUrl = Annotated[str, AfterValidator(_guard("an http or https URL", _url("https", "http")))]
+HttpsUrl = Annotated[str, AfterValidator(_guard("an https URL", _url("https")))]
 Payload = Annotated[
     Literal["portsip", "dialstack"] | dict[str, str],
     BeforeValidator(_guard('"portsip", "dialstack" or a table of strings', _payload)),

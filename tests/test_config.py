@@ -209,6 +209,28 @@ WRONG = [
         'apps.x.webpush.hosts[0]: is "https://h" '
         "(allowed: host, host:port, or *.domain for all hosts in it)",
     ),
+    *(
+        (
+            '[apps.x.apns]\nkey_file = "/etc/passwd"\nkey_id = "k"\nteam_id = "t"\n'
+            f'server = "{server}"',
+            f'apps.x.apns.server: is "{server}" (allowed: host or host:port)',
+        )
+        for server in ("host:port", "host:99999", "https://host", "")
+    ),
+    *(
+        (
+            f'[apps.x.fcm]\nservice_account_file = "/etc/passwd"\nserver = "{server}"',
+            f'apps.x.fcm.server: is "{server}" (allowed: an https URL)',
+        )
+        for server in ("host", "http://127.0.0.1:1", "https://host:99999", "")
+    ),
+    *(
+        (
+            f'[apps.x.webhook]\nsecret_file = "/etc/passwd"\nurl = "{url}"',
+            "apps.x.webhook.url: cannot be used (allowed: an http or https URL)",
+        )
+        for url in ("host/x", "https://a b/", "https:///x", "https://h:0/", "https://h:99999/")
+    ),
     (
         '[apps.x]\npayload = "dialstak"\n'
         '[apps.x.webhook]\nurl = "https://h"\nsecret_file = "/etc/passwd"',

@@ -93,15 +93,11 @@ def _provider(platform: Platform, app_id: str, config: AppConfig) -> PushProvide
 
 
 def _apns(config: ApnsConfig, app_id: str, profile: Profile) -> ApnsProvider:
-    from sipush.push.apns import ApnsProvider, host_and_port  # noqa: PLC0415
+    from sipush.push.apns import ApnsProvider  # noqa: PLC0415
 
     key = _read(config.key_file, "key_file").decode(errors="replace")
     if _p256_key(key.encode()) is None:
         raise _Invalid("key_file", f"{config.key_file} is not an EC P-256 key as Apple issues it")
-    try:
-        host_and_port(config.server or "")
-    except ValueError:
-        raise _Invalid("server", "must be host:port") from None
     return ApnsProvider(
         config,
         bundle_id=config.bundle_id or app_id,
@@ -124,8 +120,6 @@ def _fcm(config: FcmConfig, profile: Profile) -> FcmProvider:
     missing = [k for k in _ACCOUNT_KEYS if not isinstance(account.get(k), str)]
     if missing:
         raise _Invalid("service_account_file", f"{where} lacks {', '.join(missing)}")
-    if config.server is not None and not _is_https(config.server):
-        raise _Invalid("server", "must be https://host:port")
     tls = _context(config.ca_file, "h2", "http/1.1")
     try:
         return FcmProvider(config, account=account, profile=profile, tls=tls)

@@ -94,11 +94,6 @@ def test_a_key_must_be_ec_p256(content: bytes, tmp_path: Path) -> None:
     ]
 
 
-def test_a_server_needs_a_port_that_is_a_number(credentials: Credentials) -> None:
-    problems = problems_of(apns=apns(credentials.apns_key_file, server="host:port"))
-    assert problems == ['apps."com.x".apns.server: must be host:port']
-
-
 def test_a_key_that_went_away_is_told(tmp_path: Path) -> None:
     key_file = tmp_path / "key.p8"
     key_file.touch()
