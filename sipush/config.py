@@ -47,6 +47,7 @@ from sipush.config_values import (
     ServerUri,
     ServerUriOrEmpty,
     Sha256Hex,
+    SipUriOrEmpty,
     SipUriText,
 )
 from sipush.errors import ConfigError
@@ -275,7 +276,7 @@ class UserConfig(Section):
     hold_seconds: Annotated[float, Field(ge=0)] | None = None
     fallback: Fallback = ""
     "One SIP URI, or one for each cause."
-    forward: SipUriText = ""
+    forward: SipUriOrEmpty = ""
     "Gets every call at once; no device is rung or pushed."
     do_not_disturb: bool = False
     "Calls are busy: no device is rung or pushed."

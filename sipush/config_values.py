@@ -108,8 +108,7 @@ def _domain(value: str) -> str:
 
 
 def _sip_uri(value: str) -> str:
-    if value:
-        parse_sip_uri(value)
+    parse_sip_uri(value)
     return value
 
 
@@ -127,7 +126,7 @@ def _text(value: object) -> str:
 
 def _fallback(value: object) -> object:
     if not isinstance(value, dict):
-        return _sip_uri(_text(value))
+        return _or_empty(_sip_uri)(_text(value))
     for cause, uri in value.items():
         if cause not in CAUSES:
             refuse(f"{cause} is no cause (allowed: {', '.join(CAUSES)})")
@@ -235,6 +234,7 @@ ContactUri = Annotated[
 Domain = Annotated[str, AfterValidator(_guard("a host name or an IP address", _domain))]
 _A_SIP_URI = "a SIP URI such as sip:voicemail@pbx.example.com"
 SipUriText = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _sip_uri))]
+SipUriOrEmpty = Annotated[str, AfterValidator(_guard(_A_SIP_URI, _or_empty(_sip_uri)))]
 _A_SERVER_URI = "a SIP URI without a user, such as sip:pbx.example.com"
 ServerUri = Annotated[str, AfterValidator(_guard(_A_SERVER_URI, _server))]
 ServerUriOrEmpty = Annotated[str, AfterValidator(_guard(_A_SERVER_URI, _or_empty(_server)))]

@@ -359,6 +359,10 @@ WRONG = [
         "emergency: has numbers and no route (allowed: a route with or without numbers)",
     ),
     (
+        'emergency = {numbers = ["112"], route = [""]}',
+        'emergency.route[0]: is "" (allowed: a SIP URI such as sip:voicemail@pbx.example.com)',
+    ),
+    (
         'emergency.numbers = ["one"]',
         'emergency.numbers[0]: is "one" (allowed: a number as it is dialled, such as 112)',
     ),
