@@ -19,12 +19,12 @@ from sipush.config import Config, UserConfig
 from sipush.config_problems import describe
 from sipush.core.abuse import source_name
 from sipush.core.bindings import Aor, Location, PushRecord, Subscriber, full_device
-from sipush.errors import ConfigError, MessageError, SipushError
+from sipush.errors import ConfigError, SipushError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.log_lines import device_name, fingerprint, printable, redact_text
 from sipush.sip.digest import Algorithm, compute_ha1
-from sipush.sip.uri import parse_sip_uri
+from sipush.sip.uri import stands_in_uri
 
 Work = Callable[[LocationStore], Awaitable[None]]
 
@@ -178,19 +178,9 @@ def _new_aor(text: str, config: Config) -> Aor:
     user = aor.rpartition("@")[0]
     if user in config.emergency.numbers:
         raise SipushError(f"{user} is an emergency number (allowed: another name)")
-    if not _stands_in_uri(aor):
+    if not stands_in_uri(aor):
         raise SipushError(f"{printable(user)} cannot stand in a SIP URI (allowed: such as 101)")
     return aor
-
-
-def _stands_in_uri(aor: Aor) -> bool:
-    """Whether a phone that writes it down is understood as this user."""
-    user, _, domain = aor.rpartition("@")
-    written = user.replace("@", "%40")
-    try:
-        return aor.isprintable() and parse_sip_uri(f"sip:{written}@{domain}").aor == aor
-    except MessageError:
-        return False
 
 
 def _writable_aor(text: str, config: Config) -> Aor:

@@ -228,3 +228,13 @@ def key_of(parsed: SipUri) -> str:
         tail = "".join(f";{name}={value}" for name, value in params)
     port = "" if parsed.port is None else f":{parsed.port}"
     return f"{parsed.scheme}:{unescape(parsed.user or '')}@{parsed.host}{port}{tail}"
+
+
+def stands_in_uri(aor: str) -> bool:
+    """Whether a phone that writes ``user@domain`` down as a URI is understood as this user."""
+    user, _, domain = aor.rpartition("@")
+    written = user.replace("@", "%40")
+    try:
+        return aor.isprintable() and parse_sip_uri(f"sip:{written}@{domain}").aor == aor
+    except MessageError:
+        return False
