@@ -1,5 +1,6 @@
 """The commands, as an operator types them."""
 
+import asyncio
 import os
 import pty
 import re
@@ -7,17 +8,28 @@ import sqlite3
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import md5, sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sipush.cli_store import import_users
 from sipush.config import load
-from sipush.core.bindings import Binding, Platform, PushRecord, Registration, full_device
+from sipush.core.bindings import (
+    Binding,
+    Platform,
+    PushRecord,
+    Registration,
+    Subscriber,
+    full_device,
+)
 from sipush.location import make_store
 from sipush.log_lines import fingerprint
+from tests.server.stores import ChangedStore
 from tests.transport.authority import Authority
 
 HA1 = "0123456789abcdef0123456789abcdef"
@@ -348,6 +360,28 @@ def test_a_file_as_excel_writes_it_is_imported_without_its_head(shell: Shell) ->
     (shell.folder / "users.csv").write_text(f"aor,ha1_md5,ha1_sha256\n101,{HA1},\n")
     shell.ok("user", "import", "users.csv")
     assert shell.ok("user", "list").splitlines()[1:] == ["101@example.com  MD5  hold  [store]"]
+
+
+class SlowDisk(ChangedStore):
+    """Stores nobody before ``users`` of them wait for it."""
+
+    def __init__(self, users: int) -> None:
+        super().__init__()
+        self._all_wait = asyncio.Barrier(users)
+
+    async def put_subscriber(self, subscriber: Subscriber) -> None:
+        await self._all_wait.wait()
+        await self.unchanged.put_subscriber(subscriber)
+
+
+async def test_users_who_are_imported_do_not_wait_for_the_disk_one_by_one(shell: Shell) -> None:
+    (shell.folder / "users.csv").write_text("101,pw\n102,pw\n103,pw\n")
+    options = Namespace(file=shell.folder / "users.csv")
+    store: Any = SlowDisk(users=3)
+    async with asyncio.timeout(5):
+        await import_users(options, load(shell.folder / "sipush.toml"))(store)
+    stored = {each.aor async for each in store.subscribers()}
+    assert stored == {f"{user}@example.com" for user in (101, 102, 103)}
 
 
 def test_users_who_are_imported_again_keep_what_the_file_does_not_say(shell: Shell) -> None:
