@@ -108,7 +108,9 @@ def _on_store(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sipush", description="A SIP registrar and push-triggering proxy."
+        prog="sipush",
+        description="A SIP registrar and push-triggering proxy.",
+        epilog="Exit status: 0 done, 1 a problem, which stderr names, 2 wrong arguments.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.set_defaults(command=command)
         return parser
 
-    run = add("run", "Run the server; SIGHUP reloads users and apps, SIGTERM drains.", _run)
+    run = add("run", "Run the server; SIGHUP reloads the configuration, SIGTERM drains.", _run)
     run.add_argument(
         "--banner",
         action=argparse.BooleanOptionalAction,
@@ -136,17 +138,23 @@ def _parser() -> argparse.ArgumentParser:
         help="say in a few lines what is served (default: on a terminal)",
     )
     add("check", "Tell everything that is wrong with a configuration.", _check)
-    demo = commands.add_parser("demo", help="Show a killed phone that rings, on loopback.")
+    text = "Show a killed phone that rings, on loopback."
+    demo = commands.add_parser("demo", help=text, description=text)
     demo.set_defaults(command=_demo)
-    _add_user_commands(commands.add_parser("user", help="Add, list and remove users."), configured)
-    bindings = commands.add_parser(
-        "bindings", help="List registered devices, awake and asleep.", parents=[configured]
-    )
-    bindings.add_argument("aor", nargs="?", help="of this user only")
+    text = "Add, list and remove users."
+    _add_user_commands(commands.add_parser("user", help=text, description=text), configured)
+    text = "List registered devices, awake and asleep."
+    bindings = commands.add_parser("bindings", help=text, description=text, parents=[configured])
+    bindings.add_argument("aor", nargs="?", help=f"of this user only: {_AOR_HELP}")
     bindings.set_defaults(command=_on_store(cli_store.list_bindings))
-    _add_ban_commands(commands.add_parser("bans", help="List bans and lift them."), configured)
-    commands.add_parser("version", help="Print the version.").set_defaults(command=_version)
+    text = "List bans and lift them."
+    _add_ban_commands(commands.add_parser("bans", help=text, description=text), configured)
+    text = "Print the version."
+    commands.add_parser("version", help=text, description=text).set_defaults(command=_version)
     return parser
+
+
+_AOR_HELP = "101@example.com, or 101 for the first domain"
 
 
 def _add_ban_commands(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
@@ -164,7 +172,6 @@ def _add_user_commands(
     parser: argparse.ArgumentParser, configured: argparse.ArgumentParser
 ) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    aor_help = "101@example.com, or 101 for the first domain"
 
     add = commands.add_parser(
         "add",
@@ -173,7 +180,7 @@ def _add_user_commands(
         "only its hashes are stored.",
         parents=[configured],
     )
-    add.add_argument("aor", help=aor_help)
+    add.add_argument("aor", help=_AOR_HELP)
     source = add.add_mutually_exclusive_group()
     source.add_argument("--password-file", type=Path, metavar="FILE", help="take its first line")
     source.add_argument("--generate", action="store_true", help="make a password and print it")
@@ -182,8 +189,9 @@ def _add_user_commands(
     add.add_argument("--fallback", default="", metavar="URI", help="who gets unanswered calls")
     add.set_defaults(command=_on_store(cli_store.add_user))
 
-    remove = commands.add_parser("remove", help="Remove a user.", parents=[configured])
-    remove.add_argument("aor", help=aor_help)
+    text = "Remove a user of the store."
+    remove = commands.add_parser("remove", help=text, description=text, parents=[configured])
+    remove.add_argument("aor", help=_AOR_HELP)
     remove.set_defaults(command=_on_store(cli_store.remove_user))
 
     import_ = commands.add_parser(
@@ -194,10 +202,11 @@ def _add_user_commands(
         "who are there already get the new password and keep their hold and fallback.",
         parents=[configured],
     )
-    import_.add_argument("file", type=Path)
+    import_.add_argument("file", type=Path, help="the CSV file")
     import_.set_defaults(command=_on_store(cli_store.import_users))
 
-    list_ = commands.add_parser("list", help="List users.", parents=[configured])
+    text = "List users, of the configuration file and of the store."
+    list_ = commands.add_parser("list", help=text, description=text, parents=[configured])
     list_.set_defaults(command=_on_store(cli_store.list_users))
 
 

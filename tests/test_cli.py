@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import md5, sha256
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from sipush import cli
 from sipush.cli_store import import_users
 from sipush.config import load
 from sipush.core.bindings import (
@@ -97,6 +99,24 @@ class Shell:
 def shell(tmp_path: Path) -> Shell:
     (tmp_path / "sipush.toml").write_text(CONFIG)
     return Shell(tmp_path)
+
+
+def test_every_command_and_argument_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def helps(*command: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*command, "--help"])
+        told = capsys.readouterr().out
+        yield command, told
+        for name in re.findall(r"^    ([a-z]+) ", told, re.MULTILINE):
+            yield from helps(*command, name)
+
+    found = dict(helps())
+    assert ("user", "import") in found
+    assert len(found) == 14
+    for command, told in found.items():
+        assert re.search(r"\n\n[A-Z][^\n]+(\n[^\n]+)*\.\n\n", told), command
+        for argument in re.findall(r"^  [a-zA-Z].*$", told, re.MULTILINE):
+            assert re.fullmatch(r"  \S+ +\S.*|  COMMAND", argument), command
 
 
 def test_check_sums_up_a_good_configuration(shell: Shell) -> None:
