@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -87,21 +88,33 @@ def check(config: Config) -> list[Certificate]:
     Raises ConfigError with what is wrong anywhere.
     """
     certificates: list[Certificate] = []
-    problems: list[str] = []
-    for build in (
+    _build_all(
         lambda: make_store(config.store),
+        *_replaceable(config),
+        lambda: certificates.extend(_listeners(config).certificates),
+    )
+    return certificates
+
+
+def _replaceable(config: Config) -> list[Callable[[], object]]:
+    """What builds what a reload puts in the place of the old."""
+    return [
         lambda: build_apps(config.apps),
         lambda: _mirror(config),
         lambda: Access.of(config.admin),
-        lambda: certificates.extend(_listeners(config).certificates),
-    ):
+    ]
+
+
+def _build_all(*parts: Callable[[], object]) -> None:
+    """Raises ConfigError with what is wrong with any of them, and not with the first alone."""
+    problems: list[str] = []
+    for build in parts:
         try:
             build()
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return certificates
 
 
 class Daemon:
@@ -302,6 +315,7 @@ class Daemon:
         """Take over users, apps, peers and timings; a broken file changes nothing."""
         try:
             config = load(self._path)
+            _build_all(*_replaceable(config))
             apps = build_apps(config.apps)
             mirror = _mirror(config)
             access = Access.of(config.admin)

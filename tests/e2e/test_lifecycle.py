@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,23 @@ async def test_a_broken_reload_changes_nothing(world: World) -> None:
     await daemon.log_event("reload_failed")
     bob = await world.phone(daemon, "bob")
     assert (await bob.register()).response.status == 200
+
+
+async def test_a_reload_that_fails_names_all_files_that_cannot_be_used(
+    world: World, tmp_path: Path
+) -> None:
+    daemon = await world.start()
+    short = tmp_path / "short"
+    short.write_text("short\n")
+    webhook = {"url": "https://example.com", "secret_file": str(short)}
+    daemon.settings["apps"]["com.example.web"] = {"webhook": webhook}
+    daemon.settings["admin"] = {"token_file": str(short)}
+    daemon.reload()
+    failed = await daemon.log_event("reload_failed")
+    assert [problem.partition(": ")[0] for problem in failed["problems"]] == [
+        'apps."com.example.web".webhook.secret_file',
+        "admin.token_file",
+    ]
 
 
 async def test_a_reload_changes_how_users_are_asked_who_they_are(world: World) -> None:
