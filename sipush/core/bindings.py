@@ -33,7 +33,8 @@ class Binding:
     params: str
     "Contact header parameters as registered, without ``expires``: ``;q=0.5;+sip.instance=…``."
     path: tuple[str, ...]
-    "Path header values, topmost first (RFC 3327)."
+    """Path header values, topmost first (RFC 3327). Before them what leads to us, if we have the
+    flow and are one of several nodes, or if the flow is the only way there (``core.nodes``)."""
     user_agent: str
     registered_epoch: float
     "When it was last refreshed."

@@ -1,6 +1,6 @@
 """Several nodes on one store: who holds a phone's flow is its edge (RFC 3327, RFC 5626 §5.3).
 
-A binding over a flow of ours has a Path of one value that leads here and names the flow. The other
+A binding over a flow of ours has a Path whose first value leads here and names the flow. The other
 nodes see a device behind a proxy, as they do one behind an edge of the operator; we, the flow.
 """
 
@@ -13,6 +13,10 @@ from typing import Final
 from sipush.core.bindings import Binding
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
 from sipush.sip.uri import with_user
+
+THIS_FLOW: Final = ""
+"""In place of a value that leads to us where there are no other nodes: before the Path of a proxy
+that is reached over the flow of the REGISTER, and in no other way."""
 
 ANY_CALL: Final = "\n"
 """In place of a Call-ID: the tokens of nodes are good for any. No Call-ID is equal to it, so that a
@@ -39,16 +43,23 @@ def path_here(node: str, flow: str, aor: str, device: str, key: bytes) -> str:
     return f"<{with_user(node, user)};{_MARK}>"
 
 
-def path_to(binding: Binding, node: str) -> tuple[str, ...]:
-    """The proxies between ``node``, our URI or empty, and the device: without ourselves."""
+def way_to(binding: Binding, node: str) -> tuple[str, tuple[str, ...]]:
+    """How ``node``, our URI or empty, reaches the device.
+
+    The name of the flow, empty for a connection to the first proxy; and the proxies in between.
+    """
     path = binding.path
-    return () if node and path and path[0].endswith(_tail(node)) else path
+    if not path:
+        return binding.flow, path
+    if path[0] == THIS_FLOW or (node and path[0].endswith(_tail(node))):
+        return binding.flow, path[1:]
+    return "", path
 
 
 def is_away(binding: Binding, node: str) -> bool:
     """Whether another node has its flow."""
-    path = path_to(binding, node)
-    return bool(path) and path[0].endswith(f";{_MARK}>")
+    flow, path = way_to(binding, node)
+    return not flow and path[0].endswith(f";{_MARK}>")
 
 
 def is_in_clear(binding: Binding, node: str) -> bool:

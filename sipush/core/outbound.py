@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b, sha256
 from hmac import compare_digest
+from ipaddress import ip_address
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from sipush.core.bindings import Aor, without_reg_id
 from sipush.core.keyed_hash import keyed_hash
+from sipush.errors import MessageError
+from sipush.sip.fields import parse_name_addr
 
 _IV_BYTES: Final = 12
 _COUNTER: Final = bytes(4)
@@ -140,6 +143,21 @@ def came_from(ip: str, flow: str) -> bool:
     return ip != "" and remote_ip(flow) == ip
 
 
+def leads_to(value: str, flow: str) -> bool:
+    """Whether the proxy that a Path value names by its address is where that flow leads.
+
+    The port counts over UDP only: a proxy opens its connections from another one.
+    """
+    try:
+        uri = parse_name_addr(value).sip_uri
+        if ip_address(uri.address) != ip_address(remote_ip(flow)):
+            return False
+    except (MessageError, ValueError):
+        return False
+    usual = 5061 if uri.scheme == "sips" or uri.transport == "tls" else 5060
+    return not flow.startswith("udp/") or _remote_port(flow) == str(uri.port or usual)
+
+
 def speaks_sip(port: int | None, token: RouteToken) -> bool:
     """Whether a side of a dialog has SIP at that port, None for the usual one.
 
@@ -148,12 +166,16 @@ def speaks_sip(port: int | None, token: RouteToken) -> bool:
     """
     if port in (None, 5060, 5061, token.port):
         return True
-    return _remote(token.flow).rpartition(":")[2] == str(port)
+    return _remote_port(token.flow) == str(port)
 
 
 def remote_ip(flow: str) -> str:
     """The address of the host that the flow of this name leads to, or empty."""
     return _remote(flow).rpartition(":")[0].strip("[]")
+
+
+def _remote_port(flow: str) -> str:
+    return _remote(flow).rpartition(":")[2]
 
 
 def _remote(flow: str) -> str:

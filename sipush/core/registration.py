@@ -20,8 +20,8 @@ from sipush.core.bindings import (
     Refusal,
     Registration,
 )
-from sipush.core.nodes import path_here
-from sipush.core.outbound import came_from, purr, remote_ip
+from sipush.core.nodes import THIS_FLOW, path_here
+from sipush.core.outbound import came_from, leads_to, purr, remote_ip
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
@@ -121,7 +121,7 @@ class Update:
     push_fault: str
     "Why the phone will not be pushed although it asked, for the log; it is in a Warning too."
     ignored_path: str
-    "The Path that somebody sent who is no peer, for the log likewise."
+    "The Path of who is no peer and not where it leads, for the log likewise."
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ def register(
 
     ``location`` is what is stored now, for a request that ``wants_location``: it does not say
     which device speaks. With None such a phone counts as a new device. ``key`` makes the PURRs.
-    ``from_peer``: the flow leads to a trusted peer; only then its Path counts.
+    ``from_peer``: the flow leads to a trusted peer; only then its Path may lead elsewhere.
     """
     if "require" in request.headers.first and (missing := _missing(request)):
         headers = (("Unsupported", ", ".join(missing)),)
@@ -232,6 +232,7 @@ class _Register:
         "key",
         "location",
         "now",
+        "over_flow",
         "path",
         "policy",
         "push",
@@ -272,6 +273,7 @@ class _Register:
         self.refreshes: tuple[tuple[str, float], ...] = ()
         self.headers: HeaderList = ()
         self.path: tuple[str, ...] = ()
+        self.over_flow = True
         self.fault = ""
         self.ignored_path = ""
 
@@ -279,17 +281,18 @@ class _Register:
         """Let requests to the phone go by its Path, if a peer has written it.
 
         Else any user could have us send requests, with the trust that is put in us, to any server
-        (RFC 3327 §6).
+        (RFC 3327 §6). A Path back to where the REGISTER came from leads over its flow.
         """
         path = tuple(self.request.headers.values("path"))
         text = ", ".join(path)
-        if path and not from_peer:
+        if path and not from_peer and not leads_to(path[0], self.flow):
             self.ignored_path = text
             self._answer_warning(f"Path ignored: {remote_ip(self.flow)} is not a trusted peer")
             return
         for value in path:
             _check_hop(value)
         self.path = path
+        self.over_flow = not (path and from_peer)
         if path and self._supports("path"):
             self._answer("Path", text)
 
@@ -382,14 +385,16 @@ class _Register:
             self.cseq,
             self.flow,
             format_params(params) if params else "",
-            self.path or self._path_here(device),
+            self._whole_path(device) if self.over_flow else self.path,
             self.request.headers.get("user-agent") or "",
             self.now,
         )
 
-    def _path_here(self, device: str) -> tuple[str, ...]:
-        node = self.policy.node
-        return (path_here(node, self.flow, self.aor, device, self.key),) if node else ()
+    def _whole_path(self, device: str) -> tuple[str, ...]:
+        """By way of us, who have the flow."""
+        if node := self.policy.node:
+            return (path_here(node, self.flow, self.aor, device, self.key), *self.path)
+        return (THIS_FLOW, *self.path) if self.path else ()
 
     def _expires(self, contact: NameAddr) -> int:
         """What is granted: the parameter, else the header, else the default (§10.3 step 6)."""

@@ -837,5 +837,5 @@ def _same_app(one: Branch, other: Branch) -> bool:
 
 def _same_flow(old: Target, new: Target) -> bool:
     if new.route:  # whatever flow the proxy at our edge has to it
-        return (old.route, old.uri) == (new.route, new.uri)
+        return (old.flow, old.route, old.uri) == (new.flow, new.route, new.uri)
     return old.flow == new.flow != ""

@@ -18,7 +18,7 @@ from sipush.core.bindings import (
 )
 from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
 from sipush.core.fallback import Cause
-from sipush.core.nodes import ANY_CALL, path_to
+from sipush.core.nodes import ANY_CALL, way_to
 from sipush.core.outbound import (
     RouteToken,
     decode_route_token,
@@ -483,12 +483,12 @@ class TargetPolicy:
         hold = 0.0
         if app is not None and subscriber.hold:
             hold = self._hold(app, subscriber)
-        path = path_to(binding, self.node) if binding else ()
+        flow, route = way_to(binding, self.node) if binding else ("", ())
         return Target(
             device=f"{subscriber.aor} {device}",
             uri=binding.contact if binding else "",
-            flow=binding.flow if binding and not path else "",
-            route=path,
+            flow=flow,
+            route=route,
             live=live,
             push=record if hold > 0 else None,
             hold=hold,

@@ -22,7 +22,8 @@ class Target:
     uri: str
     "Request-URI to forward with; empty when there is no contact."
     flow: str
-    "Name of the flow that leads there; empty: resolve ``route`` or ``uri``."
+    """Name of the flow that leads there, or to the first of ``route``; empty: resolve ``route`` or
+    ``uri``."""
     route: tuple[str, ...]
     "Route values to add, topmost first (the Path of RFC 3327)."
     live: bool

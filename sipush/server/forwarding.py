@@ -676,7 +676,8 @@ class Forwarding:
         )
         attempt = self.attempts[branch]
         attempt.flow = flow
-        if target.wakeable and target.flow and target.flow not in self.watched_flows:
+        is_its_own = target.flow and not target.route  # else a proxy's, which many may speak over
+        if target.wakeable and is_its_own and target.flow not in self.watched_flows:
             self.watched_flows += (target.flow,)
             self.proxy.bucket.watch_flow(target.flow, self.flow_active)
         attempt.handle = self.proxy.layer.send_request(

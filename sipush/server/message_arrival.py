@@ -29,7 +29,6 @@ from sipush.core.messages import (
     Respond,
     same_way,
 )
-from sipush.core.nodes import path_to
 from sipush.core.response_context import FLOW_GONE
 from sipush.core.routing import forward_request, max_breadth, strip_push_params
 from sipush.core.stored_message import (
@@ -256,14 +255,14 @@ class Arriving:
         """Whoever registered between the look-up and the storing has not heard of this."""
         aor, proxy = self.aor, self.messages.proxy
         ways = [way for leg in self.legs for way in (leg.target, *leg.target.others)]
-        tried = {way.flow or way.route for way in ways}
+        tried = {_place(way) for way in ways}
         try:
             location = await proxy.store.lookup(aor, time.time())
         except LocationError as error:
             log.warning("messages_not_delivered", aor=aor, reason=str(error))
             return
-        node = proxy.policy.node
-        fresh = [b for b in location.bindings if (path_to(b, node) or b.flow) not in tried]
+        target = self.messages.target
+        fresh = [b for b in location.bindings if _place(target(b)) not in tried]
         self.messages.deliver(aor, location, fresh, register=False)
 
     async def _discard(self, message: StoredMessage) -> None:
@@ -302,3 +301,8 @@ class Arriving:
 
     def _tell(self, event: str, **facts: object) -> None:
         log.info(event, call_id=self.request.call_id, aor=self.aor, **facts)
+
+
+def _place(target: Target) -> tuple[str, tuple[str, ...], str]:
+    """What leads to one device: behind a proxy only together with its Contact."""
+    return target.flow, target.route, target.uri if target.route else ""

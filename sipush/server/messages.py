@@ -13,7 +13,7 @@ import structlog
 from sipush.core.bindings import Aor, Binding, Location
 from sipush.core.edge import location_of
 from sipush.core.messages import Arrival, Delivery, Remembered
-from sipush.core.nodes import path_to
+from sipush.core.nodes import way_to
 from sipush.core.stored_message import (
     REPEATED,
     StoredMessage,
@@ -181,14 +181,14 @@ class Messages:
 
     def target(self, binding: Binding) -> Target:
         """Where a device is, and whether it seems to be awake."""
-        path = path_to(binding, self.proxy.policy.node)
-        flow = self.proxy.transports.flow(binding.flow) if not path else None
+        name, path = way_to(binding, self.proxy.policy.node)
+        flow = self.proxy.transports.flow(name) if name else None
         return Target(
             binding.device,
             binding.contact,
-            "" if path else binding.flow,
+            name,
             path,
-            live=bool(path) or (flow is not None and not flow.closed),
+            live=not name or (flow is not None and not flow.closed),
         )
 
     def send(self, request: Request, target: Target, answered: Answered, branch: str) -> Leg:

@@ -31,7 +31,7 @@ from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
-from sipush.core.nodes import is_away, is_in_clear, path_to, route_key
+from sipush.core.nodes import is_away, is_in_clear, route_key, way_to
 from sipush.core.outbound import (
     RouteToken,
     came_from,
@@ -600,8 +600,8 @@ class Proxy:
             newest = filter(None, map(self.transports.flow, names))
             flow = next((each for each in newest if not each.closed), flow)
         if mine and not names:
-            newer = mine[0]
-            return Target("dialog", request.uri, route=newer.path, live=True)
+            newer = mine[0]  # what is behind it the dialog's own Routes name
+            return Target("dialog", request.uri, route=newer.path[:1], live=True)
         hold = BETWEEN_FLOWS if names else 0.0
         if flow is not None:
             return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
@@ -815,9 +815,10 @@ class Proxy:
 
     def is_live(self, binding: Binding) -> bool:
         """Whether anything leads to that contact."""
-        if path_to(binding, self.policy.node):
+        name, _ = way_to(binding, self.policy.node)
+        if not name:
             return True
-        flow = self.transports.flow(binding.flow)
+        flow = self.transports.flow(name)
         return flow is not None and not flow.closed
 
     def is_lost(self, binding: Binding) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from sipush.core.bindings import Binding
-from sipush.core.nodes import is_in_clear, path_here, path_to, route_key
+from sipush.core.nodes import THIS_FLOW, is_away, is_in_clear, path_here, route_key, way_to
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
 from sipush.core.routing import Rejection, ToAor, ToDialog, ToFlow, destination
 from tests.core.test_routing import CALL, KEY, REALM, invite
 
 NODE = "sip:192.0.2.1:5060;transport=tcp"
 OTHER = "sip:192.0.2.2:5060;transport=tcp"
+EDGE = "<sip:198.51.100.7;lr>"
 FLOW = "tcp/192.0.2.1:5060/198.51.100.7:49152"
 
 
@@ -24,20 +25,37 @@ def binding(*path: str) -> Binding:
 
 
 @pytest.mark.parametrize(
-    ("of", "seen_by", "goes_through"),
+    ("of", "seen_by", "flow", "goes_through"),
     [
-        ((path(NODE),), NODE, ()),
-        ((path(NODE),), OTHER, (path(NODE),)),
-        ((path(NODE),), "", (path(NODE),)),
-        (("<sip:edge.example;lr>",), NODE, ("<sip:edge.example;lr>",)),
-        ((), NODE, ()),
+        ((path(NODE),), NODE, FLOW, ()),
+        ((path(NODE),), OTHER, "", (path(NODE),)),
+        ((path(NODE),), "", "", (path(NODE),)),
+        (("<sip:edge.example;lr>",), NODE, "", ("<sip:edge.example;lr>",)),
+        ((), NODE, FLOW, ()),
+        ((THIS_FLOW, EDGE), "", FLOW, (EDGE,)),
+        ((path(NODE), EDGE), NODE, FLOW, (EDGE,)),
+        ((path(NODE), EDGE), OTHER, "", (path(NODE), EDGE)),
     ],
-    ids=["ours", "another's", "before we had a name", "an edge of the operator", "no path"],
+    ids=[
+        "ours",
+        "another's",
+        "before we had a name",
+        "an edge of the operator",
+        "no path",
+        "who is no peer",
+        "who is no peer, at our node",
+        "who is no peer, at another",
+    ],
 )
 def test_only_we_do_without_the_path_that_leads_to_us(
-    of: tuple[str, ...], seen_by: str, goes_through: tuple[str, ...]
+    of: tuple[str, ...], seen_by: str, flow: str, goes_through: tuple[str, ...]
 ) -> None:
-    assert path_to(binding(*of), seen_by) == goes_through
+    assert way_to(binding(*of), seen_by) == (flow, goes_through)
+
+
+def test_a_phone_behind_a_proxy_is_at_the_node_that_has_the_flow() -> None:
+    bound = binding(path(NODE), "<sip:198.51.100.7;lr;node>")
+    assert (is_away(bound, NODE), is_away(bound, OTHER)) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Refusal
+from sipush.core.nodes import way_to
 from sipush.core.outbound import purr
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
@@ -470,6 +471,50 @@ def test_the_path_of_who_is_no_peer_leads_nowhere_and_the_phone_is_told() -> Non
     assert accept(CONTACT, "Path: ", from_peer=False).headers == ()
     unusable = accept(CONTACT, f"Path: {path}", "X-Push: nonsense", from_peer=False)
     assert [name for name, _ in unusable.headers] == ["Warning", "Warning"]
+
+
+TCP = "tcp/192.0.2.9:5060/192.0.2.1:41234/1-1"
+V6 = "udp/[2001:db8::9]:5060/[2001:db8::1]:5061"
+
+
+@pytest.mark.parametrize(
+    ("flow", "path", "counts"),
+    [
+        (FLOW, "<sip:192.0.2.1;lr>", True),
+        (FLOW, "<sip:192.0.2.1:5060;lr;ob>, <sip:inner.example;lr>", True),
+        (FLOW, "<sip:token@192.0.2.1:5060;lr;received=sip:10.0.0.7:4711>", True),
+        (FLOW, "<sip:192.0.2.1:5061;lr>", False),
+        (FLOW, "<sip:192.0.2.1;transport=tls;lr>", False),
+        (FLOW, "<sip:192.0.2.2;lr>", False),
+        (FLOW, "<sip:edge.example;lr>", False),
+        (FLOW, "<sip:inner.example;lr>, <sip:192.0.2.1;lr>", False),
+        (TCP, "<sip:192.0.2.1;transport=tcp;lr>", True),
+        (TCP, "<sip:192.0.2.1:6379;transport=tcp;lr>", True),
+        (TCP, "<sip:192.0.2.2:41234;transport=tcp;lr>", False),
+        (TCP.replace("tcp", "tls"), "<sips:192.0.2.1;lr>", True),
+        (V6, "<sip:[2001:DB8:0::1];transport=tls;lr>", True),
+        (V6, "<sip:[2001:db8::1];lr>", False),
+    ],
+)
+def test_the_path_of_who_is_no_peer_counts_where_the_register_came_from(
+    flow: str, path: str, counts: bool
+) -> None:
+    """And leads over its flow alone, in whatever way other nodes get there."""
+    told = request(CONTACT, f"Path: {path}", "Supported: path")
+    for node in ("", "sip:192.0.2.31"):
+        update = register(told, AOR, flow, replace(POLICY, node=node), NOW, key=KEY)
+        assert isinstance(update, Update)
+        (binding,) = update.registration.bind
+        assert way_to(binding, node) == (flow, tuple(path.split(", ")) if counts else ())
+        if node:
+            assert binding.path[0].endswith("@192.0.2.31;lr;node>")
+        assert [name for name, _ in update.headers] == ["Path" if counts else "Warning"]
+        assert update.ignored_path == ("" if counts else path)
+
+
+def test_a_path_of_who_is_no_peer_that_counts_has_to_be_read_too() -> None:
+    decision = decide(CONTACT, "Path: <sip:192.0.2.1;lr>, <sip:edge", from_peer=False)
+    assert decision == Rejection(400, "Malformed Address in Path")
 
 
 def test_without_its_path_a_phone_has_the_flow_it_came_over() -> None:

@@ -53,6 +53,25 @@ async def test_a_phone_on_the_other_node_is_called_and_hangs_up(
     assert not world.pushes.all
 
 
+async def test_a_phone_behind_a_proxy_that_is_no_peer_is_called_from_the_other_node(
+    world: World, transport: str
+) -> None:
+    first, second = await two_nodes(world, "TCP")
+    edge = await world.phone(second, "bob", transport)
+    path = f"<sip:{edge.wire.host_port};transport={transport.lower()};lr>"
+    through = [f"Path: {path}", "Supported: path"]
+    answer = (await edge.register(contact="<sip:bob@192.0.2.77>", headers=through)).response
+    assert (answer.status, answer.all("path")) == (200, [path])
+    for node in (first, second):
+        alice = await world.phone(node, "alice")
+        call = await alice.call("bob")
+        answer, incoming = await in_time(call.final(), edge.rings_and_answers())
+        assert answer.status == 200
+        assert incoming.invite.all("route") == [path]
+        await in_time(call.request(answer, "INFO"), incoming.requested("INFO"))
+        await in_time(incoming.hang_up(), call.requested("BYE"))
+
+
 async def test_a_phone_that_died_on_the_other_node_is_woken_there(world: World) -> None:
     transport = "UDP"
     first, second = await two_nodes(world, "TCP")
