@@ -161,6 +161,9 @@ class ResponseContext:
                 moved = self._move(branch, target, now, same=not self.invite)
                 return [Abandon(branch.id, moved=True), *moved]
             case BranchState.PROCEEDING if target.flow and target.flow != branch.target.flow:
+                # By way of a proxy it knows neither the request nor a CANCEL that comes without.
+                if target.route != branch.target.route:
+                    return []
                 return [Follow(branch.id, target.flow)]
             case _:
                 return []

@@ -16,6 +16,7 @@ from sipush.core.branch import (
     CancelCause,
     CancelPush,
     FallBack,
+    Follow,
     Forward,
     HangUp,
     RemovePushRecord,
@@ -445,6 +446,20 @@ def test_a_device_behind_an_edge_that_registers_as_before_is_not_called_twice() 
     assert context.binding_refreshed(EDGE, NOW) == [Retransmit(0)]
     moved = replace(EDGE, uri="sip:bob@1.2.3.4:9")
     assert context.binding_refreshed(moved, NOW) == [Abandon(0, moved=True), Forward(1)]
+
+
+def test_a_ringing_device_is_not_cancelled_past_the_proxy_that_it_rings_by() -> None:
+    flow = replace(EDGE, flow="tcp/1")
+    for rings, registers, actions in (
+        (EDGE, target("mobile", flow="tcp/2"), []),
+        (flow, target("mobile", flow="tcp/2"), []),
+        (target("mobile"), flow, []),
+        (flow, replace(flow, flow="tcp/2"), [Follow(0, "tcp/2")]),
+    ):
+        context = make()
+        context.start([replace(rings, device="d")], NOW)
+        context.response_received(0, 180, NOW)
+        assert context.binding_refreshed(replace(registers, device="d"), NOW) == actions
 
 
 def test_a_device_that_perhaps_rings_when_the_call_ends_sees_the_end_in_the_same_request() -> None:

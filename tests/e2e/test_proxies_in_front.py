@@ -111,3 +111,23 @@ async def test_what_others_say_by_a_proxy_in_front_wakes_no_phone_behind_it(worl
     assert woken.invite.uri == "sip:bob@192.0.2.77:6001"
     answer, _ = await in_time(call.final(), woken.answer())
     assert answer.status == 200
+
+
+async def test_a_phone_that_rings_by_a_proxy_and_has_moved_is_cancelled_by_the_proxy(
+    world: World,
+) -> None:
+    """It would not know the CANCEL, which has not the Via of the proxy."""
+    daemon = await world.daemon()
+    edge = await world.phone(daemon, "bob")
+    path, instance = f"<sip:{edge.wire.host_port};lr>", f"urn:uuid:{uuid.uuid4()}"
+    contact = f'<sip:bob@192.0.2.77>;+sip.instance="<{instance}>"'
+    through = ["Supported: path", f"Path: {path}"]
+    assert (await edge.register(contact=contact, headers=through)).response.status == 200
+    call = await (await world.phone(daemon, "alice")).call("bob")
+    incoming = await edge.incoming()
+    incoming.reply(180)
+    await call.expect(180)
+    moved = await world.registered(daemon, "bob", "UDP", "", instance)
+    _, cancel, final = await in_time(call.cancel(), incoming.cancelled(), call.final())
+    assert (final.status, cancel.all("route")) == (487, [path])
+    assert moved.wire.count("CANCEL") == 0
