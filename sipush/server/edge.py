@@ -238,7 +238,7 @@ async def call_registrar(proxy: Proxy, forwarding: Forwarding, aor: Aor) -> None
     if flow.remote[0] == transaction.flow.remote[0]:
         reject(transaction, Rejection(Status.NOT_FOUND), tag)  # what neither of us knows
         return
-    if proxy.locations.device_on(caller, transaction.flow.name):
+    if proxy.locations.devices_on(caller, transaction.flow.name):
         forwarding.caller_aor = caller
     forwarding.signs_in_as = caller or aor
     forwarding.sent_to(uri, {})

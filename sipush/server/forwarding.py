@@ -722,7 +722,8 @@ class Forwarding:
         """The Record-Route for the caller's side, the same whichever device is called."""
         came_over = self.transaction.flow
         if self._upstream is None or self._upstream[0] is not came_over:
-            device = self.proxy.locations.device_on(self.caller_aor, came_over.name)
+            devices = self.proxy.locations.devices_on(self.caller_aor, came_over.name)
+            device = devices[0] if len(devices) == 1 else ""  # else his Contact tells which
             port = 0 if device or came_over.transport == "UDP" else self._own_port()
             token = RouteToken(came_over.name, self.caller_aor, device_digest(device), port)
             self._upstream = (came_over, self._route_uri(token, came_over))

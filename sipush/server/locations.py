@@ -47,8 +47,8 @@ class Locations:
         log.warning("store_unavailable", reason=str(error), aor=aor, used="what was seen last")
         return live(known.bindings, known.push_records, now_epoch)
 
-    def device_on(self, aor: Aor, flow: str) -> str:
-        """The device that registered over a flow, if it is known; else empty."""
+    def devices_on(self, aor: Aor, flow: str) -> list[str]:
+        """Those known to have registered over a flow: by a proxy several may have."""
         known = self._store.last_known(aor) if aor else None
         bindings = known.bindings if known is not None else ()
-        return next((binding.device for binding in bindings if binding.flow == flow), "")
+        return [binding.device for binding in bindings if binding.flow == flow]

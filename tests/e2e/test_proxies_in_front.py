@@ -113,6 +113,25 @@ async def test_what_others_say_by_a_proxy_in_front_wakes_no_phone_behind_it(worl
     assert answer.status == 200
 
 
+async def test_a_call_of_one_of_two_devices_behind_a_proxy_does_not_move_with_the_other(
+    world: World,
+) -> None:
+    daemon = await world.daemon()
+    edge = await world.phone(daemon, "alice")
+    path = f"<sip:{edge.wire.host_port};lr>"
+    other = f"urn:uuid:{uuid.uuid4()}"
+    contact = f'<sip:alice@192.0.2.78>;+sip.instance="<{other}>"'
+    for device in (by_way_of(edge, "alice", 5099, path), {"contact": contact}):
+        assert (await edge.register(**device)).response.status == 200
+    bob = await world.registered(daemon, "bob", "UDP", "")
+    call = await edge.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    assert answer.status == 200
+    gone_home = await world.registered(daemon, "alice", "UDP", "", other)
+    await in_time(incoming.hang_up(), call.requested("BYE"))
+    assert gone_home.wire.count("BYE") == 0
+
+
 async def test_a_phone_that_rings_by_a_proxy_and_has_moved_is_cancelled_by_the_proxy(
     world: World,
 ) -> None:

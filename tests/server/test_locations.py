@@ -53,9 +53,9 @@ async def test_the_store_is_believed_as_soon_as_it_speaks(rig: Rig) -> None:
     assert [each.contact for each in location.bindings] == ["sip:101@192.0.2.2"]
 
 
-async def test_the_device_on_a_flow_is_one_that_is_known(rig: Rig) -> None:
+async def test_the_devices_on_a_flow_are_those_that_are_known(rig: Rig) -> None:
     row = binding()
-    assert rig.locations.device_on(AOR, row.flow) == ""
+    assert rig.locations.devices_on(AOR, row.flow) == []
     await rig.locations.lookup(AOR, NOW)
-    assert rig.locations.device_on(AOR, row.flow) == row.device
-    assert rig.locations.device_on(AOR, "another") == rig.locations.device_on("", row.flow) == ""
+    assert rig.locations.devices_on(AOR, row.flow) == [row.device]
+    assert rig.locations.devices_on(AOR, "another") == rig.locations.devices_on("", row.flow) == []
