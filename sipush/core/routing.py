@@ -349,14 +349,22 @@ def _take_off(headers: Headers, own: int, total: int) -> None:
             own -= 1
 
 
-def is_side(token: RouteToken, binding: Binding, remote_target: str) -> bool:
-    """Whether a binding is the side of a dialog that the token names.
+def sides(token: RouteToken, bindings: Sequence[Binding], remote_target: str) -> Sequence[Binding]:
+    """Which of a user's bindings are the side of a dialog that the token names.
 
-    A caller's token knows no device; its remote target is the contact it registered.
+    A caller's token may know no device; its remote target is the contact it registered. So is that
+    of a device without instance and token, which is another one when it has moved.
     """
-    if token.device:
-        return device_digest(binding.device) == token.device
-    return binding.contact_key == contact_key(remote_target)
+    named = [b for b in bindings if device_digest(b.device) == token.device]
+    if len(named) == len(bindings) or (named and not _is_nameless(named[0])):
+        return named
+    key = contact_key(remote_target)
+    at = [b for b in bindings if b.contact_key == key and (_is_nameless(b) or not token.device)]
+    return at or named
+
+
+def _is_nameless(binding: Binding) -> bool:
+    return binding.device.startswith("contact:")
 
 
 def is_anonymous(request: Request) -> bool:

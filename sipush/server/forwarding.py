@@ -50,10 +50,10 @@ from sipush.core.routing import (
     forward_request,
     hang_up_requests,
     hide_identity,
-    is_side,
     make_route_token,
     max_breadth,
     server_uri,
+    sides,
     strip_push_params,
     wants_tls,
 )
@@ -307,8 +307,8 @@ class Forwarding:
 
     def _side_registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
         assert self.side is not None
-        came = (b for b in location.bindings if b.device in devices)
-        if self.started and any(is_side(self.side, b, self.request.uri) for b in came):
+        bound = sides(self.side, location.bindings, self.request.uri)
+        if self.started and any(b.device in devices for b in bound):
             target = self.proxy.side(self.side, self.request, location.bindings)
             self._perform(self.context.binding_refreshed(target, self._now))
 

@@ -58,8 +58,8 @@ from sipush.core.routing import (
     hide_identity,
     is_anonymous,
     is_secure,
-    is_side,
     loop_digest,
+    sides,
     take_credentials,
     validate,
     wants_tls,
@@ -593,7 +593,7 @@ class Proxy:
 
     def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
         """One side of a dialog, whose user has these bindings."""
-        mine = [b for b in bindings if is_side(token, b, request.uri)]
+        mine = sides(token, bindings, request.uri)
         names = [b.flow for b in mine if not is_away(b, self.policy.node)]
         flow = self.transports.flow(token.flow) if token.flow else None
         if token.aor and token.flow not in names:

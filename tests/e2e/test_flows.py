@@ -380,3 +380,30 @@ async def test_a_user_cannot_have_a_peer_called_in_our_name(world: World) -> Non
     await incoming.refuse(486)
     assert (await call.final()).status == 486
     assert pbx.wire.count("INVITE") == 0
+
+
+@pytest.mark.parametrize("old_contact", ["removed", "left"])
+async def test_a_phone_that_moves_without_a_name_is_found_by_the_contact_of_its_re_invite(
+    world: World, old_contact: str
+) -> None:
+    """It has neither +sip.instance nor token: only the other side's remote target tells of it."""
+    daemon = await world.daemon()
+    bob = await world.phone(daemon, "bob")
+    await bob.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    answer, incoming = await in_time(call.final(), bob.rings_and_answers())
+    moved = await world.phone(daemon, "bob")
+    bob.kill()
+    contact = f"<{moved.contact_uri}>"
+    if old_contact == "removed":
+        contact = f"<{bob.contact_uri}>;expires=0, {contact}"
+    assert (await moved.register(contact=contact)).response.status == 200
+    incoming.phone = moved
+    refreshed, _ = await in_time(call.requested("INVITE"), incoming.request("INVITE"))
+    assert refreshed.contact == moved.contact_uri
+    answer.headers = [
+        (name, f"<{refreshed.contact}>" if name == "contact" else value)
+        for name, value in answer.headers
+    ]
+    await in_time(call.hang_up(answer), incoming.hung_up())
