@@ -16,7 +16,8 @@ from sipush.core.authentication import has_credentials
 from sipush.core.bindings import SILENT, Aor, Location, without_reg_id
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest, encode_route_token
 from sipush.core.registration import REFRESH_AHEAD, SHORTEST_REFRESHED, Fetch, Update, ok_response
-from sipush.core.routing import Rejection, hops_left
+from sipush.core.rejection import Rejection
+from sipush.core.routing import hops_left
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.fields import format_params, parse_name_addr

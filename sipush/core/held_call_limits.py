@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sipush.core.bindings import Aor
-from sipush.core.routing import Rejection
+from sipush.core.rejection import Rejection
 from sipush.sip.status import Status
 
 RETRY_AFTER = (("Retry-After", "10"),)

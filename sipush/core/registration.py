@@ -22,6 +22,7 @@ from sipush.core.bindings import (
 )
 from sipush.core.nodes import THIS_FLOW, path_here
 from sipush.core.outbound import came_from, leads_to, purr, remote_ip
+from sipush.core.rejection import Rejection
 from sipush.core.web_push import UnusableSubscriptionError, read_subscription
 from sipush.errors import MessageError
 from sipush.sip.fields import NameAddr, format_params, parse_name_addr
@@ -92,15 +93,6 @@ class RegistrationPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "served", _served(self.apps))
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Answer this; nothing is stored."""
-
-    status: Status
-    reason: str
-    headers: HeaderList = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -697,11 +689,3 @@ def refuse(refusal: Refusal) -> Rejection:
             return Rejection(Status.FORBIDDEN, "Too Many Contacts")
         case _:
             assert_never(refusal)
-
-
-def rejection_response(request: Request, rejection: Rejection, to_tag: str) -> Response:
-    """The final response of a Rejection."""
-    response = make_response(request, rejection.status, rejection.reason, to_tag)
-    for name, value in rejection.headers:
-        response.headers.append(name, value)
-    return response

@@ -25,6 +25,7 @@ from sipush.core.outbound import (
     device_digest,
     encode_route_token,
 )
+from sipush.core.rejection import Rejection
 from sipush.core.target_set import Target
 from sipush.errors import MessageError
 from sipush.sip.digest import for_other_realms
@@ -38,16 +39,6 @@ from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel
 
 DIALOG_FORMING: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
 _DEFAULT_MAX_BREADTH: Final = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A request that is answered instead of forwarded."""
-
-    status: Status
-    reason: str = ""
-    "Reason phrase; empty: the usual one."
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 
 import structlog
 
-from sipush.core.routing import Rejection
+from sipush.core.rejection import Rejection, rejection_response
 from sipush.log_lines import shown
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response, make_response
@@ -35,11 +35,7 @@ def respond(transaction: ServerTransactionHandle, response: Response) -> None:
 
 def reject(transaction: ServerTransactionHandle, rejection: Rejection, tag: str) -> None:
     """Answer instead of forwarding."""
-    response = make_response(
-        transaction.request, rejection.status, rejection.reason or None, to_tag=tag
-    )
-    for name, value in rejection.headers:
-        response.headers.append(name, value)
+    response = rejection_response(transaction.request, rejection, tag)
     tell_refused(transaction, response)
     respond(transaction, response)
 

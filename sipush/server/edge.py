@@ -26,9 +26,9 @@ from sipush.core.edge import (
 )
 from sipush.core.location_update import apply
 from sipush.core.outbound import RouteToken, device_digest
-from sipush.core.registration import Fetch, Update, register, rejection_response
-from sipush.core.registration import Rejection as RegisterRejection
-from sipush.core.routing import Rejection, drop_claims, server_uri, validate
+from sipush.core.registration import Fetch, Update, register
+from sipush.core.rejection import Rejection, rejection_response
+from sipush.core.routing import drop_claims, server_uri, validate
 from sipush.core.target_set import Target, TargetSet
 from sipush.errors import TransportError
 from sipush.metrics import REGISTERS
@@ -103,7 +103,7 @@ class Edge:
             location=before,
             from_peer=has_path and self.proxy.gate.is_peer(transaction.flow),
         )
-        if isinstance(decision, RegisterRejection):
+        if isinstance(decision, Rejection):
             transaction.respond(rejection_response(request, decision, tag))
             return
         self.proxy.registering.add(aor)

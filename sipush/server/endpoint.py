@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from sipush.core.routing import Rejection
+from sipush.core.rejection import Rejection
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.metrics import REGISTERS
 from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject

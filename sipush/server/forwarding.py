@@ -40,11 +40,11 @@ from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
 from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.push_request import PushKind, PushResult
+from sipush.core.rejection import Rejection
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     DIALOG_FORMING,
     Diversion,
-    Rejection,
     TargetPolicy,
     drop_claims,
     forward_request,

@@ -40,12 +40,12 @@ from sipush.core.outbound import (
     remote_ip,
     speaks_sip,
 )
+from sipush.core.rejection import Rejection
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
     AppPolicy,
     Diversion,
     Realm,
-    Rejection,
     TargetPolicy,
     ToAor,
     ToDialog,

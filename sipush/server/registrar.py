@@ -16,14 +16,13 @@ from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
     Decision,
     RegistrationPolicy,
-    Rejection,
     Update,
     ok_response,
     refuse,
     register,
-    rejection_response,
     wants_location,
 )
+from sipush.core.rejection import Rejection, rejection_response
 from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
 from sipush.log_lines import shown

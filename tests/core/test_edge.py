@@ -23,7 +23,7 @@ from sipush.core.edge import (
 from sipush.core.location_update import apply
 from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.registration import Fetch, RegistrationPolicy, Update, register
-from sipush.core.routing import Rejection
+from sipush.core.rejection import Rejection
 from sipush.core.target_set import Target
 from sipush.sip.message import Request, Response, parse_head
 from sipush.sip.push_params import RFC8599

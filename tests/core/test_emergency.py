@@ -16,7 +16,8 @@ from sipush.core.emergency import (
     emergency_request,
     is_emergency,
 )
-from sipush.core.routing import Rejection, ToAor, ToDialog, ToEmergency, destination
+from sipush.core.rejection import Rejection
+from sipush.core.routing import ToAor, ToDialog, ToEmergency, destination
 from sipush.core.target_set import PATIENCE
 from sipush.errors import MessageError
 from sipush.sip.message import Request, parse_datagram

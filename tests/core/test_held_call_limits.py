@@ -1,7 +1,7 @@
 """How many calls wait at a time, of whom and for whom."""
 
 from sipush.core.held_call_limits import HeldCallLimits
-from sipush.core.routing import Rejection
+from sipush.core.rejection import Rejection
 from sipush.sip.status import Status
 
 

@@ -7,7 +7,8 @@ import pytest
 from sipush.core.bindings import Binding
 from sipush.core.nodes import THIS_FLOW, is_away, is_in_clear, path_here, route_key, way_to
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
-from sipush.core.routing import Rejection, ToAor, ToDialog, ToFlow, destination
+from sipush.core.rejection import Rejection
+from sipush.core.routing import ToAor, ToDialog, ToFlow, destination
 from tests.core.test_routing import CALL, KEY, REALM, invite
 
 NODE = "sip:192.0.2.1:5060;transport=tcp"

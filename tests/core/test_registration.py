@@ -13,14 +13,13 @@ from sipush.core.registration import (
     Decision,
     Fetch,
     RegistrationPolicy,
-    Rejection,
     Update,
     ok_response,
     refuse,
     register,
-    rejection_response,
     wants_location,
 )
+from sipush.core.rejection import Rejection, rejection_response
 from sipush.sip.message import Request, parse_head
 from sipush.sip.push_params import NO_EXTRA
 from sipush.sip.uri import contact_key

@@ -7,11 +7,11 @@ import pytest
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Subscriber
 from sipush.core.fallback import Cause
 from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.rejection import Rejection
 from sipush.core.routing import (
     AppPolicy,
     Diversion,
     Realm,
-    Rejection,
     TargetPolicy,
     ToAor,
     ToDialog,

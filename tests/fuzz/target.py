@@ -13,10 +13,9 @@ from sipush.core.registration import (
     Update,
     ok_response,
     register,
-    rejection_response,
     wants_location,
 )
-from sipush.core.registration import Rejection as RegisterRejection
+from sipush.core.rejection import Rejection, rejection_response
 from sipush.core.routing import (
     Realm,
     ToAor,
@@ -178,7 +177,7 @@ def _register(request: Request) -> None:
             _is_sound(ok_response(request, decision, location, NOW, "t1"), request)
         case Fetch():
             _is_sound(ok_response(request, decision, Location(), NOW, "t1"), request)
-        case RegisterRejection():
+        case Rejection():
             _is_sound(rejection_response(request, decision, "t1"), request)
 
 
