@@ -64,16 +64,6 @@ class Receipt:
     "It held it before."
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What a push says of a MESSAGE."""
-
-    mime_type: str
-    text: str
-    silent: bool = False
-    "Not worth a push."
-
-
 def message_key(request: Request) -> str:
     """Call-ID, CSeq and From tag in one word: equal for the same MESSAGE sent again (§8.2.2.2).
 
@@ -126,7 +116,7 @@ def to_push(message: StoredMessage, record: PushRecord) -> PushRequest:
     """The push that tells a device of the stored MESSAGE."""
     request = _request(message)
     user, name = caller(request)
-    what = shown(request)
+    mime_type, text = shown(request)
     return PushRequest(
         kind=PushKind.MESSAGE,
         push_id=str(message.id),
@@ -138,8 +128,8 @@ def to_push(message: StoredMessage, record: PushRecord) -> PushRequest:
         from_name=name,
         to_user=record.aor.rpartition("@")[0],
         to_uri=f"sip:{record.aor}",
-        text=what.text,
-        mime_type=what.mime_type,
+        text=text,
+        mime_type=mime_type,
     )
 
 
@@ -150,14 +140,11 @@ def _request(message: StoredMessage) -> Request:
     return request
 
 
-def shown(request: Request) -> Shown:
+def shown(request: Request) -> tuple[str, str]:
     """Type and, where it is plain, text of a MESSAGE; of what a CPIM wrapper holds (RFC 3862)."""
     mime_type, body = _content(request)
-    if mime_type in _SILENT:
-        return Shown(mime_type, "", silent=True)
-    if mime_type == "text/plain":
-        return Shown(mime_type, body.decode("utf-8", "replace"))
-    return Shown(mime_type, "New message")
+    is_plain = mime_type == "text/plain"
+    return mime_type, body.decode("utf-8", "replace") if is_plain else "New message"
 
 
 def _content(request: Request) -> tuple[str, bytes]:

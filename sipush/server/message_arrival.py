@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from sipush import log_lines
 from sipush.core.bindings import Aor, Location, without_reg_id
 from sipush.core.messages import (
     Arrival,
@@ -34,11 +33,11 @@ from sipush.core.routing import forward_request, max_breadth, strip_push_params
 from sipush.core.stored_message import (
     StoredMessage,
     lifetime,
-    shown,
     to_store,
 )
 from sipush.core.target_set import Target
 from sipush.errors import LocationError
+from sipush.log_lines import shown
 from sipush.server.answers import STORE_DOWN, reject, respond
 from sipush.server.timer_wheel import Alarm
 from sipush.server.transactions import ServerTransactionHandle
@@ -218,7 +217,7 @@ class Arriving:
         return self.messages.send(forwarded, target, partial(self._answered, place), branch)
 
     def _respond(self, status: int, reason: str, place: int | None) -> None:
-        if log_lines.shown.debug:
+        if shown.debug:
             log.debug("message_answered", call_id=self.request.call_id, status=status)
         response = self.responses.get(place) if place is not None else None
         if response is not None:
@@ -281,7 +280,7 @@ class Arriving:
             await asyncio.sleep(self.messages.proxy.policy.probe)
             if not await self._still_stored(message):
                 return
-        if shown(self.request).silent:
+        if message.silent:
             return
         refused = {
             without_reg_id(target.device)
