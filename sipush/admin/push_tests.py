@@ -19,10 +19,10 @@ import structlog
 from sipush.admin import views
 from sipush.core.bindings import Aor, Location, Platform, PushRecord
 from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
-from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
 from sipush.push.provider import Leave
+from sipush.server.dead_tokens import remove_dead_token
 from sipush.server.push_bucket import PushBucket
 from sipush.server.tasks import Tasks
 
@@ -185,10 +185,7 @@ class PushTests:
             reason=outcome.reason,
         )
         if outcome.result is PushResult.TOKEN_DEAD:
-            try:
-                await self._store.remove_push_record(record)
-            except LocationError as error:
-                log.warning("push_record_not_removed", aor=test.aor, reason=str(error))
+            await remove_dead_token(self._store, record)
 
 
 def _request(test: PushTest, kind: PushKind, record: PushRecord) -> PushRequest:

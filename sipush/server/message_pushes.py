@@ -21,6 +21,7 @@ from sipush.location.store import LocationStore
 from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
 from sipush.push.provider import Leave
+from sipush.server.dead_tokens import remove_dead_token
 from sipush.server.tasks import Tasks
 
 PAUSES = (30.0, 60.0, 120.0, 240.0, 480.0, 900.0)
@@ -100,17 +101,9 @@ class MessagePushes:
 
         outcome = await self._dispatcher.send(to_push(message, record), begin)
         if outcome.result is PushResult.TOKEN_DEAD:
-            await self._remove(record)
+            await remove_dead_token(self._store, record)
         elif _failed_for_the_moment(outcome, left):
             self._try_later(message, record.device, tries + 1, outcome.retry_after)
-
-    async def _remove(self, record: PushRecord) -> None:
-        try:
-            removed = await self._store.remove_push_record(record)
-        except LocationError as error:
-            log.warning("push_record_not_removed", aor=record.aor, reason=str(error))
-            return
-        log.info("push_record_removed", aor=record.aor, removed=removed)
 
     def _try_later(
         self, message: StoredMessage, device: str, tries: int, retry_after: float = 0.0

@@ -9,7 +9,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
@@ -19,6 +18,7 @@ from sipush.core.registration import REFRESH_AHEAD
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.push.dispatcher import Dispatcher
+from sipush.server.dead_tokens import remove_dead_token
 
 INTERVAL = 5.0
 "Seconds between two looks at what is due: well within what REFRESH_AHEAD leaves."
@@ -118,5 +118,4 @@ async def push_refresh(
         )
     )
     if outcome.result is PushResult.TOKEN_DEAD:
-        with suppress(LocationError):  # the next push hears it again
-            await store.remove_push_record(record)
+        await remove_dead_token(store, record)

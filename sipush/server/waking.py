@@ -14,10 +14,10 @@ from sipush.core.push_request import PushKind, PushRequest, PushResult
 from sipush.core.routing import caller, has_video
 from sipush.core.target_set import Target
 from sipush.core.wake_up import WakeUp, WakeUpOutcome, freeze, outcome, seconds, thaw
-from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.metrics import WAKE_SECONDS, WAKE_UPS
 from sipush.push.provider import Leave
+from sipush.server.dead_tokens import remove_dead_token
 
 if TYPE_CHECKING:
     from sipush.server.forwarding import Forwarding
@@ -132,12 +132,7 @@ async def remove_push_record(forwarding: Forwarding, branch: int) -> None:
     """Forget a token that its service has disowned."""
     record = forwarding.context.branches[branch].target.push
     assert record is not None
-    try:
-        removed = await forwarding.proxy.store.remove_push_record(record)
-    except LocationError as error:
-        forwarding.warn("push_record_not_removed", aor=record.aor, reason=str(error))
-        return
-    forwarding.tell("push_record_removed", aor=record.aor, removed=removed)
+    await remove_dead_token(forwarding.proxy.store, record, forwarding.tell, forwarding.warn)
 
 
 def registered(forwarding: Forwarding, device: str) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from sipush.core.bindings import Binding, Platform, PushRecord, Registration
 from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushResult
@@ -80,8 +81,11 @@ async def test_a_device_that_is_gone_is_left_alone(gone: dict[str, object]) -> N
 async def test_a_token_found_dead_by_a_refresh_is_removed() -> None:
     store = MemoryStore()
     await store.bind(ASKED)
-    await pushed(Service(PushResult.TOKEN_DEAD), store, 100)
+    with capture_logs() as lines:
+        await pushed(Service(PushResult.TOKEN_DEAD), store, 100)
     assert (await store.lookup(AOR, NOW)).push_records == ()
+    told = [line for line in lines if line["event"] == "push_record_removed"]
+    assert [(line["aor"], line["removed"]) for line in told] == [(AOR, True)]
 
 
 class Falling(FallibleStore):
