@@ -1,7 +1,9 @@
 """The import rules of docs/architecture.md."""
 
 import ast
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,14 @@ def test_nobody_imports_the_edges(name: str) -> None:
 def test_every_room_is_looked_at() -> None:
     assert {room(name) for name in ROOMS} == set(MAY_IMPORT)
     assert "sipush.sip.message" in PURE
+
+
+def test_the_page_names_every_module_of_every_room() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = page.partition("## Rooms")[2].partition("## ")[0]
+    for each in MAY_IMPORT:
+        (told,) = re.findall(rf"^  {each}/(.*?)(?=^  \w|^\w)", rooms, re.DOTALL | re.MULTILINE)
+        named = re.findall(r"[\w*]+", told)
+        modules = [name.rpartition(".")[2] for name in ROOMS if room(name) == each]
+        missing = [m for m in modules if not any(fnmatch(m, name) for name in named)]
+        assert missing == ["__init__"], each
