@@ -23,7 +23,7 @@ class Packed:
     """
 
     def __init__(self, buckets: int, room: int) -> None:
-        """``room``: bytes in each bucket, which is gone through to find something, and copied."""
+        """``room``: bytes in each bucket, which is gone through to find something."""
         # Written to at once: else each of the first users would take memory of its own.
         self._bytes = bytearray(b"\0") * (buckets * room)
         "The buckets one after the other, and in them the entries, the newest last."
@@ -34,9 +34,10 @@ class Packed:
     def get(self, key: str) -> bytes | None:
         """What was put for it last, if it is there still."""
         number = hash(key) & _BITS
-        bucket = self._bucket(number % len(self._used))
-        start = bucket.find(number.to_bytes(_MARK, "little"))
-        return None if start < 0 else bytes(bucket[start + _HEAD : _end(bucket, start)])
+        place = number % len(self._used)
+        begin, mark = place * self._room, number.to_bytes(_MARK, "little")
+        start = self._bytes.find(mark, begin, begin + self._used[place])
+        return None if start < 0 else bytes(self._bytes[start + _HEAD : _end(self._bytes, start)])
 
     def put(self, key: str, value: bytes) -> None:
         """Keep it instead of what is there, unless it is longer than MAX_VALUE or a bucket."""
@@ -54,7 +55,8 @@ class Packed:
         number = hash(key) & _BITS
         mark = number.to_bytes(_MARK, "little")
         place = number % len(self._used)
-        bucket = self._bucket(place)
+        begin = place * self._room
+        bucket = self._bytes[begin : begin + self._used[place]]
         start = bucket.find(mark)
         if start >= 0:
             del bucket[start : _end(bucket, start)]
@@ -62,13 +64,8 @@ class Packed:
             bucket += mark + entry
         while len(bucket) > self._room:
             del bucket[: _end(bucket, 0)]
-        begin = place * self._room
         self._bytes[begin : begin + len(bucket)] = bucket
         self._used[place] = len(bucket)
-
-    def _bucket(self, place: int) -> bytearray:
-        begin = place * self._room
-        return self._bytes[begin : begin + self._used[place]]
 
     def clear(self) -> None:
         """Forget all."""
