@@ -7,12 +7,10 @@ import structlog
 from sipush.errors import TransportError
 from sipush.server.tasks import Tasks
 from sipush.sip.fields import Via
-from sipush.transport.address import is_ip
+from sipush.transport.address import DEFAULT_PORTS, is_ip
 from sipush.transport.flow import Address, Flow, Transports
 
 log = structlog.get_logger()
-
-_DEFAULT_PORTS = {"TLS": 5061}
 
 
 class ReturnFlow:
@@ -24,7 +22,7 @@ class ReturnFlow:
     def __init__(self, transports: Transports, via: Via) -> None:
         """``via``: the caller's, stamped with ``received``."""
         host = (via.params.get("received") or via.host).strip("[]")
-        port = via.port or _DEFAULT_PORTS.get(via.transport, 5060)
+        port = via.port or DEFAULT_PORTS.get(via.transport, 5060)
         if via.transport == "UDP" and (rport := via.params.get("rport")):
             port = int(rport)
         self.transport = via.transport
