@@ -15,12 +15,10 @@ from sipush.core.bindings import Platform, PushRecord, full_device
 from sipush.core.push_request import NOTHING_TO_SEND, PushOutcome, PushRequest, PushResult
 from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
-from sipush.push.apps import App, build_apps
+from sipush.push.apps import App
 from sipush.push.provider import Begin, PushProvider, WithdrawnError
 from sipush.push.quarantine import Quarantine
 from sipush.turns import Turns
-
-__all__ = ["App", "Dispatcher", "build_apps"]
 
 MAX_WAIT = 30.0
 "Seconds one push may take, however late its deadline is."

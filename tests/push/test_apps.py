@@ -13,7 +13,7 @@ from sipush.config import ApnsConfig, AppConfig, FcmConfig, WebhookConfig, Webpu
 from sipush.core.bindings import Platform
 from sipush.demo.credentials import KEY_ID, TEAM_ID, Credentials
 from sipush.errors import ConfigError
-from sipush.push.dispatcher import build_apps
+from sipush.push.apps import build_apps
 
 
 def problems_of(**sections: object) -> list[str]:

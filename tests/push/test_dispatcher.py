@@ -17,7 +17,8 @@ from sipush.core.push_request import PushKind, PushOutcome, PushRequest, PushRes
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
 from sipush.push import quarantine
-from sipush.push.dispatcher import Dispatcher, build_apps
+from sipush.push.apps import build_apps
+from sipush.push.dispatcher import Dispatcher
 from sipush.push.provider import Begin, Leave, begin_now
 from tests.subscription import Subscription
 

@@ -14,7 +14,8 @@ from sipush.core.bindings import Platform
 from sipush.core.push_request import PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
-from sipush.push.dispatcher import Dispatcher, build_apps
+from sipush.push.apps import build_apps
+from sipush.push.dispatcher import Dispatcher
 from tests.subscription import Subscription
 
 from .conftest import FCM_TOKEN, VOIP_TOKEN, call
