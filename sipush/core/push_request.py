@@ -87,5 +87,3 @@ class PushOutcome:
     "Seconds the service asks to wait, or 0."
     has_left: bool = True
     "False: nothing was sent at all, so that another try repeats nothing."
-    dead_since_epoch: float | None = None
-    "APNs 410: since when the token is dead; TOKEN_DEAD only if later than the last REGISTER."

@@ -190,13 +190,7 @@ def classify(answer: Answer, registered_epoch: float) -> PushOutcome:
     result = _result(answer.status, reason)
     if answer.status == 410 and (dead_since is None or dead_since <= registered_epoch):
         result = PushResult.BAD_REQUEST  # the device has registered this token again since
-    return PushOutcome(
-        result,
-        reason,
-        answer.status,
-        retry_after=retry_after(answer.retry_after),
-        dead_since_epoch=dead_since if answer.status == 410 else None,
-    )
+    return PushOutcome(result, reason, answer.status, retry_after(answer.retry_after))
 
 
 def _result(status: int, reason: str) -> PushResult:

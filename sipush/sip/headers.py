@@ -223,13 +223,6 @@ class Headers:
         else:
             self.replace_first_line(name, None)
 
-    def replace_first_value(self, name: str, written: str, value: str) -> None:
-        """Replace the first element of a comma-separated header, the others untouched."""
-        line = self.first.get(name)
-        if line is not None:
-            rest = split_outside(field_value(line), ",")[1:]
-            self.replace_first_line(name, f"{written}: {', '.join([value, *rest])}")
-
     def replace_first_line(self, name: str, line: str | None) -> None:
         """Put ``line`` in the place of the first of this name, which there is; None: remove it."""
         index = self._index(name)
