@@ -74,7 +74,7 @@ class Endpoint:
         """Whether a REGISTER is for a registrar elsewhere. Raises MessageError."""
         return bool(self._proxy.policy.registrars) and self._edge.serves(request)
 
-    def ack_received(self, flow: Flow, ack: Request) -> None:
+    def ack_received(self, ack: Request) -> None:
         """The ACK of a 2xx."""
         self._tasks.start(self._forward_ack(ack))
 
@@ -100,12 +100,6 @@ class Endpoint:
     def way_back(self, response: Response) -> Flow:
         """To where the Via says that the caller listens."""
         return ReturnFlow(self._proxy.transports, response.top_via)
-
-    def flow_closed(self, flow: Flow) -> None:
-        """Its bindings are found dead by the next request: nothing to do."""
-
-    def flow_unreachable(self, flow: Flow) -> None:
-        """The layer has failed the transactions that waited for it."""
 
     def flow_active(self, flow: Flow) -> None:
         """A device we wait for there is awake."""

@@ -67,7 +67,7 @@ class TransactionUser(Protocol):
     def requests_received(self, transactions: list[ServerTransactionHandle]) -> None:
         """New requests that passed ``check``, top Vias stamped; never an ACK or a CANCEL."""
 
-    def ack_received(self, flow: Flow, ack: Request) -> None:
+    def ack_received(self, ack: Request) -> None:
         """An ACK that ends no INVITE transaction of ours: for a 2xx, to be routed statelessly.
 
         Its top Via is stamped. It may also be for an answer the layer gave statelessly.
@@ -84,12 +84,6 @@ class TransactionUser(Protocol):
 
     def way_back(self, response: Response) -> Flow | None:
         """Where a response to an INVITE goes whose connection has closed (§18.2.2), if anywhere."""
-
-    def flow_closed(self, flow: Flow) -> None:
-        """A connection ended; the client transactions on it have failed already."""
-
-    def flow_unreachable(self, flow: Flow) -> None:
-        """ICMP said so; the client transactions to it without any response have failed already."""
 
     def flow_active(self, flow: Flow) -> None:
         """A keep-alive came. Of many phones often: cheap."""
@@ -257,7 +251,7 @@ class _Server(ServerTransaction):
                 self._send()
             elif isinstance(action, Deliver):
                 assert ack is not None
-                self._layer.user.ack_received(self.flow, ack)
+                self._layer.user.ack_received(ack)
             elif isinstance(action, Terminate):
                 self._layer.forget_server(self._key)
             else:
@@ -637,12 +631,10 @@ class TransactionLayer:
     def flow_closed(self, flow: Flow) -> None:
         """See ``Receiver``."""
         self._fail_clients(flow, Event.TRANSPORT_ERROR)
-        self.user.flow_closed(flow)
 
     def flow_unreachable(self, flow: Flow) -> None:
         """See ``Receiver``."""
         self._fail_clients(flow, Event.UNREACHABLE)
-        self.user.flow_unreachable(flow)
 
     def flow_active(self, flow: Flow) -> None:
         """See ``Receiver``."""
@@ -760,7 +752,7 @@ class TransactionLayer:
         """Its new transaction, if the user is to hear of it."""
         stamp_received(request, flow.remote, via)
         if request.method == "ACK":
-            self._ack_received(flow, request, server_key(request, via, "INVITE"))
+            self._ack_received(request, server_key(request, via, "INVITE"))
             return None
         if request.method not in _STATEFUL:
             response = self.user.stateless_answer(flow, request)
@@ -788,10 +780,10 @@ class TransactionLayer:
             handle.trying()
         return handle
 
-    def _ack_received(self, flow: Flow, ack: Request, key: TransactionKey) -> None:
+    def _ack_received(self, ack: Request, key: TransactionKey) -> None:
         invite = self._servers.get(key)
         if invite is None:
-            self.user.ack_received(flow, ack)
+            self.user.ack_received(ack)
         else:
             invite.ack_received(ack)
 

@@ -589,7 +589,6 @@ def test_a_closed_stream_fails_what_is_unanswered_on_it_at_once() -> None:
     assert wire.failures == []
     wire.layer.flow_closed(wire.flow)
     assert wire.failures == [Failure.TRANSPORT]
-    assert wire.events == ["closed", "closed"]
 
 
 def test_icmp_fails_only_what_had_no_response() -> None:

@@ -115,7 +115,7 @@ class Wire:
         self.together.append(len(transactions))
         self.events.extend(f"request {each.request.method}" for each in transactions)
 
-    def ack_received(self, flow: Flow, ack: Request) -> None:
+    def ack_received(self, ack: Request) -> None:
         self.events.append("ack")
 
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
@@ -127,12 +127,6 @@ class Wire:
 
     def stray_response_received(self, flow: Flow, response: Response) -> None:
         self.events.append(f"stray {response.status}")
-
-    def flow_closed(self, flow: Flow) -> None:
-        self.events.append("closed")
-
-    def flow_unreachable(self, flow: Flow) -> None:
-        self.events.append("unreachable")
 
     def flow_active(self, flow: Flow) -> None:
         self.events.append("active")
