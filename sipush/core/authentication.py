@@ -31,6 +31,8 @@ MAX_RECALLED = 10_000
 CREDENTIALS: Final = ("authorization", "proxy-authorization")
 "Headers that no store holds."
 
+CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
+
 #: 64*T1: seconds in which what an earlier life left unanswered is repeated.
 RECALL: Final = 32.0
 

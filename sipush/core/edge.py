@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sipush.core.authentication import has_credentials
+from sipush.core.authentication import CHALLENGES, has_credentials
 from sipush.core.bindings import SILENT, Aor, Location, without_reg_id
 from sipush.core.outbound import RouteToken, decode_route_token, device_digest, encode_route_token
 from sipush.core.registration import REFRESH_AHEAD, SHORTEST_REFRESHED, Fetch, Update, ok_response
@@ -203,14 +203,13 @@ def says_wrong_password(request: Request, response: Response) -> bool:
     """
     if not has_credentials(request):
         return False
-    if response.status in _CHALLENGES:
+    if response.status in CHALLENGES:
         challenges = response.headers.get_all("www-authenticate")
         challenges += response.headers.get_all("proxy-authenticate")
         return not any(_is_stale(challenge) for challenge in challenges)
     return request.method == "REGISTER" and response.status in _REFUSALS
 
 
-_CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 _REFUSALS: Final = frozenset({Status.FORBIDDEN, Status.NOT_FOUND})
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 import structlog
 
+from sipush.core.authentication import CHALLENGES
 from sipush.core.bindings import (
     Aor,
     Location,
@@ -86,9 +87,6 @@ _REASONS: Final = {
     CancelCause.ANSWERED_ELSEWHERE: 'SIP;cause=200;text="Call completed elsewhere"',
     CancelCause.DECLINED_ELSEWHERE: 'SIP;cause=603;text="Declined elsewhere"',
 }
-
-
-_CHALLENGES: Final = frozenset({Status.UNAUTHORIZED, Status.PROXY_AUTHENTICATION_REQUIRED})
 
 #: Of final responses, as metrics count them.
 _CLASSES: Final = {digit: (f"{digit}xx",) for digit in range(2, 7)}
@@ -276,9 +274,9 @@ class Forwarding:
         self._upstream: tuple[Flow, str] | None = None
         "What ``_upstream_route`` made, and for which flow."
         self.ladder: Ladder | None = None
+        "Where its steps are kept."
         if proxy.history is not None:
             self.ladder = proxy.history.arrived(request, transaction.flow.name)
-        "Where its steps are kept."
 
     @property
     def push_id(self) -> str:
@@ -892,7 +890,7 @@ class Forwarding:
 
     def _respond(self, status: int, branch: int | None) -> None:
         response = self._response(status, branch)
-        if status in _CHALLENGES:
+        if status in CHALLENGES:
             self._add_challenges(response, branch)
         strip_push_params(response)
         is_final = status >= 200
@@ -929,7 +927,7 @@ class Forwarding:
 
     def _may_be_forged(self, status: int) -> bool:
         """Whether nobody knows that the caller is where the request seems to come from."""
-        if self.signs_in_as and status in _CHALLENGES:
+        if self.signs_in_as and status in CHALLENGES:
             return True
         if self.caller_aor or self.dialog_side is not None:
             return False
@@ -964,7 +962,7 @@ class Forwarding:
         """§16.7 step 7: the caller sees every challenge that any branch got."""
         for number, attempt in self.attempts.items():
             other = attempt.response
-            if number != branch and other is not None and other.status in _CHALLENGES:
+            if number != branch and other is not None and other.status in CHALLENGES:
                 best.headers.extend(other.headers.lines("www-authenticate"))
                 best.headers.extend(other.headers.lines("proxy-authenticate"))
 
