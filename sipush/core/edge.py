@@ -262,7 +262,7 @@ def _device_in(route: str, key: bytes) -> RouteToken | None:
 
 def is_called(target: Target, token: RouteToken) -> bool:
     """Whether a device of the user is the one that the token names."""
-    return device_digest(target.device.partition(" ")[2]) == token.device
+    return device_digest(target.key) == token.device
 
 
 def location_of(location: Location, digest: str) -> Location:

@@ -213,7 +213,9 @@ def _thaw_target(values: dict[str, Any]) -> Target:
     record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
     route = tuple(values.get("route", ()))
     others = tuple(map(_thaw_target, values.get("others", ())))
-    known = {name: value for name, value in values.items() if name != "edge"}  # of older versions
+    aor, _, key = values["device"].partition(" ")
+    known = {"aor": aor, "key": key} | values  # of older versions
+    known.pop("edge", None)
     return Target(**known | {"push": record, "route": route, "others": others})
 
 

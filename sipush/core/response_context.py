@@ -597,7 +597,7 @@ class ResponseContext:
         branch.timer_c_at = now + self._timer_c(branch.target) if self.invite else None
 
     def _timer_c(self, target: Target) -> float:
-        return self.timer_c if " " in target.device else self.timer_c_of_server
+        return self.timer_c if target.key else self.timer_c_of_server
 
     def _silent(self, branch: Branch, now: float) -> list[Action]:
         if branch.superseded:

@@ -485,6 +485,8 @@ class TargetPolicy:
         flow, route = way_to(binding, self.node) if binding else ("", ())
         return Target(
             device=f"{subscriber.aor} {device}",
+            aor=subscriber.aor,
+            key=device,
             uri=binding.contact if binding else "",
             flow=flow,
             route=route,
@@ -575,7 +577,7 @@ def forward_request(
         headers.prepend("Route", value)
     forwarded = request.like(without_push_params(target.uri), headers)
     strip_push_params(forwarded)
-    if " " in target.device:
+    if target.key:
         hide_identity(forwarded)
     if diversions:
         _add_diversions(forwarded, diversions, target)
@@ -617,9 +619,8 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion], target: T
         headers.append("History-Info", f"<{diversion.uri}?Reason={reason}>;index={index}{mapped}")
         mapped = f";mp={index}"
         index += ".1"
-    aor, is_device, _ = target.device.partition(" ")
-    if is_device:
-        headers.append("History-Info", f"<sip:{aor}>;index={index}{mapped}")
+    if target.key:
+        headers.append("History-Info", f"<sip:{target.aor}>;index={index}{mapped}")
         mapped = f";rc={index}"
         index += ".1"
     headers.append("History-Info", f"<{request.uri}>;index={index}{mapped}")

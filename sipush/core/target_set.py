@@ -17,8 +17,7 @@ class Target:
     """One member of the target set (§16.5): a device, or a URI the call falls back to."""
 
     device: str
-    """Unique in the context: AOR and device key, with a space between, or something without a space
-    that is not a device of ours, such as the URI of a server."""
+    "Unique in the context: ``full_device``; for what is not one of ours, its URI or another word."
     uri: str
     "Request-URI to forward with; empty when there is no contact."
     flow: str
@@ -38,6 +37,10 @@ class Target:
     "Further flows of the device, in the order in which they are tried when this one fails."
     hop: str
     "URI to resolve instead of ``uri``: that of a Route which the request has already; or empty."
+    aor: Aor
+    "Whose device it is; of something that is not a device the same as ``device``."
+    key: str
+    "Its device key, without reg-id. Empty: it is not a device of ours."
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class Target:
         push_always: bool = False,
         others: tuple[Target, ...] = (),
         hop: str = "",
+        aor: Aor = "",
+        key: str = "",
     ) -> None:
         self.device = device
         self.uri = uri
@@ -63,16 +68,13 @@ class Target:
         self.push_always = push_always
         self.others = others
         self.hop = hop
+        self.aor = aor or device
+        self.key = key
 
     @property
     def wakeable(self) -> bool:
         """Whether waiting for it makes sense."""
         return self.push is not None and self.hold > 0
-
-    @property
-    def aor(self) -> Aor:
-        """Whose device it is; for something that is not a device, its URI."""
-        return self.device.partition(" ")[0]
 
 
 @dataclass(slots=True, init=False)

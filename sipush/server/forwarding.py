@@ -707,11 +707,8 @@ class Forwarding:
         """Two Record-Routes, one for each side (RFC 5626 §5.2): transports may differ."""
         if self.request.method not in DIALOG_FORMING or self.request.to.tag:
             return []
-        aor, _, device = target.device.partition(" ")
-        registered = bool(target.flow) and bool(device)
-        downstream = RouteToken(
-            flow.name, aor if registered else "", device_digest(device if registered else "")
-        )
+        key = target.key if target.flow else ""
+        downstream = RouteToken(flow.name, target.aor if key else "", device_digest(key))
         if (called := self.side_called) is not None:
             downstream = RouteToken(flow.name, called.aor, called.device)
         return [self._upstream_route(), self._route_uri(downstream, flow)]

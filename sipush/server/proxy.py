@@ -485,7 +485,14 @@ class Proxy:
             side = forwarding.policy.target(record.device, location, subscriber)
             forwarding.dialog_side = side.device
             hold = side.hold if request.method == "INVITE" else min(side.hold, NON_INVITE_HOLD)
-            target = replace(target, device=side.device, push=side.push, hold=hold)
+            target = replace(
+                target,
+                device=side.device,
+                aor=side.aor,
+                key=side.key,
+                push=side.push,
+                hold=hold,
+            )
             if side.live and side.flow:
                 target = replace(target, flow=side.flow, live=True)
         forwarding.start(TargetSet.of(target))

@@ -99,7 +99,7 @@ def test_an_ios_device_without_an_alert_token_can_only_be_rung() -> None:
 
 def test_a_call_that_waits_tells_of_each_device() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
-    asleep = Target(f"{AOR} {PHONE}", push=record(), hold=30)
+    asleep = Target(f"{AOR} {PHONE}", aor=AOR, key=PHONE, push=record(), hold=30)
     context.start(TargetSet.of(asleep), 100.0)
     wake_up = WakeUp(record(), 101.0)
     for push, words in (

@@ -312,9 +312,9 @@ def test_a_path_that_comes_again_inside_a_dialog_is_left_out_of_its_route_set() 
 
 
 def test_only_the_device_that_is_named_is_called() -> None:
-    assert is_called(Target(f"{AOR} {DEVICE}"), TOKEN)
-    assert is_called(Target(f"{AOR} {DEVICE};1"), TOKEN)
-    assert not is_called(Target(f"{AOR} token:aa11"), TOKEN)
+    assert is_called(Target(f"{AOR} {DEVICE}", key=DEVICE), TOKEN)
+    assert is_called(Target(f"{AOR} {DEVICE};1", key=f"{DEVICE};1"), TOKEN)
+    assert not is_called(Target(f"{AOR} token:aa11", key="token:aa11"), TOKEN)
     other = PushRecord(AOR, "token:zz", Platform.FCM, APP)
     both = Location((STORED["contact"],), (other,), messages=True)  # type: ignore[arg-type]
     assert location_of(both, TOKEN.device) == Location(both.bindings, (), messages=True)

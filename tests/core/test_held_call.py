@@ -102,9 +102,12 @@ def test_the_other_flows_of_a_device_come_back_too() -> None:
 
 def test_what_an_older_version_wrote_of_a_device_behind_an_edge_can_be_read() -> None:
     context = ResponseContext(probe=4, timer_c=180)
-    context.start(TargetSet.of(replace(AWAKE, flow="")), 100.0)
+    device = replace(AWAKE, device="bob@x d", aor="bob@x", key="d", flow="")
+    context.start(TargetSet.of(device), 100.0)
     frozen = freeze(context, 100.0, 1_000_000.0)
-    frozen["branches"][0]["target"]["edge"] = "udp/a/b"
+    target = frozen["branches"][0]["target"]
+    target["edge"] = "udp/a/b"
+    del target["aor"], target["key"]
     (branch,) = thaw(frozen, 7.0, 1_000_005.0).branches
     assert branch.target == context.branches[0].target
 
@@ -145,10 +148,11 @@ def test_a_fallback_that_was_being_looked_up_is_looked_up_again() -> None:
 
 
 def test_a_ring_group_goes_on_with_the_member_whose_turn_it_is() -> None:
-    bob = Target("bob@x d", push=RECORD, hold=30)
-    carol = Target("carol@x d", push=replace(RECORD, call_token="other"), hold=30)
+    other = replace(RECORD, call_token="other")
+    bob = Target("bob@x d", aor="bob@x", key="d", push=RECORD, hold=30)
+    carol = Target("carol x@x d", aor="carol x@x", key="d", push=other, hold=30)
     context = ResponseContext(probe=1.5, timer_c=180)
-    turns = TargetSet((Turn((bob,), "bob@x"), Turn((carol,), "carol@x")), 20, members=True)
+    turns = TargetSet((Turn((bob,), "bob@x"), Turn((carol,), "carol x@x")), 20, members=True)
     context.start(turns, 100.0)
     resumed = again(context)
     context.search.turn_at = 7.0 + 15.0

@@ -43,7 +43,10 @@ TOMBSTONE = 20.0
 
 
 def target(kind: str, device: str = DEVICE, flow: str = "tcp/1") -> Target:
-    contact = {"uri": "sip:bob@1.2.3.4", "flow": flow, "live": True}
+    """``device``: AOR and device key, or something else without a space."""
+    aor, _, key = device.partition(" ")
+    named = {"aor": aor, "key": key}
+    contact = named | {"uri": "sip:bob@1.2.3.4", "flow": flow, "live": True}
     wakeable = {"push": RECORD, "hold": HOLD}
     match kind:
         case "desk":
@@ -53,14 +56,14 @@ def target(kind: str, device: str = DEVICE, flow: str = "tcp/1") -> Target:
         case "always":
             return Target(device, **contact, **wakeable, push_always=True)
         case "twin":
-            other = Target(device, "sip:bob@5.6.7.8", "tcp/2", live=True, **wakeable)
+            other = Target(device, "sip:bob@5.6.7.8", "tcp/2", live=True, **named, **wakeable)
             return Target(device, **contact, **wakeable, others=(other,))
         case "sleeping":
-            return Target(device, **wakeable)
+            return Target(device, **named, **wakeable)
         case "moving":
             return Target(device, **contact, hold=10.0)
         case "gone":
-            return Target(device)
+            return Target(device, **named)
         case "server":
             return Target("sip:vm@pbx", "sip:vm@pbx", live=True)
     raise ValueError(kind)

@@ -478,7 +478,8 @@ def test_a_call_that_falls_back_twice_tells_the_whole_way() -> None:
 
 
 def test_a_call_that_falls_back_to_a_user_of_ours_names_the_user_and_then_the_contact() -> None:
-    device = Target("carol@example.com urn:uuid:1", "sip:carol@192.0.2.1:40000")
+    aor, key = "carol@example.com", "urn:uuid:1"
+    device = Target(f"{aor} {key}", "sip:carol@192.0.2.1:40000", aor=aor, key=key)
     forwarded = forward_request(invite(), device, (), "", [BUSY])
     assert forwarded.headers.values("history-info") == [
         "<sip:bob@example.com?Reason=SIP%3Bcause%3D486>;index=1",
@@ -625,22 +626,20 @@ def test_what_a_caller_says_of_himself_and_of_where_his_call_has_been_is_taken_o
 
 
 @pytest.mark.parametrize(
-    ("privacy", "device", "is_hidden"),
+    ("privacy", "key", "is_hidden"),
     [
-        ("Privacy: id", "bob@example.com d", True),
-        ("Privacy: user; ID;critical", "bob@example.com d", True),
-        ("Privacy: header\r\nPrivacy: id", "bob@example.com d", True),
-        ("Privacy: none", "bob@example.com d", False),
-        ("Privacy: id", "sip:vm@pbx", False),
-        ("Subject: id", "bob@example.com d", False),
+        ("Privacy: id", "d", True),
+        ("Privacy: user; ID;critical", "d", True),
+        ("Privacy: header\r\nPrivacy: id", "d", True),
+        ("Privacy: none", "d", False),
+        ("Privacy: id", "", False),
+        ("Subject: id", "d", False),
     ],
 )
-def test_who_wants_to_be_unknown_is_so_to_devices(
-    privacy: str, device: str, is_hidden: bool
-) -> None:
+def test_who_wants_to_be_unknown_is_so_to_devices(privacy: str, key: str, is_hidden: bool) -> None:
     says = ("P-Asserted-Identity: <tel:+4930123>", "Remote-Party-ID: <tel:+4930123>")
     request = invite("sip:bob@example.com", *says, privacy)
-    forwarded = forward_request(request, Target(device, "sip:bob@192.0.2.3"), ())
+    forwarded = forward_request(request, Target("bob", "sip:bob@192.0.2.3", key=key), ())
     assert ("p-asserted-identity" not in forwarded.headers) == is_hidden
     assert ("remote-party-id" not in forwarded.headers) == is_hidden
     assert forwarded.headers.get_all("privacy") == request.headers.get_all("privacy")

@@ -176,6 +176,23 @@ async def test_a_bye_under_way_follows_a_phone_that_moves(world: World, old_sock
     assert bye.status == 200
 
 
+async def test_a_phone_that_moves_is_found_inside_a_call_whatever_its_user_is_called(
+    world: World,
+) -> None:
+    name, urn = "john doe", f"urn:uuid:{uuid.uuid4()}"
+    daemon = await world.start(users={world.aor(name): {"ha1_md5": world.ha1(name)}})
+    old = await world.phone(daemon, name, "TCP", instance=urn)
+    await old.register()
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("john%20doe")
+    answer, taken = await in_time(call.final(), old.rings_and_answers())
+    old.kill()
+    taken.phone = await world.phone(daemon, name, "TCP", instance=urn)
+    assert (await taken.phone.register()).response.status == 200
+    bye, _ = await in_time(call.hang_up(answer), taken.hung_up())
+    assert bye.status == 200
+
+
 async def test_a_phone_behind_an_sbc_is_called_along_its_path(world: World) -> None:
     daemon = await world.daemon()
     sbc = await world.phone(daemon, "bob", ip=PBX)

@@ -384,9 +384,14 @@ class Account:
     domain: str
 
     @property
+    def in_uri(self) -> str:
+        """The user as a URI has it."""
+        return self.user.replace(" ", "%20")
+
+    @property
     def aor(self) -> str:
-        """``user@domain``."""
-        return f"{self.user}@{self.domain}"
+        """``user@domain``, as in a URI."""
+        return f"{self.in_uri}@{self.domain}"
 
 
 @dataclass(slots=True)
@@ -438,7 +443,7 @@ class Phone:
         """What it puts in Contact."""
         transport = self.wire.transport.lower().replace("wss", "ws")  # RFC 7118 §5.2
         param = "" if transport == "udp" else f";transport={transport}"
-        return f"sip:{self.account.user}@{self.wire.host_port}{param}{self.contact_params}"
+        return f"sip:{self.account.in_uri}@{self.wire.host_port}{param}{self.contact_params}"
 
     def kill(self, *, reset: bool = False) -> None:
         """The process is gone: the kernel closes its socket."""
