@@ -198,8 +198,6 @@ def _request(test: PushTest, kind: PushKind, record: PushRecord) -> PushRequest:
         call_id=test.id,
         from_user="push-test" if test.ring else "",
         from_name="Push test" if test.ring else "",
-        to_user=record.aor.rpartition("@")[0],
-        to_uri=f"sip:{record.aor}",
     )
 
 

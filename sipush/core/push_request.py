@@ -41,13 +41,20 @@ class PushRequest:
     "User part of From, unescaped: ``102``."
     from_name: str
     "Display name of From, unquoted, may be empty."
-    to_user: str
-    to_uri: str
-    "``sip:105@example.com``."
     video: bool = False
     text: str = ""
     "Messages: the text, to be shown."
     mime_type: str = ""
+
+    @property
+    def to_user(self) -> str:
+        """``105``."""
+        return self.record.aor.rpartition("@")[0]
+
+    @property
+    def to_uri(self) -> str:
+        """``sip:105@example.com``."""
+        return f"sip:{self.record.aor}"
 
 
 class PushResult(Enum):

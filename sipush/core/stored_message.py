@@ -126,8 +126,6 @@ def to_push(message: StoredMessage, record: PushRecord) -> PushRequest:
         call_id=request.call_id,
         from_user=user,
         from_name=name,
-        to_user=record.aor.rpartition("@")[0],
-        to_uri=f"sip:{record.aor}",
         text=text,
         mime_type=mime_type,
     )

@@ -113,8 +113,6 @@ async def push_refresh(
             call_id=binding.call_id if binding else "",
             from_user="",
             from_name="",
-            to_user=aor.rpartition("@")[0],
-            to_uri=f"sip:{aor}",
         )
     )
     if outcome.result is PushResult.TOKEN_DEAD:

@@ -122,8 +122,6 @@ def _request(
         call_id=forwarding.call_id,
         from_user=user,
         from_name=name,
-        to_user=record.aor.rpartition("@")[0],
-        to_uri=f"sip:{record.aor}",
         video=has_video(forwarding.request),
     )
 

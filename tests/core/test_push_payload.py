@@ -43,8 +43,6 @@ def request(
         "call_id": "a84b@pc33",
         "from_user": "102",
         "from_name": "Alice",
-        "to_user": "105",
-        "to_uri": "sip:105@example.com",
     }
     return PushRequest(**{**values, **changes})
 

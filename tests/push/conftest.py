@@ -72,7 +72,5 @@ def call(platform: Platform, *, hold: float = 10.0, **changes: object) -> PushRe
         call_id="a84b4c76e66710@pc33",
         from_user="102",
         from_name="Alice",
-        to_user="105",
-        to_uri="sip:105@example.com",
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
