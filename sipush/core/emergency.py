@@ -12,7 +12,7 @@ from sipush.errors import MessageError
 from sipush.sip.grammar import unescape
 from sipush.sip.headers import field_value
 from sipush.sip.message import Request
-from sipush.sip.uri import parse_sip_uri, with_user
+from sipush.sip.uri import parse_sip_uri, uri_of
 
 METHODS = frozenset({"INVITE", "MESSAGE"})
 "The requests that may be emergency calls, or emergency texts."
@@ -88,11 +88,10 @@ def emergency_request(
     headers = enriched.headers
     if not from_peer:
         headers.remove("p-asserted-identity")
-    user, _, domain = caller.rpartition("@")
     if caller and "p-asserted-identity" not in headers:
-        headers.append("P-Asserted-Identity", f"<{with_user(f'sip:{domain}', user)}>")
+        headers.append("P-Asserted-Identity", f"<{uri_of(caller)}>")
     if caller and address and "geolocation" not in headers:
-        content_id = f"{boundary}@{domain}"
+        content_id = f"{boundary}@{caller.rpartition('@')[2]}"
         headers.append("Geolocation", f"<cid:{content_id}>")
         headers.set("Geolocation-Routing", "yes")
         _attach(enriched, pidf_lo(f"pres:{caller}", address, now_epoch), content_id, boundary)

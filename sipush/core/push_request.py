@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sipush.core.bindings import PushRecord
+from sipush.sip.uri import uri_of
 
 
 class PushKind(Enum):
@@ -54,7 +55,7 @@ class PushRequest:
     @property
     def to_uri(self) -> str:
         """``sip:105@example.com``."""
-        return f"sip:{self.record.aor}"
+        return uri_of(self.record.aor)
 
 
 class PushResult(Enum):

@@ -35,7 +35,7 @@ from sipush.sip.headers import Headers
 from sipush.sip.message import DEFAULT_MAX_FORWARDS, Message, Request, Response
 from sipush.sip.push_params import cut_push_params, without_push_params
 from sipush.sip.status import Status
-from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri
+from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri, uri_of
 
 DIALOG_FORMING: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
 _DEFAULT_MAX_BREADTH: Final = 60
@@ -620,7 +620,7 @@ def _add_diversions(request: Request, diversions: Sequence[Diversion], target: T
         mapped = f";mp={index}"
         index += ".1"
     if target.key:
-        headers.append("History-Info", f"<sip:{target.aor}>;index={index}{mapped}")
+        headers.append("History-Info", f"<{uri_of(target.aor)}>;index={index}{mapped}")
         mapped = f";rc={index}"
         index += ".1"
     headers.append("History-Info", f"<{request.uri}>;index={index}{mapped}")

@@ -76,6 +76,7 @@ from sipush.server.transactions import (
 from sipush.sip.fields import parse_name_addr
 from sipush.sip.message import TRYING, Request, Response, make_response
 from sipush.sip.status import Status
+from sipush.sip.uri import uri_of
 from sipush.transport.flow import Flow
 
 if TYPE_CHECKING:
@@ -838,7 +839,7 @@ class Forwarding:
     @property
     def _origin(self) -> str:
         """Where the call was sent last, as a URI."""
-        return self.request.uri if len(self.destinations) == 1 else f"sip:{self.destinations[-1]}"
+        return self.request.uri if len(self.destinations) == 1 else uri_of(self.destinations[-1])
 
     async def go_on(self, uri: str, status: int, cause: Cause | None) -> TargetSet:
         """The targets of ``uri``, where the call goes from where it was sent last.

@@ -167,6 +167,12 @@ def with_user(server: str, user: str) -> str:
     return f"{scheme}:{quote(user, safe=_UNESCAPED, errors='surrogateescape')}@{rest}"
 
 
+def uri_of(aor: str) -> str:
+    """The URI of an address-of-record, whose user is not escaped."""
+    user, _, domain = aor.rpartition("@")
+    return with_user(f"sip:{domain}", user)
+
+
 _UNESCAPED: Final = "-_.!~*'()&=+$,;?/"
 "What may stand in the user part as it is (§25.1)."
 

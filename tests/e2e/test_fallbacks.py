@@ -260,3 +260,24 @@ async def test_a_call_goes_on_five_times_and_no_more(world: World) -> None:
         await (await phone.incoming()).refuse(486)
     assert (await call.final()).status == 486
     assert phones[6].wire.count("INVITE") == 0
+
+
+async def test_where_a_call_has_been_is_told_as_uris(world: World) -> None:
+    name, john = "john doe", f"sip:john%20doe@{world.domain}"
+    async with FallbackServer() as pbx:
+        daemon = await world.start(
+            users={
+                world.aor("bob"): {"fallback": john},
+                world.aor(name): {"ha1_md5": world.ha1(name), "fallback": pbx.uri("box")},
+            }
+        )
+        phone = await world.phone(daemon, name)
+        await phone.register()
+        alice = await world.phone(daemon, "alice")
+        call = await alice.call("bob")
+        incoming = await phone.incoming()
+        assert incoming.invite.all("history-info")[1] == f"<{john}>;index=1.1;mp=1"
+        await incoming.refuse(486)
+        _, to_pbx = await in_time(call.final(), pbx.answers(daemon))
+        assert to_pbx.invite.all("diversion")[0] == f"<{john}>;reason=user-busy;counter=1"
+        assert to_pbx.invite.all("history-info")[1].startswith(f"<{john}?Reason=")
