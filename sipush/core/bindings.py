@@ -93,6 +93,9 @@ class Platform(Enum):
     "No service of its own: the app's operator is told by webhook."
 
 
+PLATFORM_NAMES: Final = {platform: platform.value for platform in Platform}
+"For busy paths: a look-up is faster than ``value``."
+
 SILENT: Final = (Platform.FCM, Platform.WEBHOOK)
 """Whose pushes need not be seen. Apple wants each VoIP push reported as a call, and a browser each
 of its pushes shown to the user."""

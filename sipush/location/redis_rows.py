@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from sipush.core.bindings import (
+    PLATFORM_NAMES,
     Aor,
     Binding,
     Location,
@@ -104,7 +105,7 @@ def push_record_text(r: PushRecord) -> bytes:
     Left out is what is allowed, no ``extra``, and a ``message_token`` that is the ``call_token``.
     """
     row: dict[str, Any] = {
-        "platform": _PLATFORMS[r.platform],
+        "platform": PLATFORM_NAMES[r.platform],
         "app_id": r.app_id,
         "call_token": r.call_token,
         "dialect": r.dialect,
@@ -120,9 +121,6 @@ def push_record_text(r: PushRecord) -> bytes:
     if r.extra:
         row["extra"] = r.extra
     return _text(row)
-
-
-_PLATFORMS = {platform: platform.value for platform in Platform}
 
 
 def push_record_of(aor: Aor, device: str, text: bytes) -> PushRecord:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from typing import Any
 
-from sipush.core.bindings import Aor, Binding, Location, Platform, PushRecord, Subscriber
+from sipush.core.bindings import PLATFORM_NAMES, Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
 
 Row = tuple[Any, ...]
@@ -45,8 +45,7 @@ _PUT_DEVICE = _put_device()
 _DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
 
 _NO_HALF = (None,) * 10
-_NAMES = {platform: platform.value for platform in Platform}
-_PLATFORMS = {platform.value: platform for platform in Platform}
+_PLATFORMS = {name: platform for platform, name in PLATFORM_NAMES.items()}
 
 
 def execute(connection: sqlite3.Connection, sql: str, values: Row) -> sqlite3.Cursor:
@@ -103,7 +102,7 @@ def _half_of_record(r: PushRecord | None) -> Row:
         return _NO_HALF
     extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
     return (
-        _NAMES[r.platform],
+        PLATFORM_NAMES[r.platform],
         r.app_id,
         r.call_token,
         r.message_token,
