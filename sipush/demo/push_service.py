@@ -308,25 +308,14 @@ class PushService:
 
     def _handle_apns(self, request: HttpRequest) -> HttpReply:
         token = request.path.rpartition("/")[2]
-        violations = self._apns.check(request)
-        answer = self._misbehaviour(token)
-        if violations:
-            answer = Misbehaviour(violations[0].status, violations[0].reason)
+        violations, payload = self._apns.check(request), read_json(request.body)
+        answer = self._answer("apns", token, request, payload=payload, violations=violations)
         body = b""
         if answer.status != 200 and answer.with_body:
             fields: dict[str, Any] = {"reason": answer.reason}
             if answer.timestamp is not None:
                 fields["timestamp"] = int(answer.timestamp * 1000)
             body = json.dumps(fields).encode()
-        push = _received(
-            "apns",
-            token,
-            request=request,
-            payload=read_json(request.body),
-            violations=violations,
-            answer=answer,
-        )
-        self._record(push)
         reply = _reply(answer, body)
         reply.headers["apns-id"] = request.headers.get("apns-id", "")
         authorized = not any(v.status == 403 for v in violations)
@@ -357,23 +346,12 @@ class PushService:
         message = read_json(request.body).get("message", {})
         token = str(message.get("token", ""))
         violations = self._fcm.check(request)
-        answer = self._misbehaviour(token)
-        if violations:
-            answer = Misbehaviour(violations[0].status, violations[0].reason, fcm_detail=False)
+        answer = self._answer("fcm", token, request, payload=message, violations=violations)
         if answer.status == 200:
             name = f"projects/{PROJECT_ID}/messages/{next(self._message_ids)}"
             body = json.dumps({"name": name}).encode()
         else:
             body = _fcm_error(answer)
-        push = _received(
-            "fcm",
-            token,
-            request=request,
-            payload=message,
-            violations=violations,
-            answer=answer,
-        )
-        self._record(push)
         reply = _reply(answer, body)
         reply.headers.update(_JSON)
         return reply
@@ -390,18 +368,14 @@ class PushService:
                 payload = read_json(decrypt(request.body))
             except ValueError as error:
                 violations.append(Violation(400, "undecipherable", str(error)))
-        answer = self._misbehaviour(endpoint, Misbehaviour(201))
-        if violations:
-            answer = Misbehaviour(violations[0].status, violations[0].reason)
-        push = _received(
+        answer = self._answer(
             "webpush",
             endpoint,
-            request=request,
+            request,
             payload=payload,
             violations=violations,
-            answer=answer,
+            usual=Misbehaviour(201),
         )
-        self._record(push)
         body = json.dumps({"reason": answer.reason}).encode() if answer.reason else b""
         reply = _reply(answer, body)
         reply.headers["location"] = f"{self.url}/message/{next(self._message_ids)}"
@@ -411,21 +385,37 @@ class PushService:
         event = read_json(request.body)
         user = str(event.get("data", {}).get("user_id", ""))
         violations = check_webhook(request, self._secret, SIGNATURE_HEADER)
-        answer = self._misbehaviour(user)
-        if violations:
-            answer = Misbehaviour(violations[0].status, violations[0].reason)
-        push = _received(
-            "webhook",
-            user,
-            request=request,
-            payload=event,
-            violations=violations,
-            answer=answer,
-        )
-        self._record(push)
+        answer = self._answer("webhook", user, request, payload=event, violations=violations)
         return _reply(answer, b"")
 
-    def _misbehaviour(self, token: str, usual: Misbehaviour = Misbehaviour()) -> Misbehaviour:
+    def _answer(
+        self,
+        service: str,
+        token: str,
+        request: HttpRequest,
+        *,
+        payload: dict[str, Any],
+        violations: list[Violation],
+        usual: Misbehaviour = Misbehaviour(),
+    ) -> Misbehaviour:
+        """How a push is treated; it is remembered with all that is wrong with it."""
+        answer = self._misbehaviour(token, usual)
+        if violations:
+            answer = Misbehaviour(violations[0].status, violations[0].reason, fcm_detail=False)
+        self._record(
+            ReceivedPush(
+                service=service,
+                token=token,
+                headers=request.headers,
+                payload=payload,
+                received_epoch=time.time(),
+                violations=tuple(violations),
+                status=answer.status if answer.act in (Act.ANSWER, Act.GOAWAY_AFTER) else 0,
+            )
+        )
+        return answer
+
+    def _misbehaviour(self, token: str, usual: Misbehaviour) -> Misbehaviour:
         with self._lock:
             answer = self._misbehaviours.get(token, usual)
             if answer.times is not None:
@@ -455,27 +445,6 @@ class PushService:
 
 
 _JSON = {"content-type": "application/json; charset=UTF-8"}
-
-
-def _received(
-    service: str,
-    token: str,
-    *,
-    request: HttpRequest,
-    payload: dict[str, Any],
-    violations: list[Violation],
-    answer: Misbehaviour,
-) -> ReceivedPush:
-    answered = answer.act in (Act.ANSWER, Act.GOAWAY_AFTER)
-    return ReceivedPush(
-        service=service,
-        token=token,
-        headers=request.headers,
-        payload=payload,
-        received_epoch=time.time(),
-        violations=tuple(violations),
-        status=answer.status if answered else 0,
-    )
 
 
 def _reply(answer: Misbehaviour, body: bytes) -> HttpReply:
