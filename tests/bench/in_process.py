@@ -28,24 +28,23 @@ _numbers = itertools.count(1)
 _NONCE = re.compile(rb'nonce="([^"]*)"')
 _LINES = re.compile(rb"^(Via|Record-Route|From|To|Call-ID|CSeq): [^\r]*", re.MULTILINE)
 
-_CONFIG = f"""
+HERE = f"""
 [sip]
 domains = ["{DOMAIN}"]
 [[listen]]
 transport = "udp"
 address = "127.0.0.1"
-[[peers]]
-name = "callers"
-address = "127.0.0.1"
-[log]
-format = "json"
 [store]
 type = "memory"
+"""
+USER = f'[users."u000001@{DOMAIN}"]\nha1_md5 = "{ha1(1)}"\n'
+CALLERS = '[[peers]]\nname = "callers"\naddress = "127.0.0.1"\n'
+_MORE = f"""
+[log]
+format = "json"
 [apps."{APP_ID}".webhook]
 url = "http://127.0.0.1:9/"
 secret_file = "secret"
-[users."u000001@{DOMAIN}"]
-ha1_md5 = "{ha1(1)}"
 """
 
 
@@ -95,7 +94,7 @@ def configuration(directory: Path) -> Config:
     """A server with one user and one app, its callers trusted."""
     (directory / "secret").write_text("0123456789abcdef\n")
     file = directory / "sipush.toml"
-    file.write_text(_CONFIG)
+    file.write_text(HERE + CALLERS + _MORE + USER)
     return load(file)
 
 

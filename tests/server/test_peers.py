@@ -11,8 +11,8 @@ import pytest
 from sipush.config import load
 from sipush.sip.message import Response, parse_datagram
 from sipush.transport.flow import Address, Flow
-from tests.bench.in_process import Server, Wire, Wires, invite, response
-from tests.bench.servers import DOMAIN, ha1
+from tests.bench.in_process import CALLERS, HERE, USER, Server, Wire, Wires, invite, response
+from tests.bench.servers import DOMAIN
 
 PBX = "10.9.9.9"
 CLAIMS = "P-Asserted-Identity: <sip:boss@x>\r\nDiversion: <sip:200@x>\r\nX-Push-Id: 7\r\n"
@@ -20,20 +20,7 @@ FOREIGN = (
     'Proxy-Authorization: Digest username="u", realm="pbx", nonce="n", uri="u", response="0"\r\n'
 )
 
-HERE = f"""
-[sip]
-domains = ["{DOMAIN}"]
-[[listen]]
-transport = "udp"
-address = "127.0.0.1"
-[[peers]]
-name = "pbx"
-address = "10.9.9.0/24"
-[store]
-type = "memory"
-"""
-USER = f'[users."u000001@{DOMAIN}"]\nha1_md5 = "{ha1(1)}"\n'
-CALLERS = '[[peers]]\nname = "callers"\naddress = "127.0.0.1"\n'
+PEER = '[[peers]]\nname = "pbx"\naddress = "10.9.9.0/24"\n'
 EDGE = f"{CALLERS}challenge = true\n"
 ROUTE = f'[domains."{DOMAIN}"]\nroute = ["sip:{PBX};transport=tcp"]\n'
 REGISTRAR = f'[domains."{DOMAIN}"]\nregistrar = "sip:{PBX};transport=tcp"\n'
@@ -70,7 +57,7 @@ class Dialled(Wires):
 
 def server_with(folder: Path, *parts: str) -> tuple[Server, Dialled]:
     file = folder / "sipush.toml"
-    file.write_text(HERE + "".join(parts))
+    file.write_text("".join([HERE, PEER, *parts]))
     wires = Dialled()
     return Server(load(file), wires=wires), wires
 
