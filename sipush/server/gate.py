@@ -73,7 +73,7 @@ class Gate:
         return self.guard.is_banned(flow.remote[0], self.clock())
 
     def is_peer(self, flow: Flow) -> bool:
-        """Whether its other end is a trusted peer."""
+        """Whether its other end is one of ``[[peers]]``, be its callers challenged or not."""
         return self.guard.is_peer(flow.remote[0])
 
     def is_known(self, flow: Flow) -> bool:
