@@ -16,7 +16,7 @@ from aioapns.connection import APNsKeyConnectionPool, JWTAuthorizationHeaderProv
 from aioapns.exceptions import ConnectionError as ApnsConnectionError
 
 from sipush.config import ApnsConfig
-from sipush.core.push_payload import ApnsPush, PayloadTooLargeError, Profile, apns_push
+from sipush.core.push_payload import ApnsPush, Profile, apns_push
 from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import MAX_CONNECTIONS, Header, Http2Client, Http2Connection
 from sipush.push.http_client import Answer, retry_after, word
@@ -76,10 +76,7 @@ class ApnsProvider:
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push; a token foreign to the environment is tried in the other one."""
-        try:
-            push = apns_push(self._profile, request)
-        except PayloadTooLargeError:
-            return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
+        push = apns_push(self._profile, request)
         if push is None:
             return PushOutcome(PushResult.BAD_REQUEST, NOTHING_TO_SEND)
         if not _TOKEN.fullmatch(push.token):

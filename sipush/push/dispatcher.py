@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from sipush.core.bindings import Platform, PushRecord, full_device
+from sipush.core.push_payload import PayloadTooLargeError
 from sipush.core.push_request import NOTHING_TO_SEND, PushOutcome, PushRequest, PushResult
 from sipush.log_lines import fingerprint
 from sipush.metrics import PUSHES
@@ -182,6 +183,8 @@ class _Lane:
                     place.give_up()
         except WithdrawnError:
             return PushOutcome(PushResult.WITHDRAWN)
+        except PayloadTooLargeError:
+            return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
         except Exception as error:  # a bug must cost one push, not the call
             # Its text may hold a token, so only its type is told.
             log.error("push_failed", service=self.provider.name, error=type(error).__name__)

@@ -27,7 +27,7 @@ from google.auth.transport.requests import Request as TokenRequest
 from google.oauth2 import service_account
 
 from sipush.config import FcmConfig
-from sipush.core.push_payload import PayloadTooLargeError, Profile, fcm_data
+from sipush.core.push_payload import Profile, fcm_data
 from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.push.http2 import HttpsServer
 from sipush.push.http_client import distrusted, retry_after, word
@@ -78,10 +78,7 @@ class FcmProvider:
         token = request.record.call_token
         if not token:
             return PushOutcome(PushResult.BAD_REQUEST, NOTHING_TO_SEND)
-        try:
-            message = self._message(request)
-        except PayloadTooLargeError:
-            return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
+        message = self._message(request)
         try:
             await self._have_access_token()
         except GoogleAuthError as error:

@@ -49,7 +49,7 @@ class PushProvider(Protocol):
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push, trying once. May be cancelled at any time.
 
-        ``begin``: for ``begin_now``. Raises WithdrawnError.
+        ``begin``: for ``begin_now``. Raises WithdrawnError and PayloadTooLargeError.
         """
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sipush.config import WebpushConfig
-from sipush.core.push_payload import PayloadTooLargeError, Profile, web_push_message
+from sipush.core.push_payload import Profile, web_push_message
 from sipush.core.push_request import NOTHING_TO_SEND, PushKind, PushOutcome, PushRequest, PushResult
 from sipush.core.web_push import read_subscription
 from sipush.push.http2 import HttpsServer
@@ -61,14 +61,11 @@ class WebpushProvider:
 
     async def send(self, request: PushRequest, begin: Begin | None = None) -> PushOutcome:
         """Deliver one push message; without keys one that carries nothing."""
-        record = request.record
+        record, message = request.record, web_push_message(self._profile, request)
         try:
             # Anew each time: the operator may have taken a host out of the configuration.
             to = read_subscription(record.call_token, record.extra, self._config.hosts)
-            message = web_push_message(self._profile, request)
             body = encrypt(message, to.p256dh, to.auth) if to.p256dh else b""
-        except PayloadTooLargeError:
-            return PushOutcome(PushResult.BAD_REQUEST, "PayloadTooLarge")
         except ValueError:  # UnusableSubscriptionError is one, like a key that is no point
             return PushOutcome(PushResult.BAD_REQUEST, "UnusableSubscription")
         # The page takes a push that carries nothing for a call or a message.

@@ -79,6 +79,19 @@ async def test_a_push_goes_to_the_service_of_its_platform(
     assert (await service.next_push()).service == platform.value
 
 
+@pytest.mark.parametrize("platform", [Platform.APNS, Platform.FCM, Platform.WEBPUSH])
+async def test_what_no_service_would_take_is_not_sent(
+    platform: Platform, service: PushService
+) -> None:
+    template = {"text": "x" * 6000}
+    config = service.app_config().model_copy(update={"payload": template})
+    dispatcher = Dispatcher(build_apps({DEFAULT_APP: config}))
+    outcome = await dispatcher.send(call_by(platform, service))
+    await dispatcher.close()
+    assert (outcome.result, outcome.reason) == (PushResult.BAD_REQUEST, "PayloadTooLarge")
+    assert service.pushes == []
+
+
 async def test_a_push_begins_when_it_can_be_sent_at_once(
     dispatcher: Dispatcher, service: PushService
 ) -> None:
