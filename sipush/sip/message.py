@@ -214,10 +214,6 @@ class Response(Message):
             return f"{VERSION} {self.reason}"
         return f"{VERSION} {self.status} {self.reason}"
 
-    def copy(self) -> Response:
-        """A response of its own that shares the header lines and the body."""
-        return Response(self.status, self.reason, self.headers.copy(), self.body)
-
     def __repr__(self) -> str:
         return f"<Response {self.status} {self.reason}>"
 
