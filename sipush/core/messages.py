@@ -193,12 +193,12 @@ class Arrival:
         pushes = [] if repeated else [Notify(later=self.behind)]
         return [Respond(Status.ACCEPTED), *pushes, CatchUp()]
 
-    def full(self, *, silent: bool = False) -> list[ArrivalAction]:
+    def full(self, *, is_report: bool = False) -> list[ArrivalAction]:
         """The user has as many messages waiting as is allowed.
 
-        ``silent``: it is a delivery report, which nobody shall send again.
+        ``is_report``: it is a delivery report, which nobody shall send again.
         """
-        if silent:
+        if is_report:
             return self._not_kept(Respond(Status.ACCEPTED))
         return self._not_kept(Respond(Status.TEMPORARILY_UNAVAILABLE, reason=MAILBOX_FULL))
 

@@ -22,10 +22,10 @@ REPEATED = 32.0
 "64*T1: seconds in which a sender repeats a MESSAGE that it has no answer to."
 
 _CPIM = "message/cpim"
-_SILENT = frozenset({COMPOSING, "message/imdn+xml"})
+_REPORT = "message/imdn+xml"
 "Nobody is called to the phone for these, and they leave the room of those that are read alone."
 
-_SILENT_KEY = "silent-"
+_REPORT_KEY = "silent-"
 
 _PUSH_IDS = ("x-push-id", "portsip-push-id")
 "Apps drop messages by these numbers: only we may write them."
@@ -50,9 +50,9 @@ class StoredMessage:
     "Given by the store: rising, never given twice. Push id of the push and of the MESSAGE."
 
     @property
-    def silent(self) -> bool:
+    def is_report(self) -> bool:
         """Whether it is a delivery report: not worth a push, and counted apart."""
-        return self.key.startswith(_SILENT_KEY)
+        return self.key.startswith(_REPORT_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,11 @@ class Receipt:
 def message_key(request: Request) -> str:
     """Call-ID, CSeq and From tag in one word: equal for the same MESSAGE sent again (§8.2.2.2).
 
-    It begins with what shows a store whether the message is ``silent``.
+    It begins with what shows a store whether the message is a delivery report.
     """
     identity = (request.call_id, str(request.cseq.number), request.from_.tag or "")
     digest = sha256("\n".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return _SILENT_KEY + digest if _content(request)[0] in _SILENT else digest
+    return _REPORT_KEY + digest if _content(request)[0] == _REPORT else digest
 
 
 def lifetime(request: Request, longest: float) -> float:

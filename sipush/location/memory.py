@@ -102,7 +102,7 @@ class MemoryStore:
         for other in waiting:
             if other.key == message.key:
                 return Receipt(other.id, repeated=True)
-        if sum(other.silent == message.silent for other in waiting) >= max_stored:
+        if sum(other.is_report == message.is_report for other in waiting) >= max_stored:
             return None
         self._message_id = max(self._message_id + 1, int(message.stored_epoch))
         self._messages[message.aor] = [*waiting, replace(message, id=self._message_id)]

@@ -112,7 +112,7 @@ local function parts(name)
   return tonumber(id), tonumber(expires), key
 end
 
-local function silent(key)
+local function is_report(key)
   return string.sub(key, 1, 7) == 'silent-'
 end
 
@@ -126,7 +126,7 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   elseif other then
     if same == key then return {'repeated', string.format('%.0f', other)} end
     latest = math.max(latest, expires)
-    if silent(same) == silent(key) then count = count + 1 end
+    if is_report(same) == is_report(key) then count = count + 1 end
   end
 end
 local last = tonumber(redis.call('HGET', KEYS[1], 'last') or 0)

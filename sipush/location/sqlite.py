@@ -245,7 +245,7 @@ class SqliteStore:
             for other in waiting:
                 if other.key == message.key:
                     return Receipt(other.id, repeated=True)
-            if sum(other.silent == message.silent for other in waiting) >= max_stored:
+            if sum(other.is_report == message.is_report for other in waiting) >= max_stored:
                 return None
             number = connection.execute(_NEXT_ID, (str(int(now)),)).fetchone()[0]
             rows.execute(connection, _PUT_MESSAGE, rows.message_row(replace(message, id=number)))

@@ -71,7 +71,7 @@ class LocationStore(Protocol):
     async def put_message(self, message: StoredMessage, max_stored: int) -> Receipt | None:
         """Store a message durably, unless one with its key is there. None: ``max_stored`` are.
 
-        Those that are ``silent`` and the others are counted apart, each up to ``max_stored``.
+        Delivery reports and the others are counted apart, each up to ``max_stored``.
         Its id is higher than every id given before, by any process, and no less than
         ``stored_epoch``, so that ids rise even after a store has lost its data.
         """

@@ -243,8 +243,8 @@ class Arriving:
             self._perform(self.machine.store_failed())
             return
         if receipt is None:
-            self._tell("mailbox_full", reports=message.silent)
-            self._perform(self.machine.full(silent=message.silent))
+            self._tell("mailbox_full", reports=message.is_report)
+            self._perform(self.machine.full(is_report=message.is_report))
             return
         self.message = replace(message, id=receipt.id)
         self._tell("message_stored", push_id=receipt.id)
@@ -280,7 +280,7 @@ class Arriving:
             await asyncio.sleep(self.messages.proxy.policy.probe)
             if not await self._still_stored(message):
                 return
-        if message.silent:
+        if message.is_report:
             return
         refused = {
             without_reg_id(target.device)

@@ -61,7 +61,7 @@ def feed_arrival(machine: Arrival, text: str) -> list[ArrivalAction]:
         case ["kept", *repeated]:
             return machine.kept(repeated=bool(repeated))
         case ["full", *report]:
-            return machine.full(silent=bool(report))
+            return machine.full(is_report=bool(report))
         case ["store", "failed"]:
             return machine.store_failed()
         case ["probe", "timer"]:

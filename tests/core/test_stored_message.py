@@ -120,7 +120,7 @@ def test_another_message_has_another_key(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "silent"),
+    ("content_type", "body", "is_report"),
     [
         ("text/plain", b"", False),
         ("message/imdn+xml", b"<imdn/>", True),
@@ -130,11 +130,11 @@ def test_another_message_has_another_key(name: str, value: str) -> None:
     ],
 )
 def test_a_delivery_report_is_known_by_what_is_stored_of_it(
-    content_type: str, body: bytes, silent: bool
+    content_type: str, body: bytes, is_report: bool
 ) -> None:
     report = request(content_type=content_type, body=body)
     stored = stored_from(report)
-    assert stored.silent is silent
+    assert stored.is_report is is_report
     assert stored.key == message_key(from_sender(report))
 
 

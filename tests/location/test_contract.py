@@ -629,7 +629,7 @@ async def test_delivery_reports_and_other_messages_take_no_room_from_each_other(
     assert again is not None
     assert again.repeated
     stored = await store.messages(AOR, NOW)
-    assert [(each.key, each.silent) for each in stored] == [
+    assert [(each.key, each.is_report) for each in stored] == [
         ("silent-0", True),
         ("silent-1", True),
         ("k0", False),
