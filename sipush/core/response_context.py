@@ -230,8 +230,7 @@ class ResponseContext:
             return []
         if branch.target.others and not self.closed:
             return self._next_flow(branch, now, broken=True)
-        returns = branch.target.hold > 0 and branch.target.push is None and not self.closed
-        if returns or self._may_wake(branch):
+        if self._may_return(branch) or self._may_wake(branch):
             branch.broken = branch.number > 0
             actions = self._wake(branch, now)
             branch.awaited = True  # it may ring on: it must hear of the end
@@ -497,7 +496,7 @@ class ResponseContext:
     def _begin(self, branch: Branch, now: float) -> list[Action]:
         if branch.target.live:
             return self._forward(branch, branch.target, now)
-        if self._may_wake(branch):
+        if self._may_return(branch) or self._may_wake(branch):
             return self._wake(branch, now)
         branch.state, branch.status = BranchState.COMPLETED, Status.TEMPORARILY_UNAVAILABLE
         return []
@@ -590,6 +589,10 @@ class ResponseContext:
         if self.closed or not branch.target.wakeable:
             return False
         return branch.pushed or self.push_while_ringing or not any(self._in(BranchState.PROCEEDING))
+
+    def _may_return(self, branch: Branch) -> bool:
+        """Whether it is waited for though nothing can wake it: it is between two connections."""
+        return branch.target.hold > 0 and branch.target.push is None and not self.closed
 
     def _call_again(self, branch: Branch, now: float) -> None:
         """It is no longer expected to wake."""

@@ -304,12 +304,23 @@ class Forwarding:
         self.side = side
         self.proxy.bucket.watch(side.aor, self._side_registered)
 
-    def _side_registered(self, aor: Aor, location: Location, devices: Collection[str]) -> None:
+    def _side_registered(
+        self,
+        aor: Aor,
+        location: Location,
+        devices: Collection[str],
+        known: Collection[tuple[str, str, str]] = (),
+    ) -> None:
+        """As ``registered``."""
         assert self.side is not None
+        if not self.started:
+            self._early += ((aor, location, devices),)
+            return
         bound = sides(self.side, location.bindings, self.request.uri)
-        if self.started and any(b.device in devices for b in bound):
+        if any(b.device in devices for b in bound):
             target = self.proxy.side(self.side, self.request, location.bindings)
-            self._perform(self.context.binding_refreshed(target, self._now))
+            if (target.device, target.uri, target.flow) not in known:
+                self._perform(self.context.binding_refreshed(target, self._now))
 
     def start(self, targets: TargetSet) -> None:
         """Open the target set; registrations that came during the look-up count now."""
@@ -340,8 +351,9 @@ class Forwarding:
         """Registrations that came while the other users of ``targets`` were being looked up."""
         early, self._early = self._early, ()
         known = {(target.device, target.uri, target.flow) for target in targets.all}
+        hear = self.registered if self.side is None else self._side_registered
         for aor, location, devices in early:
-            self.registered(aor, location, devices, known)
+            hear(aor, location, devices, known)
 
     def _expect_to_hear(self) -> None:
         """Of a device that may sleep. Until it has spoken, or the call is held, the caller does not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -473,7 +473,11 @@ class Proxy:
         if subscriber is None:
             if token.aor:
                 forwarding.follow(token)
-            forwarding.start(TargetSet.of(await self._reachable_target(forwarding, token)))
+            target = await self._dialog_target(token, request)
+            if target.hold and not target.live:
+                call_id, method = request.call_id, request.method
+                log.info("in_dialog_waits", call_id=call_id, method=method, aor=token.aor)
+            forwarding.start(TargetSet.of(target))
             return
         forwarding.watch(subscriber)
         location = await self.locations.lookup(token.aor, time.time())
@@ -514,35 +518,6 @@ class Proxy:
         if record.platform not in SILENT:
             return False
         return is_purr_of(reference, record.aor, record.device, self.key)
-
-    async def _reachable_target(self, forwarding: Forwarding, token: RouteToken) -> Target:
-        """The other side; a phone that is between two connections is waited for."""
-        request = forwarding.request
-        target = await self._dialog_target(token, request)
-        if target.live or not target.hold:
-            return target
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-
-        def registered(aor: Aor, location: Location, devices: Collection[str]) -> None:
-            news.set()
-
-        if request.method == "INVITE":
-            forwarding.transaction.trying()
-        log.info("in_dialog_waits", call_id=request.call_id, method=request.method, aor=token.aor)
-        self.bucket.watch(token.aor, registered)
-        until = loop.time() + target.hold
-        timer = loop.call_at(until, news.set)
-        try:
-            while True:
-                news.clear()
-                target = await self._dialog_target(token, request)
-                if target.live or loop.time() >= until:
-                    break
-                await news.wait()
-        finally:
-            timer.cancel()
-            self.bucket.unwatch(token.aor, registered)
-        return target
 
     async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
         """The flow of the token unless its device has left it, else a peer by its URI.

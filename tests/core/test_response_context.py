@@ -62,6 +62,8 @@ def target(kind: str, device: str = DEVICE, flow: str = "tcp/1") -> Target:
             return Target(device, **named, **wakeable)
         case "moving":
             return Target(device, **contact, hold=10.0)
+        case "lost":
+            return Target(device, hold=10.0, **named)
         case "gone":
             return Target(device, **named)
         case "server":
