@@ -25,6 +25,7 @@ from sipush.core.branch import (
 )
 from sipush.core.response_context import ResponseContext
 from sipush.core.target_set import NOWHERE, Search, Target, Turn
+from sipush.sip.headers import Headers
 from sipush.sip.message import Request
 
 _TIMES = ("probe_at", "bucket_at", "timer_c_at", "tombstone_at")
@@ -63,6 +64,10 @@ class HeldCall:
     "When that was."
     wake_ups: dict[str, dict[str, Any]] = field(default_factory=dict)
     "By device: ``wake_up.freeze`` of those that are still being watched."
+    merged: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    "Other ways by which the INVITE has come too: the name of the flow, and the Via lines there."
+    left: bool = False
+    "The first way was given up: the call goes on by these."
     seen: dict[str, dict[str, float]] = field(default_factory=dict)
     "By AOR and device: when it registered last, as far as the call has heard."
 
@@ -83,6 +88,7 @@ class HeldCall:
         for name in ("aors", "destinations"):
             values[name] = tuple(values.get(name, ()))
         values["diversions"] = tuple(map(tuple, values.get("diversions", ())))
+        values["merged"] = tuple((name, tuple(vias)) for name, vias in values.get("merged", ()))
         return cls(**values)
 
 
@@ -97,6 +103,17 @@ def storable(request: Request) -> bytes:
     for name in CREDENTIALS:
         stored.headers.remove(name)
     return stored.to_bytes()
+
+
+def vias(request: Request) -> tuple[str, ...]:
+    """The lines that tell by which way it has come."""
+    return tuple([line for _, line in request.headers.lines("via")])
+
+
+def by_way_of(request: Request, vias: tuple[str, ...]) -> Request:
+    """The same request, come by another way."""
+    lines = [field for field in request.headers if field[0] != "via"]
+    return request.like(request.uri, Headers([("via", via) for via in vias] + lines))
 
 
 def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, Any]:

@@ -182,12 +182,18 @@ def _has_looped(request: Request, realm: Realm) -> bool:
     headers = request.headers
     if "via" not in headers.repeated and "," not in headers.first["via"]:
         return False
-    earlier = headers.values("via")[1:]
     mark = "-" + loop_digest(request)
-    return any(
-        via.branch.endswith(mark) and realm.is_listener(via.host.strip("[]").lower(), via.port)
-        for via in map(parse_via, earlier)
-    )
+    return any(branch.endswith(mark) for branch in _branches_of_ours(request, realm))
+
+
+def has_been_here(request: Request, realm: Realm) -> bool:
+    """Whether a request comes from us, by way of another server."""
+    return any(_branches_of_ours(request, realm))
+
+
+def _branches_of_ours(request: Request, realm: Realm) -> list[str]:
+    earlier = map(parse_via, request.headers.values("via")[1:])
+    return [v.branch for v in earlier if realm.is_listener(v.host.strip("[]").lower(), v.port)]
 
 
 def validate(request: Request, realm: Realm) -> Rejection | None:

@@ -255,6 +255,8 @@ async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -
     if proxy.draining:
         reject(transaction, DRAINING, tag)
         return
+    if await proxy.merge(forwarding, f"{token.aor} {token.device}"):
+        return
     subscriber = await proxy.subscribers.get(token.aor)
     if subscriber is None:
         reject(transaction, Rejection(Status.NOT_FOUND), tag)

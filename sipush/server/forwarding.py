@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -178,6 +179,7 @@ class Forwarding:
         "fallbacks",
         "final",
         "ladder",
+        "merge_key",
         "not_held",
         "policy",
         "proxy",
@@ -261,6 +263,8 @@ class Forwarding:
         "Provisional responses that wait until a call that is held, or may have to be, is stored."
         self._finals: tuple[Callable[[], None], ...] = ()
         "Final responses that wait until what they mean for a held call is stored."
+        self.merge_key = ""
+        "By which the same INVITE, come by another way, finds this one."
         self.started = False
         "The target set was opened."
         self.not_held: Rejection | None = None
@@ -471,11 +475,37 @@ class Forwarding:
         if actions := self.context.flow_active(name):
             self._perform(actions)
 
-    def cancel(self, cancel: Request) -> None:
-        """The caller's CANCEL came (§16.10)."""
+    def merge(self, transaction: ServerTransactionHandle) -> asyncio.Task[None] | None:
+        """The INVITE has come by another way too, and is answered there as well.
+
+        The task ends when that is stored.
+        """
+        self.tell("merged", remote=transaction.flow.remote[0])
+        self.transaction.merge(transaction)
+        return self.proxy.held_calls.changed(self)
+
+    def cancel(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
+        """The caller's CANCEL came (§16.10), in the transaction of one of its ways.
+
+        Who has given up one that did not answer goes on by the next one: the newest decides.
+        """
+        if transaction is not self.transaction.newest:
+            self._leave(transaction)
+            return
         self.cancel_reason = cancel.headers.get("reason")
         self.step("cancel_received")
         self._perform(self.context.cancelled(self._now))
+
+    def _leave(self, transaction: ServerTransactionHandle) -> None:
+        """One way is given up, and the call goes on by a newer one."""
+        self.transaction.leave(transaction)
+        self.proxy.left(transaction)
+        terminated = make_response(transaction.request, Status.REQUEST_TERMINATED, None, self.tag)
+        say = (partial(transaction.end_alone, terminated),)
+        if (stored := self.proxy.held_calls.changed(self)) is None:
+            self._answer(say)
+        else:
+            stored.add_done_callback(partial(self._answer, say))
 
     # -- performing --
 
@@ -727,8 +757,8 @@ class Forwarding:
         return [self._upstream_route(), self._route_uri(downstream, flow)]
 
     def _upstream_route(self) -> str:
-        """The Record-Route for the caller's side, the same whichever device is called."""
-        came_over = self.transaction.flow
+        """The Record-Route for the side of the caller, by his newest way: of all devices called."""
+        came_over = self.transaction.newest.flow
         if self._upstream is None or self._upstream[0] is not came_over:
             devices = self.proxy.locations.devices_on(self.caller_aor, came_over.name)
             device = devices[0] if len(devices) == 1 else ""  # else his Contact tells which

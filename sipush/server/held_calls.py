@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sipush.core.bindings import Location
-from sipush.core.held_call import HeldCall, freeze, storable
+from sipush.core.held_call import HeldCall, freeze, storable, vias
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore, Written
 from sipush.push.provider import Leave
@@ -205,6 +205,8 @@ def describe(forwarding: Forwarding) -> HeldCall:
         final=forwarding.final,
         ended_epoch=forwarding.ended_epoch,
         wake_ups=waking.describe(forwarding),
+        merged=tuple([(o.flow.name, vias(o.request)) for o in forwarding.transaction.merged]),
+        left=forwarding.transaction.left,
         seen={aor: registrations(location) for aor, location in forwarding.seen.items()},
     )
 

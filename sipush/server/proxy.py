@@ -28,7 +28,7 @@ from sipush.core.edge import device_called, leave_path
 from sipush.core.emergency import EmergencyPolicy, emergency_request
 from sipush.core.fallback import Cause, Fallbacks, for_every_cause
 from sipush.core.groups import Group
-from sipush.core.held_call import HeldCall, thaw
+from sipush.core.held_call import HeldCall, by_way_of, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
 from sipush.core.nodes import is_away, is_in_clear, route_key, way_to
@@ -55,6 +55,7 @@ from sipush.core.routing import (
     destination,
     drop_claims,
     forward_request,
+    has_been_here,
     hide_identity,
     is_anonymous,
     is_secure,
@@ -108,6 +109,9 @@ NON_INVITE_HOLD: Final = 25.0
 
 _MAX_KNOWN: Final = 10_000
 "Addresses of which is remembered whether they are peers."
+
+_MAX_WAYS: Final = 8
+"By which the same INVITE may come besides the first: forks of forks would have no end."
 
 BETWEEN_FLOWS: Final = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
@@ -236,6 +240,10 @@ class Proxy:
     registering: set[Aor] = field(default_factory=set)
     "Users whose REGISTER is at their registrar, elsewhere."
     _forwardings: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
+    _merged: dict[ServerTransactionHandle, Forwarding] = field(default_factory=dict)
+    "The same of INVITEs that have come before by another way."
+    _calls: dict[str, Forwarding] = field(default_factory=dict)
+    "By ``merge_key``."
 
     @property
     def active(self) -> int:
@@ -360,6 +368,14 @@ class Proxy:
         flow = self._way_back(held.flow, request)
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)
+        if held.left:
+            transaction.left = True
+            status = Status.REQUEST_TERMINATED
+            transaction.end_alone(make_response(request, status, None, held.tag))
+        for name, vias in held.merged:
+            again = by_way_of(request, vias)
+            back = self._way_back(name, again)
+            transaction.merge(self.layer.adopt_request(back, again, answered=context.successful))
         forwarding = Forwarding(
             self, transaction, request, context, tag=held.tag, push_id=held.push_id
         )
@@ -375,6 +391,9 @@ class Proxy:
         forwarding.final = held.final
         forwarding.ended_epoch = held.ended_epoch
         self._forwardings[transaction] = forwarding
+        self._merged |= dict.fromkeys(transaction.merged, forwarding)
+        if held.destinations:
+            self._know(forwarding, held.destinations[0])
         locations = {}
         for aor in () if context.done else held.aors:
             try:
@@ -398,8 +417,13 @@ class Proxy:
 
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
         """A CANCEL for a request under way."""
-        if (forwarding := self._forwardings.get(transaction)) is not None:
-            forwarding.cancel(cancel)
+        forwarding = self._forwardings.get(transaction) or self._merged.get(transaction)
+        if forwarding is not None:
+            forwarding.cancel(transaction, cancel)
+
+    def left(self, transaction: ServerTransactionHandle) -> None:
+        """What has come by this way goes on by another one alone."""
+        self._merged.pop(transaction, None)
 
     def answer_came(self, flow: Flow, response: Response) -> bool:
         """Whether a response without a transaction is the 2xx that a call expects."""
@@ -442,6 +466,10 @@ class Proxy:
     def finished(self, forwarding: Forwarding) -> None:
         """A request got its final response and nothing is out any more."""
         self._forwardings.pop(forwarding.transaction, None)
+        if self._calls.get(forwarding.merge_key) is forwarding:
+            del self._calls[forwarding.merge_key]
+        for each in forwarding.transaction.merged:
+            self._merged.pop(each, None)
 
     def new_branch(self, request: Request, unique: str = "") -> str:
         """A branch unique in space and time that shows when the request comes back (§16.6, 8).
@@ -600,7 +628,45 @@ class Proxy:
         caller = await self._admitted(transaction, request, forwarding.tag)
         if caller is not None:
             forwarding.caller_aor = caller
-            await self._forward_to_user(forwarding, aor)
+            if not await self.merge(forwarding, aor):
+                await self._forward_to_user(forwarding, aor)
+
+    async def merge(self, forwarding: Forwarding, called: str) -> bool:
+        """Whether an INVITE that has just come is under way already, by another way (§8.2.2.2).
+
+        A proxy before us has forked, or its sender takes the next server that he knows (RFC 3263
+        §4.3): it is answered as the first is. ``called``: whom it is for, an AOR or a device; a
+        proxy may fork to two of ours.
+        """
+        transaction, request = forwarding.transaction, forwarding.request
+        if not forwarding.context.invite or request.to.tag or transaction.completed:
+            return False
+        first = self._know(forwarding, called)
+        if first is None:
+            return False
+        if len(first.transaction.merged) >= _MAX_WAYS:
+            merged = Rejection(Status.LOOP_DETECTED, "Merged Request")
+            reject(transaction, merged, forwarding.tag)
+            return True
+        self._merged[transaction] = first
+        forwarding.started = True
+        forwarding.finish()
+        if (stored := first.merge(transaction)) is not None:
+            await stored
+        first.transaction.catch_up(transaction)
+        return True
+
+    def _know(self, forwarding: Forwarding, called: str) -> Forwarding | None:
+        """The same call, if there is one under way; else this one is it."""
+        request, caller = forwarding.request, forwarding.caller_aor
+        same = f"{request.call_id}\n{request.from_.tag}\n{request.cseq.number}"
+        key = f"{called}\n{caller}\n{same}"
+        first = self._calls.get(key)
+        if first is None or first.final:
+            self._calls[key] = forwarding
+            forwarding.merge_key = key
+            return None
+        return None if has_been_here(request, self.realm) else first
 
     async def _message_to_user(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor

@@ -92,10 +92,14 @@ class TransactionUser(Protocol):
 class ServerTransactionHandle:
     """A server transaction as its user sees it."""
 
-    __slots__ = ("_transaction", "branch", "flow", "request")
+    __slots__ = ("_transaction", "branch", "flow", "left", "merged", "request")
 
     def __init__(self, transaction: _Server, request: Request, branch: str) -> None:
         self._transaction = transaction
+        self.merged: tuple[ServerTransactionHandle, ...] = ()
+        "Those that are answered as this one is, the oldest first: ``merge``."
+        self.left = False
+        "It gets a final response of its own; what comes then is for those merged only."
         self.request = request
         self.branch = branch
         "Of the top Via: the same when the request is repeated, over whatever connection."
@@ -114,7 +118,12 @@ class ServerTransactionHandle:
     @property
     def responder(self) -> Callable[[Response], None]:
         """``respond``, for somebody who is to hold on to nothing else: a request takes memory."""
-        return self._transaction.respond
+        return self.respond if self.merged else self._transaction.respond
+
+    @property
+    def newest(self) -> ServerTransactionHandle:
+        """That of the way by which the request came last."""
+        return self.merged[-1] if self.merged else self
 
     def respond(self, response: Response) -> None:
         """Send any number of provisional responses, then one final.
@@ -124,11 +133,40 @@ class ServerTransactionHandle:
         provisional other than 100, and a 408, which ends the transaction in silence.
         """
         self._transaction.respond(response)
+        for other in self.merged:
+            other.respond(_by_way_of(other.request, response))
+
+    def merge(self, other: ServerTransactionHandle) -> None:
+        """Answer the same request too that has come by another way (§8.2.2.2), in its transaction.
+
+        What it has missed it gets with ``catch_up``.
+        """
+        self.merged += (other,)
+
+    def catch_up(self, other: ServerTransactionHandle) -> None:
+        """Send what has been answered so far in a transaction that has been merged."""
+        for each in (self, *self.merged):
+            last = each._transaction.last_response
+            if last is not None and each is not other and not other.completed:
+                other.respond(_by_way_of(other.request, last))
+                return
+
+    def leave(self, other: ServerTransactionHandle) -> None:
+        """One of those that have been merged, or this one, goes on no more: ``end_alone`` it."""
+        if other is self:
+            self.left = True
+        self.merged = tuple([each for each in self.merged if each is not other])
+
+    def end_alone(self, response: Response) -> None:
+        """Give a final response to this one only, whatever has been merged with it."""
+        self._transaction.respond(response)
 
     def trying(self) -> None:
         """Send the 100 of an INVITE, unless something has been sent already (§17.2.1)."""
         if not self._transaction.responded:
             self._transaction.respond(make_response(self.request, Status.TRYING))
+        for other in self.merged:
+            other.trying()
 
     def refuse(self, response: Response, repeats: int = _OF_REFUSAL) -> None:
         """Send a final response to a request whose source may be forged.
@@ -137,6 +175,8 @@ class ServerTransactionHandle:
         so that nobody is flooded in another's name. ``repeats``: as often at the most.
         """
         self._transaction.respond(response, max_repeats=repeats)
+        for other in self.merged:
+            other.refuse(_by_way_of(other.request, response), repeats)
 
     def ignore(self) -> None:
         """Forget a request that has got no response yet, and will not: its source is not heard."""
@@ -182,6 +222,15 @@ class _Server(ServerTransaction):
     @property
     def status(self) -> int:
         return int(self._bytes[len("SIP/2.0 ") :][:3]) if self._bytes else 0
+
+    @property
+    def last_response(self) -> Response | None:
+        """The last one, while there is no final one."""
+        if self.completed or not self._bytes:
+            return None
+        last = parse_datagram(self._bytes)
+        assert isinstance(last, Response)
+        return last
 
     @property
     def method(self) -> str:
@@ -814,6 +863,13 @@ def add_via(request: Request, flow: Flow, branch: str) -> None:
     """Put our Via on it (§16.6 step 8)."""
     via = f"SIP/2.0/{flow.transport} {flow.sent_by};branch={branch};rport"
     request.headers.prepend("Via", via)
+
+
+def _by_way_of(request: Request, response: Response) -> Response:
+    """A response to the same request that has come by another way: with the Vias of that one."""
+    lines = [field for field in response.headers if field[0] != "via"]
+    headers = Headers([*request.headers.lines("via"), *lines])
+    return Response(response.status, response.reason, headers, response.body)
 
 
 def _ends_here(response: Response, request: Request) -> bool:

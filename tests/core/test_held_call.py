@@ -48,7 +48,10 @@ def held(**changes: object) -> HeldCall:
     return HeldCall(**values | changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"diversions": ()}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"diversions": ()}, {"merged": (("udp/1/3", ("Via: SIP/2.0/UDP a;branch=z9hG4bK2",)),)}],
+)
 def test_a_held_call_comes_back_as_it_was(changes: dict[str, object]) -> None:
     call = held(**changes)
     assert HeldCall.from_json(call.to_json()) == call
