@@ -254,7 +254,7 @@ class Forwarding:
         self._unheard_at: float | None = None
         "When a device that has been sent the INVITE counts as silent."
         self.cancel_reason: str | None = None
-        "Reason of the caller's CANCEL."
+        "Reason of the caller's CANCEL: all that it gives (RFC 3326 §2)."
         self.final = 0
         "Status of the final response that went upstream, or is about to."
         self.ended_epoch = 0.0
@@ -492,7 +492,7 @@ class Forwarding:
         if transaction is not self.transaction.newest:
             self._leave(transaction)
             return
-        self.cancel_reason = cancel.headers.get("reason")
+        self.cancel_reason = ", ".join(cancel.headers.values("reason")) or None
         self.step("cancel_received")
         self._perform(self.context.cancelled(self._now))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sipush.sip.grammar import split_outside
 from sipush.sip.headers import Headers
 from sipush.sip.message import Request, Response
 from sipush.sip.timers import Timer
@@ -138,10 +139,14 @@ def make_ack(request: Request, response: Response) -> Request:
 
 
 def make_cancel(request: Request, reason: str | None = None) -> Request:
-    """The CANCEL for the INVITE ``request`` (§9.1), with a Reason header (RFC 3326) if given."""
+    """The CANCEL for the INVITE ``request`` (§9.1), with a Reason header (RFC 3326) if given.
+
+    Of several reasons each is in a line of its own, as phones expect that look at no more of one.
+    """
     cancel = _same_hop(request, "CANCEL")
-    if reason is not None:
-        cancel.headers.append("Reason", reason)
+    for value in split_outside(reason or "", ","):
+        if value:
+            cancel.headers.append("Reason", value)
     return cancel
 
 
