@@ -420,6 +420,11 @@ class ResponseContext:
         return silent and not self.closed
 
     @property
+    def is_out(self) -> bool:
+        """Whether a device may ring for it."""
+        return any(self._in(BranchState.CALLING, BranchState.PROBING, BranchState.PROCEEDING))
+
+    @property
     def close_cause(self) -> CancelCause:
         """Why no branch may be added any more."""
         if self.cancelled_by_caller:

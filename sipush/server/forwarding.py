@@ -453,6 +453,17 @@ class Forwarding:
             self.registered(aor, location, came[aor])
         self._perform([*pushes, *overdue])
 
+    def was_answered_elsewhere(self) -> None:
+        """The caller has gone another way, and was answered there: all that is left here ends."""
+        self.cancel_reason = _REASONS[CancelCause.ANSWERED_ELSEWHERE]
+        self._perform(self.context.cancelled(self._now))
+
+    def supersede(self, held: HeldCall) -> None:
+        """What another process held goes on in another one here."""
+        waking.resume(self, held)
+        self.tell("merged", remote=self.transaction.flow.remote[0])
+        self.finish()
+
     def _expect_answer(self, branch: Branch) -> None:
         """What rang before the crash may answer, or repeat its answer, with nothing out there."""
         attempt = self.attempts.get(branch.id)
@@ -467,6 +478,7 @@ class Forwarding:
 
     def forgotten(self) -> None:
         """Nobody repeats anything any more."""
+        self.proxy.forgotten(self)
         for via in self._expected:
             self.proxy.expected_answers.pop(via, None)
 

@@ -72,6 +72,11 @@ class HeldCalls:
         del self._unwritten[forwarding.push_id]
         await self.store(forwarding)
 
+    def drop(self, held_id: str) -> None:
+        """A call that has just been claimed goes on in another one."""
+        del self._held[held_id]
+        self._tasks.spawn(self._remove_stored(held_id))
+
     def _forget(self, forwarding: Forwarding) -> None:
         forwarding.forgotten()
         self._remove(forwarding.push_id)

@@ -113,6 +113,8 @@ _MAX_KNOWN: Final = 10_000
 _MAX_WAYS: Final = 8
 "By which the same INVITE may come besides the first: forks of forks would have no end."
 
+_MERGED: Final = Rejection(Status.LOOP_DETECTED, "Merged Request")
+
 BETWEEN_FLOWS: Final = 10.0
 "Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
@@ -392,8 +394,12 @@ class Proxy:
         forwarding.ended_epoch = held.ended_epoch
         self._forwardings[transaction] = forwarding
         self._merged |= dict.fromkeys(transaction.merged, forwarding)
-        if held.destinations:
-            self._know(forwarding, held.destinations[0])
+        live = self._goes_on_here(forwarding, held)
+        if live is not None and not live.final and not context.is_out:
+            forwarding.supersede(held)
+            reject(transaction, _MERGED, held.tag)
+            self.held_calls.drop(held.id)
+            return
         locations = {}
         for aor in () if context.done else held.aors:
             try:
@@ -409,6 +415,8 @@ class Proxy:
             self.history.routed(forwarding.ladder)
         forwarding.tell("call_resumed", aors=held.aors, status=held.final or None)
         forwarding.resume(held, locations)
+        if live is not None and live.final:
+            forwarding.was_answered_elsewhere()
 
     def _way_back(self, name: str, request: Request) -> Flow:
         """The flow of that name, or what RFC 3261 §18.2.2 says when it is gone."""
@@ -466,10 +474,15 @@ class Proxy:
     def finished(self, forwarding: Forwarding) -> None:
         """A request got its final response and nothing is out any more."""
         self._forwardings.pop(forwarding.transaction, None)
-        if self._calls.get(forwarding.merge_key) is forwarding:
-            del self._calls[forwarding.merge_key]
+        if not self.held_calls.holds(forwarding):  # what is taken over may be the same call
+            self.forgotten(forwarding)
         for each in forwarding.transaction.merged:
             self._merged.pop(each, None)
+
+    def forgotten(self, forwarding: Forwarding) -> None:
+        """Nobody asks for this call any more."""
+        if self._calls.get(forwarding.merge_key) is forwarding:
+            del self._calls[forwarding.merge_key]
 
     def new_branch(self, request: Request, unique: str = "") -> str:
         """A branch unique in space and time that shows when the request comes back (§16.6, 8).
@@ -641,12 +654,14 @@ class Proxy:
         transaction, request = forwarding.transaction, forwarding.request
         if not forwarding.context.invite or request.to.tag or transaction.completed:
             return False
-        first = self._know(forwarding, called)
-        if first is None:
+        first = self._same_call(forwarding, called)
+        if first is None or first.final:
+            self._calls[forwarding.merge_key] = forwarding
+            return False
+        if has_been_here(request, self.realm):
             return False
         if len(first.transaction.merged) >= _MAX_WAYS:
-            merged = Rejection(Status.LOOP_DETECTED, "Merged Request")
-            reject(transaction, merged, forwarding.tag)
+            reject(transaction, _MERGED, forwarding.tag)
             return True
         self._merged[transaction] = first
         forwarding.started = True
@@ -656,17 +671,25 @@ class Proxy:
         first.transaction.catch_up(transaction)
         return True
 
-    def _know(self, forwarding: Forwarding, called: str) -> Forwarding | None:
-        """The same call, if there is one under way; else this one is it."""
+    def _same_call(self, forwarding: Forwarding, called: str) -> Forwarding | None:
+        """The same call, if it is known; perhaps it is over."""
         request, caller = forwarding.request, forwarding.caller_aor
         same = f"{request.call_id}\n{request.from_.tag}\n{request.cseq.number}"
-        key = f"{called}\n{caller}\n{same}"
-        first = self._calls.get(key)
-        if first is None or first.final:
-            self._calls[key] = forwarding
-            forwarding.merge_key = key
+        forwarding.merge_key = f"{called}\n{caller}\n{same}"
+        return self._calls.get(forwarding.merge_key)
+
+    def _goes_on_here(self, resumed: Forwarding, held: HeldCall) -> Forwarding | None:
+        """The same call, if its caller has come to us before we could take over; none that failed.
+
+        He went by another way when the process had died that held it (RFC 3263 §4.3).
+        """
+        if not held.destinations or has_been_here(resumed.request, self.realm):
             return None
-        return None if has_been_here(request, self.realm) else first
+        live = self._same_call(resumed, held.destinations[0])
+        if live is None or live.final >= 300:
+            self._calls[resumed.merge_key] = resumed
+            return None
+        return None if held.final else live
 
     async def _message_to_user(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor

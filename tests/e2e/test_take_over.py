@@ -2,27 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sipush.server.held_calls import LEASE
+from tests.e2e.daemon import PBX, Daemon, in_time
+from tests.e2e.wire import OutCall, new_branch
 from tests.e2e.world import World, apns_token, x_push
 
 pytestmark = pytest.mark.parametrize("store_type", ["redis"], indirect=True)
 
 
+async def calls(world: World, daemon: Daemon, user: str) -> OutCall:
+    """The PBX, which is not challenged, calls a phone that sleeps."""
+    return await (await world.phone(daemon, "200", ip=PBX)).call(user, challenged=False)
+
+
+async def fails_over(world: World, call: OutCall, daemon: Daemon) -> OutCall:
+    """The next server that the caller knows (RFC 3263 §4.3)."""
+    again = replace(call, phone=await world.phone(daemon, "200", ip=PBX), branch=new_branch())
+    again.resend_invite()
+    return again
+
+
 async def test_another_process_goes_on_with_a_dead_ones_call(world: World) -> None:
     first = await world.start(wake={"hold": 60.0, "probe": 0.25})
     second = await world.start(wake={"hold": 60.0, "probe": 0.25}, store=first.settings["store"])
-    push = x_push(apns_token())
-    await world.sleeping(first, "bob", "TCP", push)
-    alice = await world.phone(first, "alice")
-    call = await alice.call("bob")
+    push = {user: x_push(apns_token()) for user in ("alice", "bob", "carol")}
+    for user, header in push.items():
+        await world.sleeping(first, user, "TCP" if user == "bob" else "UDP", header)
+    caller = await world.phone(first, "alice")
+    call = await caller.call("bob")
     pushed = await world.pushes.next()
+    left = await calls(world, first, "carol")
+    lost = await world.pushes.next()
+    waiting = await calls(world, first, "alice")
+    await world.pushes.next()
     await first.kill()
-    await second.log_event("call_resumed", patience=2 * LEASE)
-    reborn = await world.registered(second, "bob", "TCP", push)
-    incoming = await reborn.incoming()
-    assert incoming.push_id == pushed.push_id
-    incoming.reply(180)
-    incoming.reply(200, f"Contact: <{reborn.contact_uri}>")
+
+    # Two callers do not wait for the other process to take over: one of them is answered there.
+    left_for = await fails_over(world, left, second)
+    await world.pushes.next()
+    carol = await world.registered(second, "carol", "UDP", push["carol"])
+    answer, incoming = await in_time(left_for.final(), carol.rings_and_answers())
+    assert answer.status == 200
+    waits_for = await fails_over(world, waiting, second)
+    pushed_anew = await world.pushes.next()
+
+    await second.log_event("call_resumed", call_id=call.call_id, patience=2 * LEASE)
+    reborn = await world.registered(second, "bob", "TCP", push["bob"])
+    resumed = await reborn.incoming()
+    assert resumed.push_id == pushed.push_id
+    resumed.reply(180)
+    resumed.reply(200, f"Contact: <{reborn.contact_uri}>")
     assert (await call.expect(200)).tag("to")
+
+    # What the one who was answered has left behind begins and ends, for an app that shows a push.
+    assert (await left.final()).status == 487
+    late = await carol.incoming()
+    assert late.push_id == lost.push_id != incoming.push_id
+    late.reply(180)
+    assert (await late.cancelled())["reason"] == 'SIP;cause=200;text="Call completed elsewhere"'
+
+    # The other call has its phone called once, when it wakes.
+    assert (await waiting.final()).status == 482
+    alice = await world.registered(second, "alice", "UDP", push["alice"])
+    answer, incoming = await in_time(waits_for.final(), alice.rings_and_answers())
+    assert answer.status == 200
+    assert incoming.push_id == pushed_anew.push_id
+    await alice.wire.heard()
+    assert alice.wire.count("INVITE") == 1
