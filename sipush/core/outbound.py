@@ -155,18 +155,23 @@ def leads_to(value: str, flow: str) -> bool:
     except (MessageError, ValueError):
         return False
     usual = 5061 if uri.scheme == "sips" or uri.transport == "tls" else 5060
-    return not flow.startswith("udp/") or _remote_port(flow) == str(uri.port or usual)
+    return not flow.startswith("udp/") or leads_to_port(flow, uri.port or usual)
 
 
-def speaks_sip(port: int | None, token: RouteToken) -> bool:
-    """Whether a side of a dialog has SIP at that port, None for the usual one.
+def is_usual_port(port: int | None) -> bool:
+    """Whether a server that listens at that port, None for the default, speaks SIP."""
+    return port in (None, 5060, 5061)
+
+
+def speaks_sip(port: int | None, token: RouteToken, *, names_ports: bool) -> bool:
+    """Whether a side of a dialog has SIP at that port of its host, None for the usual one.
 
     The port is what the other side wrote into a Request-URI: it must not reach other servers of the
-    host by us.
+    host by us. ``names_ports``: whether the side may say where it takes connections.
     """
-    if port in (None, 5060, 5061, token.port):
+    if is_usual_port(port) or leads_to_port(token.flow, port):
         return True
-    return _remote_port(token.flow) == str(port)
+    return names_ports and port == token.port
 
 
 def remote_ip(flow: str) -> str:
@@ -174,8 +179,9 @@ def remote_ip(flow: str) -> str:
     return _remote(flow).rpartition(":")[0].strip("[]")
 
 
-def _remote_port(flow: str) -> str:
-    return _remote(flow).rpartition(":")[2]
+def leads_to_port(flow: str, port: int | None) -> bool:
+    """Whether the flow of this name leads to that port."""
+    return _remote(flow).rpartition(":")[2] == str(port)
 
 
 def _remote(flow: str) -> str:

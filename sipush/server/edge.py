@@ -40,7 +40,6 @@ from sipush.server.answers import (
     respond,
     wait_to_sign_in,
 )
-from sipush.server.return_flow import ReturnFlow
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response
 from sipush.sip.status import Status
@@ -289,7 +288,7 @@ def pass_back(proxy: Proxy, flow: Flow, response: Response) -> bool:
     if response.status <= Status.TRYING or len(response.headers.values("via")) < 2:
         return False
     response.headers.remove_first_value("via", "Via")
-    back = ReturnFlow(proxy.transports, response.top_via)
+    back = proxy.way_back(response.top_via)
     if back.transport != "UDP":
         response.add_length()
     back.send(response.to_bytes())

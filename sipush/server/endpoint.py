@@ -11,7 +11,6 @@ from sipush.server.answers import INTERNAL_ERROR, STORE_DOWN, reject
 from sipush.server.edge import Edge, pass_back
 from sipush.server.proxy import Proxy
 from sipush.server.registrar import Registrar
-from sipush.server.return_flow import ReturnFlow
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle
 from sipush.sip.message import Request, Response
@@ -97,9 +96,9 @@ class Endpoint:
             return
         log.debug("stray_response", status=response.status, flow=flow.name)
 
-    def way_back(self, response: Response) -> Flow:
+    def way_back(self, response: Response, flow: Flow) -> Flow:
         """To where the Via says that the caller listens."""
-        return ReturnFlow(self._proxy.transports, response.top_via)
+        return self._proxy.way_back(response.top_via, flow.name)
 
     def flow_active(self, flow: Flow) -> None:
         """A device we wait for there is awake."""

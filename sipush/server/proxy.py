@@ -36,6 +36,8 @@ from sipush.core.outbound import (
     RouteToken,
     came_from,
     is_purr_of,
+    is_usual_port,
+    leads_to_port,
     purr_in,
     remote_ip,
     speaks_sip,
@@ -92,11 +94,11 @@ from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer, add_via
 from sipush.sip.digest import find_credentials
-from sipush.sip.fields import parse_name_addr
+from sipush.sip.fields import Via, parse_name_addr
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
 from sipush.sip.uri import SipUri, parse_sip_uri, with_user
-from sipush.transport.address import is_ip
+from sipush.transport.address import is_ip, is_own
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
 from sipush.turns import Turns
@@ -367,7 +369,7 @@ class Proxy:
         """Go on with a call that another process held."""
         request = parse_datagram(held.request)
         assert isinstance(request, Request)
-        flow = self._way_back(held.flow, request)
+        flow = self.transports.flow(held.flow) or self.way_back(request.top_via, held.flow)
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)
         if held.left:
@@ -418,10 +420,17 @@ class Proxy:
         if live is not None and live.final:
             forwarding.was_answered_elsewhere()
 
-    def _way_back(self, name: str, request: Request) -> Flow:
-        """The flow of that name, or what RFC 3261 §18.2.2 says when it is gone."""
-        flow = self.transports.flow(name)
-        return flow if flow is not None else ReturnFlow(self.transports, request.top_via)
+    def way_back(self, via: Via, flow: str = "") -> ReturnFlow:
+        """What RFC 3261 §18.2.2 says when the connection of a request is gone.
+
+        ``flow``: its name, if that is known. The Via is the word of a caller who may stand at
+        another place than his address says: behind a terminator of TLS on our host, or a peer's.
+        """
+        back = ReturnFlow(self.transports, via)
+        ip, port = back.remote
+        if back.transport != "UDP" and is_ip(ip) and is_own(ip) and not self.policy.is_peer(ip):
+            back.refused = not (is_usual_port(port) or leads_to_port(flow, port))
+        return back
 
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:
         """A CANCEL for a request under way."""
@@ -592,17 +601,29 @@ class Proxy:
         uris = [parse_name_addr(value).uri for value in request.headers.values("route")[:1]]
         for uri in [*uris, request.uri]:
             parsed = parse_sip_uri(uri)
-            if not ((has_name or is_ip(parsed.address)) and self._is_sip_at(parsed, token)):
+            if not (has_name or is_ip(parsed.address)):
                 continue
             with suppress(TransportError):
                 _, (ip, _), _ = await self._resolve(uri)
-                if self.policy.is_peer(ip) or came_from(ip, token.flow):
+                is_there = self.policy.is_peer(ip) or came_from(ip, token.flow)
+                if is_there and self._is_sip_at(parsed, ip, token):
                     return replace(target, hop=uri, live=True)
         return target
 
-    def _is_sip_at(self, uri: SipUri, token: RouteToken) -> bool:
-        """Whether the port is one for SIP, as far as that side of the dialog or a peer has said."""
-        return (uri.address, uri.port) in self.ways_of_peers or speaks_sip(uri.port, token)
+    def _is_sip_at(self, uri: SipUri, ip: str, token: RouteToken) -> bool:
+        """Whether the port of the host ``ip`` is one for SIP, as far as its side or a peer says.
+
+        Who is no peer says nothing about a peer's host, nor about ours: he comes from it if TLS
+        ends at a terminator beside us, and what else listens there must not be in his reach.
+        """
+        if (uri.address, uri.port) in self.ways_of_peers:
+            return True
+        was = remote_ip(token.flow)
+        if is_ip(was) and self.policy.is_peer(was):
+            return speaks_sip(uri.port, token, names_ports=True)
+        if came_from(ip, token.flow):
+            return speaks_sip(uri.port, token, names_ports=not is_own(ip))
+        return is_usual_port(uri.port)
 
     def note_ways(self, response: Response) -> None:
         """Remember where a peer that takes a call wants to be sent what comes inside it."""
@@ -631,7 +652,8 @@ class Proxy:
         remote = request.sip_uri
         is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
         is_caller = not names and came_from(remote.address, token.flow)
-        live = ((is_peer and not token.aor) or is_caller) and self._is_sip_at(remote, token)
+        is_there = (is_peer and not token.aor) or is_caller
+        live = is_there and self._is_sip_at(remote, remote.address, token)
         return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --

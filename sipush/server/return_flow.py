@@ -30,6 +30,8 @@ class ReturnFlow:
         self.local: Address = ("", 0)
         self.sent_by = _sent_by(transports, via.transport, self.remote)
         self.name = f"return/{via.transport.lower()}/{host}:{port}"
+        self.refused = False
+        "Whether the Via may not lead there: nothing is sent."
         self._transports = transports
         self._tasks = Tasks()
         self._flow: Flow | None = None
@@ -53,6 +55,8 @@ class ReturnFlow:
         try:
             if not is_ip(self.remote[0]):
                 raise TransportError("the Via names no address")
+            if self.refused:
+                raise TransportError("no port for SIP, on this host, and no peer's")
             self._flow = await self._transports.connect(self.transport, self.remote)
             for data in self._unsent:
                 self._flow.send(data)

@@ -82,8 +82,11 @@ class TransactionUser(Protocol):
         Also one with a Via on top that was never ours.
         """
 
-    def way_back(self, response: Response) -> Flow | None:
-        """Where a response to an INVITE goes whose connection has closed (§18.2.2), if anywhere."""
+    def way_back(self, response: Response, flow: Flow) -> Flow | None:
+        """Where a response to an INVITE goes whose connection has closed (§18.2.2), if anywhere.
+
+        ``flow``: that connection.
+        """
 
     def flow_active(self, flow: Flow) -> None:
         """A keep-alive came. Of many phones often: cheap."""
@@ -331,7 +334,7 @@ class _Server(ServerTransaction):
     def _send_back(self) -> None:
         response = parse_datagram(self._bytes)
         assert isinstance(response, Response)
-        flow = self._layer.user.way_back(response)
+        flow = self._layer.user.way_back(response, self.flow)
         if flow is not None:
             self.flow = flow
             flow.send(self._bytes)

@@ -165,7 +165,15 @@ def test_the_port_at_which_a_caller_takes_connections_comes_back() -> None:
 def test_a_side_is_dialled_where_it_speaks_sip(
     port: int | None, flow: str, named: int, spoken: bool
 ) -> None:
-    assert speaks_sip(port, RouteToken(flow, port=named)) is spoken
+    assert speaks_sip(port, RouteToken(flow, port=named), names_ports=True) is spoken
+
+
+def test_a_side_that_may_name_no_port_is_dialled_at_the_usual_ones_and_its_own() -> None:
+    token = RouteToken("tcp/192.0.2.1:5060/192.0.2.7:40000/77", port=5070)
+    ports = (None, 5060, 5061, 40000, 5070, 6379)
+    assert [speaks_sip(port, token, names_ports=False) for port in ports] == [True] * 4 + [
+        False
+    ] * 2
 
 
 def test_the_host_of_a_flow_is_in_its_name() -> None:

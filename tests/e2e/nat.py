@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 _NETWORK = f"198.18.{os.getpid() % 256}"
@@ -45,6 +46,23 @@ ip netns exec {{nat}} iptables -A FORWARD -i public -m conntrack --ctstate ESTAB
 ip netns exec {{nat}} iptables -A FORWARD -i public -j DROP
 """  # noqa: E501
 
+_BESIDE = f"198.19.{os.getpid() % 256}"
+"The network of the server and its neighbour, likewise nobody's."
+SERVER_BESIDE = f"{_BESIDE}.1"
+"The server's end."
+NEIGHBOUR = f"{_BESIDE}.2"
+"The neighbour's."
+
+_NEIGHBOUR_PLAN = f"""
+ip netns add {{name}}
+ip link add {{name}} type veth peer name eth0 netns {{name}}
+ip address add {SERVER_BESIDE}/24 dev {{name}}
+ip link set {{name}} up
+ip -n {{name}} address add {NEIGHBOUR}/24 dev eth0
+ip -n {{name}} link set lo up
+ip -n {{name}} link set eth0 up
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Nat:
@@ -72,15 +90,9 @@ class Nat:
         for namespace in (self.phone, self.nat):
             subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """Sockets made in this context are behind the NAT. Do not await in it."""
-        with open("/proc/self/ns/net") as home, open(f"/run/netns/{self.phone}") as there:
-            _enter(there.fileno())
-            try:
-                yield
-            finally:
-                _enter(home.fileno())
+        return _inside(self.phone)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -91,6 +103,43 @@ class Nat:
         """Every mapping, as after a power cut: MASQUERADE drops them with its interface."""
         _run(f"ip -n {self.nat} link set public down")
         _run(f"ip -n {self.nat} link set public up")
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another host in the server's network, with nothing between the two."""
+
+    name: str
+
+    @classmethod
+    def make(cls) -> Neighbour:
+        """The namespace and the link to it. Raises PermissionError."""
+        neighbour = cls(f"sipush{os.getpid()}n")
+        try:
+            for line in _NEIGHBOUR_PLAN.strip().splitlines():
+                _run(line.format(name=neighbour.name))
+        except BaseException:
+            neighbour.remove()
+            raise
+        return neighbour
+
+    def remove(self) -> None:
+        """The namespace, and with it the link."""
+        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Sockets made in this context are there. Do not await in it."""
+        return _inside(self.name)
+
+
+@contextlib.contextmanager
+def _inside(namespace: str) -> Iterator[None]:
+    with open("/proc/self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
 
 
 def _enter(namespace: int) -> None:

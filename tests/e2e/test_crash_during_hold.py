@@ -218,10 +218,13 @@ async def test_a_tcp_caller_whose_connection_broke_gets_the_answer_where_it_list
 
 @asynccontextmanager
 async def listening(phone: Phone) -> AsyncIterator[None]:
-    """The phone names a port in Via on which it accepts connections (RFC 3261 §18.2.2)."""
+    """The phone accepts connections where its Via says (RFC 3261 §18.2.2): at its own port.
+
+    On the host of the server it may name no other; tests/e2e/test_call_back.py has one elsewhere.
+    """
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Stream(phone.wire), "127.0.0.1", 0)
-    phone.wire.local = server.sockets[0].getsockname()
+    phone.wire.share_port()
+    server = await loop.create_server(lambda: _Stream(phone.wire), *phone.wire.local)
     yield
     server.close()
 

@@ -195,6 +195,11 @@ class Wire:
         else:
             self._io.write(data)
 
+    def share_port(self) -> None:
+        """Have another socket listen at the port of this connection."""
+        sock = self._io.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
     def close(self, *, reset: bool = False) -> None:
         """Close the socket as the kernel does for a killed process; ``reset``: TCP RST, not FIN."""
         if self._io is None:

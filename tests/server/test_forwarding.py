@@ -326,7 +326,8 @@ PEER, STRANGER = "127.0.0.1:7", "192.0.2.9:7"
         (PEER, STRANGER, PEER, [PEER]),
         (PEER, STRANGER, STRANGER, []),
         (PEER, STRANGER, "localhost.invalid", []),
-        (STRANGER, PEER, STRANGER, [PEER]),
+        (STRANGER, "127.0.0.1:5061", STRANGER, ["127.0.0.1:5061"]),
+        (STRANGER, PEER, STRANGER, [STRANGER]),  # at a port that is not the peer's, but his
         (STRANGER, "192.0.2.8", STRANGER, [STRANGER]),
         (STRANGER, "192.0.2.8", "localhost", []),
     ],

@@ -122,7 +122,7 @@ class Wire:
         assert transaction in self.handles
         self.events.append("cancelled")
 
-    def way_back(self, response: Response) -> WireFlow | None:
+    def way_back(self, response: Response, flow: Flow) -> WireFlow | None:
         return self.back
 
     def stray_response_received(self, flow: Flow, response: Response) -> None:
