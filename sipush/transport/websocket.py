@@ -32,6 +32,8 @@ class WebSocketConnection(Connection):
         self._fragments: list[bytes] = []
         self._heard = True
         "Whether anything came since the last ping."
+        self._begun_at = 0.0
+        "When the message began that is not complete; 0: there is none."
 
     @property
     def closed(self) -> bool:
@@ -53,6 +55,10 @@ class WebSocketConnection(Connection):
                     self._ping_later()
             elif isinstance(event, Frame):
                 self._frame_received(event)
+        if not (self._fragments or self._protocol.reader.buffer):
+            self._begun_at = 0.0
+        elif not self._begun_at:
+            self._begun_at = self._loop.time()
         self._flush()
 
     def _believe_proxy(self, request: Request) -> None:
@@ -95,10 +101,11 @@ class WebSocketConnection(Connection):
             self._receiver.flow_active(self)
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return
-        self._fragments.append(bytes(frame.data))
+        if frame.data or not self._fragments:  # empty ones would pile up, as they count for nothing
+            self._fragments.append(bytes(frame.data))
         if frame.fin:
             data = b"".join(self._fragments)
-            self._fragments = []
+            self._fragments, self._begun_at = [], 0.0
             self._message_received(data)
 
     def _message_received(self, data: bytes) -> None:
@@ -116,7 +123,8 @@ class WebSocketConnection(Connection):
         self._timer = self._loop.call_later(self._limits.ping_interval, self._ping)
 
     def _ping(self) -> None:
-        if not self._heard:
+        since = self._begun_at or self._loop.time()
+        if not self._heard or self._loop.time() - since > self._limits.message_timeout:
             self._wire.abort()
             return
         self._heard = False

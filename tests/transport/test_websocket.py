@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import tracemalloc
 from contextlib import suppress
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from sipush.errors import TransportError
@@ -106,6 +108,49 @@ async def test_binary_and_fragmented_messages_are_read_and_what_is_not_text_leav
         assert request.body == body
         flow.send(message)
         assert await soon(phone.recv()) == message
+
+
+FRAGMENTS = [(0x01, 0x82), (0x00, 0x80), (0x80, 0x82)]
+"Heads: two bytes of a text, none, and its last two."
+
+
+async def test_empty_fragments_are_not_kept(listen: Open, recorder: Recorder) -> None:
+    """They count for no limit: anybody could fill the memory with them."""
+    listeners = await listen("ws")
+    begin, nothing, end = (bytes([head, size, 0, 0, 0, 0]) for head, size in FRAGMENTS)
+    async with await browser(listeners) as phone:
+        phone.transport.write(begin + b"\r\n")
+        tracemalloc.start()
+        for _ in range(100):
+            phone.transport.write(nothing * 1000)
+            await soon(await phone.ping())
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        phone.transport.write(end + b"\r\n")
+        assert await soon(phone.recv()) == "\r\n"
+    assert size < 300_000
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"\x81\xfe\x10\x00abcdREGISTER", b"\x01\x84\0\0\0\0REGI"],
+    ids=["frame", "fragments"],
+)
+async def test_a_message_that_never_ends_ends_the_connection(
+    listen: Open, recorder: Recorder, begun: bytes
+) -> None:
+    """Also of who answers pings, which may come between fragments."""
+    listeners = await listen("ws", limits=Limits(message_timeout=0.3, ping_interval=0.1))
+    async with await browser(listeners) as phone:
+        await phone.send(register(1).decode())
+        flow, _ = await recorder.request()
+        phone.transport.write(begun)
+        for _ in range(30):
+            if phone.state is not State.OPEN:
+                break
+            phone.transport.write(b"\x8a\x80\0\0\0\0" if begun[0] == 1 else b"\0")
+            await asyncio.sleep(0.05)
+        assert await soon(recorder.closed.get()) is flow
 
 
 async def test_a_double_crlf_is_answered_with_one_and_one_is_ignored(
