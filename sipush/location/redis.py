@@ -93,8 +93,12 @@ class RedisStore:
         keys = self._key(aor, b"devices"), self._key(aor, b"messages")
         stored, messages = await self._redis.call(*keys, script=LOOKUP)
         devices = dict(zip(stored[::2], stored[1::2], strict=True))
+        try:
+            location = rows.location_of(aor, devices, now_epoch, messages > 1)
+        except rows.UNREADABLE as error:
+            raise LocationError(f"Redis: a row that cannot be read: {error!r}") from error
         self._seen.put(aor, rows.kept(devices))
-        return rows.location_of(aor, devices, now_epoch, messages > 1)
+        return location
 
     def last_known(self, aor: Aor) -> Location | None:
         """What Redis said last to this process, if that is not long ago."""
@@ -181,13 +185,21 @@ class RedisStore:
         gone = await self._redis.call(
             b"ZRANGEBYSCORE", self._gone_messages, after, b"+inf", b"WITHSCORES"
         )
-        return [(*rows.gone_message_of(member), until) for member, until in gone]
+        found = []
+        for member, until in gone:
+            with contextlib.suppress(*rows.UNREADABLE):
+                found.append((*rows.gone_message_of(member), until))
+        return found
 
     async def take_refreshes(self, now_epoch: float) -> list[tuple[Aor, str]]:
         """Taken out of their sorted set."""
         now = repr(now_epoch).encode()
         due = await self._redis.call(self._refreshes, now, script=TAKE_REFRESHES)
-        return [rows.refresh_of(member) for member in due]
+        found = []
+        for member in due:
+            with contextlib.suppress(*rows.UNREADABLE):
+                found.append(rows.refresh_of(member))
+        return found
 
     async def put_held_call(
         self, owner: str, held_id: str, held: bytes, written: Written | None = None

@@ -73,7 +73,7 @@ class Binds(Transaction):
             if not isinstance(before, ReplyError):
                 try:
                     outcome = _apply(registration, key, before, left[n], commands)
-                except (AttributeError, LookupError, TypeError, ValueError) as error:
+                except rows.UNREADABLE as error:
                     outcome = ReplyError(f"a row that cannot be read: {error!r}")
                 if isinstance(outcome, Location):
                     events.append(self._node + b" " + rows.encode(registration.aor))

@@ -25,6 +25,9 @@ from sipush.core.bindings import (
 from sipush.core.location_update import live
 from sipush.core.stored_message import StoredMessage
 
+UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
+"What reading a value raises that was not written here."
+
 
 def encode(text: str) -> bytes:
     """The bytes that ``text`` stands for."""

@@ -222,6 +222,29 @@ async def test_a_row_that_cannot_be_read_fails_the_register_alone_that_reads_it(
     assert stored == Location((other,))
 
 
+async def test_a_row_that_cannot_be_read_is_an_error_and_what_was_seen_last_stays(
+    store: RedisStore, redis_cli: Redis
+):
+    bound = registration(binding(), push=(record(),))
+    await store.bind(bound)
+    await redis_cli.hset(f"sipush:{{{AOR}}}:devices", PHONE, "spoilt")
+    with pytest.raises(LocationError, match="a row that cannot be read"):
+        await store.lookup(AOR, NOW)
+    known = store.last_known(AOR)
+    assert known is not None
+    assert known.bindings == bound.bind
+
+
+async def test_notes_that_cannot_be_read_cost_no_other_note(store: RedisStore, redis_cli: Redis):
+    await store.bind(replace(registration(binding()), refreshes=((PHONE, NOW),)))
+    await redis_cli.zadd("sipush:refreshes", {"spoilt": NOW, '["too short"]': NOW})
+    assert await store.take_refreshes(NOW) == [(AOR, PHONE)]
+    gone = message(1)
+    await store.remove_message(gone, NOW)
+    await redis_cli.zadd("sipush:gone-messages", {b"\xffspoilt": NOW + 9})
+    assert [found[:2] for found in await store.gone_messages(NOW)] == [(AOR, str(gone.key))]
+
+
 async def test_devices_of_one_user_that_register_together_are_all_stored(store: RedisStore):
     rows = [binding(f"instance:{n}", f"sip:{n}@192.0.2.1", call_id=f"{n}") for n in range(4)]
     outcomes = await asyncio.gather(*(store.bind(registration(row)) for row in rows))
