@@ -12,6 +12,7 @@ from typing import Any
 
 from sipush.core.bindings import PLATFORM_NAMES, Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
+from sipush.errors import LocationError
 
 Row = tuple[Any, ...]
 Version = tuple[sqlite3.Connection, int]
@@ -153,13 +154,16 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
 
 
 def load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location:
-    """All rows of ``aor``, expired ones too."""
+    """All rows of ``aor``, expired ones too. Raises LocationError."""
     bindings, records, messages = [], [], False
     for row in execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
         if row[0] is None:
             messages = True
             continue
-        binding, record = device_of(row)
+        try:
+            binding, record = device_of(row)
+        except (LookupError, TypeError, ValueError) as error:
+            raise LocationError(f"a row of {aor} that cannot be read: {error!r}") from error
         if binding is not None:
             bindings.append(binding)
         if record is not None:

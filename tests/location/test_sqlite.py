@@ -139,6 +139,26 @@ async def test_what_was_acknowledged_survives_kill_9(path: Path):
     await store.close()
 
 
+@pytest.mark.parametrize("spoilt", ["path = '[what?'", "platform = 'what?'"])
+async def test_a_row_that_cannot_be_read_fails_alone_those_who_read_it(
+    store: SqliteStore, path: Path, spoilt: str
+):
+    await store.bind(registration(binding(), push=(record(),)))
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute(f"UPDATE devices SET {spoilt}")
+        other.commit()
+    with pytest.raises(LocationError, match=f"a row of {AOR} that cannot be read"):
+        await store.lookup(AOR, NOW)
+    spared = binding(aor="102@example.com")
+    failed, stored = await asyncio.gather(
+        store.bind(registration(binding())),
+        store.bind(registration(spared)),
+        return_exceptions=True,
+    )
+    assert isinstance(failed, LocationError)
+    assert stored == Location((spared,))
+
+
 async def test_another_process_may_use_the_file_at_the_same_time(store: SqliteStore, path: Path):
     await store.bind(registration(binding()))
     command = [
