@@ -35,6 +35,8 @@ class Act(Enum):
     "GOAWAY that still serves this request, then its answer, then the connection is closed."
     DISCONNECT = "disconnect"
     "The connection is cut."
+    ENDLESS = "endless"
+    "An answer whose body never ends."
     DEAF = "deaf"
     "The whole connection never hears or says anything again, pings included."
 
@@ -64,6 +66,11 @@ class HttpReply:
     "Send the body byte by byte."
     raise_stream_limit: bool = False
     "APNs grants one stream until it has seen a valid token."
+
+    @property
+    def ends(self) -> bool:
+        """Whether the body does."""
+        return self.act is not Act.ENDLESS
 
 
 @dataclass(slots=True)
@@ -255,17 +262,17 @@ class _Http2:
             case Act.DISCONNECT:
                 self._closed = True
                 self._writer.transport.abort()
-            case Act.ANSWER:
+            case Act.ANSWER | Act.ENDLESS:
                 await self._send(stream_id, reply)
 
     async def _send(self, stream_id: int, reply: HttpReply) -> None:
-        headers = [(":status", str(reply.status)), *reply.headers.items()]
-        self._h2.send_headers(stream_id, headers, end_stream=not reply.body)
+        headers, ends = [(":status", str(reply.status)), *reply.headers.items()], reply.ends
+        self._h2.send_headers(stream_id, headers, end_stream=ends and not reply.body)
         self._flush()
         step = 1 if reply.split else max(1, len(reply.body))
         for at in range(0, len(reply.body), step):
             end = at + step >= len(reply.body)
-            self._h2.send_data(stream_id, reply.body[at : at + step], end_stream=end)
+            self._h2.send_data(stream_id, reply.body[at : at + step], end_stream=ends and end)
             self._flush()
             await asyncio.sleep(0)
 
@@ -312,10 +319,13 @@ async def _serve_http1(
             case Act.SILENCE | Act.DEAF:
                 await reader.read()  # until the client gives up
                 return
-            case Act.ANSWER | Act.GOAWAY_AFTER:
+            case Act.ANSWER | Act.GOAWAY_AFTER | Act.ENDLESS:
                 await _write_http1(connection, writer, reply)
             case _:
                 return
+        if not reply.ends:
+            await reader.read()
+            return
         if connection.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             connection.start_next_cycle()
 
@@ -346,12 +356,14 @@ async def _read_http1(
 async def _write_http1(
     connection: h11.Connection, writer: asyncio.StreamWriter, reply: HttpReply
 ) -> None:
-    headers = {**reply.headers, "content-length": str(len(reply.body))}
+    size = len(reply.body) if reply.ends else len(reply.body) + 1
+    headers = {**reply.headers, "content-length": str(size)}
     head = h11.Response(status_code=reply.status, headers=list(headers.items()))
     writer.write(connection.send(head) or b"")
     step = 1 if reply.split else max(1, len(reply.body))
     for at in range(0, len(reply.body), step):
         writer.write(connection.send(h11.Data(data=reply.body[at : at + step])) or b"")
         await writer.drain()
-    writer.write(connection.send(h11.EndOfMessage()) or b"")
+    if reply.ends:
+        writer.write(connection.send(h11.EndOfMessage()) or b"")
     await writer.drain()

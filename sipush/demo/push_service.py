@@ -410,7 +410,7 @@ class PushService:
                 payload=payload,
                 received_epoch=time.time(),
                 violations=tuple(violations),
-                status=answer.status if answer.act in (Act.ANSWER, Act.GOAWAY_AFTER) else 0,
+                status=answer.status if answer.act in _ANSWERED else 0,
             )
         )
         return answer
@@ -443,6 +443,9 @@ class PushService:
         with self._lock:
             self.violations.append(text)
 
+
+_ANSWERED = (Act.ANSWER, Act.GOAWAY_AFTER, Act.ENDLESS)
+"Acts in which the client gets a status."
 
 _JSON = {"content-type": "application/json; charset=UTF-8"}
 

@@ -213,9 +213,9 @@ def _body(body: bytes) -> tuple[str, float | None]:
     try:
         fields = json.loads(body)
         reason, milliseconds = fields.get("reason"), fields.get("timestamp")
-    except (ValueError, AttributeError):
+        since = float(milliseconds) / 1000 if isinstance(milliseconds, int | float) else None
+    except (ValueError, AttributeError, OverflowError, RecursionError):
         return "", None
-    since = milliseconds / 1000 if isinstance(milliseconds, int | float) else None
     return word(reason), since
 
 

@@ -172,7 +172,7 @@ def _error(body: bytes) -> tuple[str, str, str]:
                 detail = word(each.get("errorCode"))
             for violation in each.get("fieldViolations", []):
                 field = _field(violation.get("field")) or field
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     return reason, detail, field
 

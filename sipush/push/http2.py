@@ -30,7 +30,14 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 
 from sipush.core.push_request import PushOutcome, PushResult
-from sipush.push.http_client import BODY_LIMIT, CONNECT_TIMEOUT, Answer, Http1Client, distrusted
+from sipush.push.http_client import (
+    BODY_LIMIT,
+    BODY_TIME,
+    CONNECT_TIMEOUT,
+    Answer,
+    Http1Client,
+    distrusted,
+)
 from sipush.push.provider import Begin, Leave, begin_now
 
 QUIET = 1.0
@@ -225,12 +232,11 @@ class Http2Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._unwatch()
         try:
-            events = self._h2.receive_data(data)
-        except ProtocolError:
+            for event in self._h2.receive_data(data):
+                self._event_received(event)
+        except (ProtocolError, ValueError):  # h2 lets pass what is no text, or no status
             self._lose("protocol error")
             return
-        for event in events:
-            self._event_received(event)
         self._flush()
         self._state_changed()
         if self._streams and not self.closed:
@@ -272,6 +278,8 @@ class Http2Connection(asyncio.Protocol):
         stream.retry_after = str(headers.get("retry-after", ""))
         if stream.status == 200:  # it has no body: accepted, whatever comes after
             self._complete(event.stream_id)
+        else:  # the status has told nearly all we ask
+            self._loop.call_later(BODY_TIME, self._complete, event.stream_id)
 
     def _goaway_received(self, event: ConnectionTerminated) -> None:
         self._draining = True

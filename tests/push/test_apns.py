@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import jwt
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import StreamEnded
 
 from sipush.core.bindings import Platform
 from sipush.core.push_request import PushKind, PushResult
 from sipush.demo.http_server import Act
 from sipush.demo.push_service import DEFAULT_APP, Misbehaviour, PushService
-from sipush.push.apns import ApnsProvider
-from sipush.push.http_client import client_context
+from sipush.push.apns import ApnsProvider, classify
+from sipush.push.http_client import Answer, client_context
 
 from .conftest import ALERT_TOKEN, VOIP_TOKEN, call
 
@@ -245,3 +249,43 @@ async def test_a_clock_that_was_put_back_leaves_no_token_of_the_future(
         token = push.headers["authorization"].removeprefix("bearer ")
         issued.append(jwt.decode(token, options={"verify_signature": False})["iat"])
     assert issued == [int(now) + 7200, int(now)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 8000, b'{"reason": "InternalServerError", "timestamp": 1' + b"0" * 400 + b"}"],
+    ids=["nested", "huge"],
+)
+def test_a_body_that_is_no_answer_of_apns_leaves_its_status(body: bytes) -> None:
+    assert classify(Answer(503, body, ""), 1.0).result is PushResult.RETRYABLE
+
+
+@pytest.mark.parametrize(
+    "headers", [((b":status", b"503"), (b"x", b"\xe4")), ((b":status", b"x"),)]
+)
+async def test_an_answer_that_is_no_http_is_a_lost_one(
+    service: PushService, headers: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
+        h2.initiate_connection()
+        while data := await reader.read(65536):
+            for event in h2.receive_data(data):
+                if isinstance(event, StreamEnded):
+                    h2.send_headers(event.stream_id, headers, end_stream=True)
+            writer.write(h2.data_to_send())
+        writer.close()
+
+    surprises: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: surprises.append(what))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(service.credentials.certificate_file, service.credentials.private_key_file)
+    tls.set_alpn_protocols(["h2"])
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    apns = provider_for(service, f"127.0.0.1:{port}")
+    outcome = await apns.send(call(Platform.APNS))
+    assert (outcome.result, outcome.reason) == (PushResult.RETRYABLE, "protocol error")
+    await apns.close()
+    server.close()
+    assert surprises == []

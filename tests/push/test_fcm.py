@@ -189,3 +189,7 @@ def test_a_400_speaks_of_the_token_only_where_it_says_so(
     error = {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": [detail]}
     outcome = classify(400, json.dumps({"error": error}).encode(), "")
     assert (outcome.result, outcome.reason) == (result, reason)
+
+
+def test_a_body_that_is_no_answer_of_fcm_leaves_its_status() -> None:
+    assert classify(503, b"[" * 8000, "").result is PushResult.RETRYABLE

@@ -43,6 +43,8 @@ CIRCUMSTANCES: dict[str, dict[str, Any]] = {
     "no body": {"with_body": False},
     "split body": {"split": True},
     "only once": {"times": 1},
+    "only once, its body never ends": {"act": Act.ENDLESS, "times": 1},
+    "its body never ends": {"act": Act.ENDLESS},
     "GOAWAY first, answer after": {"act": Act.GOAWAY_AFTER},
     "Retry-After fits the hold": {"retry_after": "1"},
     "no FcmError detail": {"fcm_detail": False},
