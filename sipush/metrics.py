@@ -5,12 +5,16 @@ Names follow Prometheus' rules; labels never hold a user, a device or a token.
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import REGISTRY, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Gauge, Histogram, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from sipush.core.bindings import Platform
@@ -80,6 +84,24 @@ TRANSACTIONS = Gauge("sipush_transactions", "Live SIP transactions.", ["side"])
 FORWARDED = Gauge("sipush_forwarded_requests", "Requests being forwarded, held calls among them.")
 
 
+REQUEST_TIME = 5.0
+"Seconds in which a request must have come: each costs a thread and a descriptor."
+
+
+class _Server(ThreadingWSGIServer):
+    """A thread for each request."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever asked has gone, or said nothing: no reason for a traceback in the log."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_TIME
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing."""
+
+
 class MetricsServer:
     """Answers Prometheus from a thread of its own, off the event loop."""
 
@@ -87,10 +109,22 @@ class MetricsServer:
         """``listen``: host:port. Raises TransportError."""
         host, _, port = listen.rpartition(":")
         try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"))
+            found = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            family, _, _, _, address = found[0]
+
+            class Server(_Server):
+                address_family = family
+
+            self._server = make_server(
+                str(address[0]), int(port), make_wsgi_app(), Server, _Handler
+            )
         except OSError as error:
             raise TransportError(f"metrics {listen}: {error.strerror or error}") from error
         self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Answer nobody any more."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
+import struct
 from pathlib import Path
 
 import httpx
@@ -105,6 +108,25 @@ async def test_the_end_of_each_certificate_is_told_and_that_of_a_renewed_one_aft
     await daemon.log_event("reloaded")
     renewed = (await read(address))[f"{name}{usual.certificate}"]
     assert renewed == end_of(usual) > samples[f"{name}{usual.certificate}"]
+
+
+async def test_who_asks_for_nothing_or_hears_no_answer_costs_nothing(world: World) -> None:
+    """A thread each, for good, and a traceback in the log when Prometheus was tired of waiting."""
+    daemon = await world.start(metrics={"listen": "127.0.0.1:0"})
+    address = (await daemon.log_event("metrics_served"))["address"]
+    host, _, port = address.rpartition(":")
+    silent, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /met")
+    for _ in range(20):
+        impatient = socket.create_connection((host, int(port)))
+        impatient.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        impatient.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        impatient.close()
+    (nothing,) = await in_time(silent.read())
+    assert nothing == b""
+    writer.close()
+    await read(address)
+    assert [line for line in daemon.log.all if not line.startswith("{")] == []
 
 
 async def test_every_metric_is_documented(world: World) -> None:
