@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, TypeGuard
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -285,6 +285,8 @@ async def _fields(request: Request) -> dict[str, Any]:
                     raise HTTPException(413, f"the body is longer than {BODY_SIZE} bytes")
     except TimeoutError:
         raise HTTPException(408, f"the body took longer than {REQUEST_TIME:g} s") from None
+    except ClientDisconnect:  # nobody hears it
+        raise HTTPException(400, "the body has no end") from None
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):  # what is nested too deeply

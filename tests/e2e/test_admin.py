@@ -428,6 +428,22 @@ async def test_what_cannot_be_done_is_told_in_json(world: World, admin: Admin) -
         assert "allowed" in is_refused(refused, 400)
     long = await admin.ask("POST", post, json={"aor": "x" * 5000})
     assert "4096" in is_refused(long, 413)
+
+
+async def test_who_leaves_in_the_middle_of_a_request_leaves_no_traceback(
+    daemon: Daemon, admin: Admin
+) -> None:
+    said, (host, _, port) = len(daemon.log.all), admin.address.rpartition(":")
+    for body in ("Content-Length: 9\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\nf\r\n{"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /api/push-tests HTTP/1.1\r\nHost: {admin.address}\r\n"
+        access = f"Authorization: Bearer {admin.token}\r\nContent-Type: application/json\r\n"
+        writer.write((head + access + body).encode())
+        writer.write_eof()
+        await in_time(reader.read())
+        writer.close()
+    assert (await admin.ask("GET", "/healthz")).status_code == 200
+    daemon.assert_no_traceback(said)
     for path in ("/api/none", "/api/ladder?call_id=none", "/none"):
         is_refused(await admin.ask("GET", path), 404)
     is_refused(await admin.ask("DELETE", "/api/calls"), 405)
