@@ -426,7 +426,7 @@ class Proxy:
         ``flow``: its name, if that is known. The Via is the word of a caller who may stand at
         another place than his address says: behind a terminator of TLS on our host, or a peer's.
         """
-        back = ReturnFlow(self.transports, via)
+        back = ReturnFlow(self.transports, via, remote_ip(flow))
         ip, port = back.remote
         if back.transport != "UDP" and is_ip(ip) and is_own(ip) and not self.policy.is_peer(ip):
             back.refused = not (is_usual_port(port) or leads_to_port(flow, port))

@@ -19,9 +19,9 @@ class ReturnFlow:
     Opened with the first response; what cannot be delivered is lost, as a response may be.
     """
 
-    def __init__(self, transports: Transports, via: Via) -> None:
-        """``via``: the caller's, stamped with ``received``."""
-        host = (via.params.get("received") or via.host).strip("[]")
+    def __init__(self, transports: Transports, via: Via, ip: str = "") -> None:
+        """``via``: the caller's, stamped with ``received``; ``ip``: his address, if it is known."""
+        host = ip or (via.params.get("received") or via.host).strip("[]")
         port = via.port or DEFAULT_PORTS.get(via.transport, 5060)
         if via.transport == "UDP" and (rport := via.params.get("rport")):
             port = int(rport)

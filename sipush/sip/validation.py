@@ -152,6 +152,11 @@ def stamp_received(request: Request, remote: tuple[str, int], via: Via | None = 
     wants_rport = "rport" in via.params
     if not wants_rport and via.host.strip("[]").lower() == host and "received" not in via.params:
         return
+    if not via.is_plain:  # what is put behind an open quote would be part of it: the first counts
+        sent_by, semicolon, params = line.partition(";")
+        noted = f";rport={port};received={host}" if wants_rport else f";received={host}"
+        request.headers.replace_first_line("via", f"{sent_by.rstrip()}{noted}{semicolon}{params}")
+        return
     end = len(line)
     if "," in line:
         colon = line.index(":") + 1

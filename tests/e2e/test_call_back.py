@@ -149,3 +149,31 @@ async def test_a_caller_names_no_server_of_our_host_in_his_via(
     await daemon.log_event("response_lost", start=said)
     assert call.call_id == incoming.invite["call-id"]
     assert database.connections == 0
+
+
+@pytest.mark.parametrize("unclosed", ['x="', "x=<", 'received="1;2"'])
+async def test_a_via_that_closes_no_quote_hides_from_nobody_where_it_came_from(
+    world: World, database: Database, unclosed: str
+) -> None:
+    """What we note in it would be part of the quote, and answers go to any host that it names."""
+    daemon = await world.daemon()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", "TCP")
+    plain, own = alice.wire.send, f"Via: SIP/2.0/TCP {alice.wire.host_port};"
+
+    def from_elsewhere(text: str | bytes) -> None:
+        assert isinstance(text, str)
+        plain(
+            text.replace(own, f"Via: SIP/2.0/TCP {PBX}:{database.port};").replace(
+                ";rport", f";{unclosed}", 1
+            )
+        )
+
+    alice.wire.send = from_elsewhere  # type: ignore[method-assign]
+    said = len(daemon.log.all)
+    await alice.call("bob")
+    incoming = await bob.incoming()
+    await lost(alice, bob)
+    incoming.reply(200, f"Contact: <{bob.contact_uri}>")
+    await daemon.log_event("response_lost", start=said)
+    assert database.connections == 0

@@ -95,3 +95,23 @@ def test_an_ipv6_source_is_written_without_brackets() -> None:
     stamped = request(via="SIP/2.0/UDP [2001:db8::1];branch=b;rport")
     stamp_received(stamped, ("2001:db8::2", 5060))
     assert stamped.top_via.params["received"] == "2001:db8::2"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        'branch=z9hG4bK1;x="',
+        "branch=z9hG4bK1;x=<",
+        'branch=z9hG4bK1;received="1;2"',
+        'branch=z9hG4bK1;received=1.2.3.4;x=";received=5.6.7.8',
+        'rport;branch=z9hG4bK1;x="',
+        'branch=z9hG4bK1;x=", SIP/2.0/UDP 192.0.2.9',
+    ],
+)
+def test_where_a_request_came_from_is_noted_whatever_quotes_are_open(params: str) -> None:
+    came = request(via=f"SIP/2.0/TCP 10.0.0.1:6379;{params}")
+    stamp_received(came, ("192.0.2.7", 40000))
+    noted = came.top_via.params
+    assert noted["received"] == "192.0.2.7"
+    assert noted.get("rport") == ("40000" if params.startswith("rport") else None)
+    assert came.top_via.branch == "z9hG4bK1"
