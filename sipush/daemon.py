@@ -315,6 +315,9 @@ class Daemon:
         """Take over users, apps, peers and timings; a broken file changes nothing."""
         try:
             config = load(self._path)
+            if not config.model_fields_set and self._config.model_fields_set:
+                # Is being written, or the disk is full: it would take all users and apps away.
+                raise ConfigError([f"{self._path}: nothing is in it"])
             _build_all(*_replaceable(config))
             apps = build_apps(config.apps)
             mirror = _mirror(config)

@@ -79,9 +79,12 @@ async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: Wo
     assert answer.status == 200
 
 
-async def test_a_broken_reload_changes_nothing(world: World) -> None:
+@pytest.mark.parametrize("broken", [{"wakes": {}}, {}], ids=["unknown key", "empty file"])
+async def test_a_broken_reload_changes_nothing(
+    world: World, broken: dict[str, dict[str, str]]
+) -> None:
     daemon = await world.start()
-    daemon.settings["wakes"] = {}
+    daemon.settings = daemon.settings | broken if broken else {}
     daemon.reload()
     await daemon.log_event("reload_failed")
     bob = await world.phone(daemon, "bob")
