@@ -369,7 +369,7 @@ class Proxy:
         """Go on with a call that another process held."""
         request = parse_datagram(held.request)
         assert isinstance(request, Request)
-        flow = self.transports.flow(held.flow) or self.way_back(request.top_via, held.flow)
+        flow = self._flow_back(held.flow, request)
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)
         if held.left:
@@ -378,7 +378,7 @@ class Proxy:
             transaction.end_alone(make_response(request, status, None, held.tag))
         for name, vias in held.merged:
             again = by_way_of(request, vias)
-            back = self._way_back(name, again)
+            back = self._flow_back(name, again)
             transaction.merge(self.layer.adopt_request(back, again, answered=context.successful))
         forwarding = Forwarding(
             self, transaction, request, context, tag=held.tag, push_id=held.push_id
@@ -419,6 +419,10 @@ class Proxy:
         forwarding.resume(held, locations)
         if live is not None and live.final:
             forwarding.was_answered_elsewhere()
+
+    def _flow_back(self, name: str, request: Request) -> Flow:
+        """The flow of that name, by which a request came to another process, or to its sender."""
+        return self.transports.flow(name) or self.way_back(request.top_via, name)
 
     def way_back(self, via: Via, flow: str = "") -> ReturnFlow:
         """What RFC 3261 §18.2.2 says when the connection of a request is gone.
