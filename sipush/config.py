@@ -51,7 +51,6 @@ from sipush.config_values import (
     SipUriText,
 )
 from sipush.errors import ConfigError
-from sipush.sip.uri import stands_in_uri
 
 
 class Section(BaseModel):
@@ -419,8 +418,6 @@ def _check_aor(aor: str, info: ValidationInfo) -> str:
     if not user or (sip and domain not in sip.domains):
         ours = " or ".join(sip.domains) if sip else "one of sip.domains"
         refuse(f"is no address-of-record of ours (allowed: user@{ours})")
-    if not stands_in_uri(aor):
-        refuse(f"cannot stand in a SIP URI (allowed: such as 101@{domain})")
     return aor
 
 

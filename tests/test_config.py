@@ -244,13 +244,6 @@ WRONG = [
         f"users.101 = {{{HA1}}}",
         "users.101: is no address-of-record of ours (allowed: user@localhost)",
     ),
-    *(
-        (line, f"{key}: cannot stand in a SIP URI (allowed: such as 101@localhost)")
-        for line, key in (
-            (f'users."1 2@localhost" = {{{HA1}}}', 'users."1 2@localhost"'),
-            ('groups."<6>@localhost".members = ["1@localhost"]', 'groups."<6>@localhost"'),
-        )
-    ),
     (
         'groups."600@localhost".members = ["1:2@localhost"]',
         'groups."600@localhost".members[0]: "1:2@localhost" '

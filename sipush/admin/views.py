@@ -272,6 +272,8 @@ def _arrow(step: Step) -> tuple[str, str, str]:
             return far, far, f"no answer at all: {facts['failure']}"
         case "next_hop_unreachable":
             return far, far, f"cannot be reached: {facts['reason']}"
+        case "merged":
+            return near, "sipush", f"the same request once more, from {facts['remote']}"
         case "routed":
             return "sipush", "sipush", f"contacts and sleeping devices: {facts['targets']}"
         case "falling_back":
