@@ -10,6 +10,8 @@ import json
 import sqlite3
 from typing import Any
 
+import orjson
+
 from sipush.core.bindings import PLATFORM_NAMES, Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
 from sipush.errors import LocationError
@@ -80,10 +82,24 @@ def device_row(aor: Aor, device: str, binding: Binding | None, record: PushRecor
     return aor, device, *_half_of_binding(binding), *_half_of_record(record)
 
 
+def _json(value: object) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # what is not UTF-8
+        return json.dumps(value, ensure_ascii=False)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # likewise
+        return json.loads(text)
+
+
 def _half_of_binding(b: Binding | None) -> Row:
     if b is None:
         return _NO_HALF
-    path = json.dumps(b.path, ensure_ascii=False) if b.path else ""
+    path = _json(b.path) if b.path else ""
     return (
         b.contact,
         b.contact_key,
@@ -101,7 +117,7 @@ def _half_of_binding(b: Binding | None) -> Row:
 def _half_of_record(r: PushRecord | None) -> Row:
     if r is None:
         return _NO_HALF
-    extra = json.dumps(r.extra, ensure_ascii=False) if r.extra else ""
+    extra = _json(r.extra) if r.extra else ""
     return (
         PLATFORM_NAMES[r.platform],
         r.app_id,
@@ -131,7 +147,7 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
             row[6],
             row[7],
             row[8],
-            tuple(json.loads(row[9])) if row[9] else (),
+            tuple(_from_json(row[9])) if row[9] else (),
             row[10],
             row[11],
         )
@@ -146,7 +162,7 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
             bool(row[16]),
             bool(row[17]),
             row[18],
-            json.loads(row[19]) if row[19] else {},
+            _from_json(row[19]) if row[19] else {},
             row[20],
             row[21],
         )
