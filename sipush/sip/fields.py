@@ -88,8 +88,10 @@ def parse_name_addr(text: str) -> NameAddr:
     Raises MessageError 400.
     """
     usual = _usual_name_addr(text)
-    if usual is not None:
-        return usual
+    return _any_name_addr(text) if usual is None else usual
+
+
+def _any_name_addr(text: str) -> NameAddr:
     if "<" not in text:
         bare = _ADDR_SPEC(text)
         if bare is None:
@@ -105,7 +107,7 @@ def parse_name_addr(text: str) -> NameAddr:
 
 
 def _usual_name_addr(text: str) -> NameAddr | None:
-    """``"name" <sip:user@host>;tag=…``, as nearly every From and To is; None for others."""
+    """``"name" <sip:user@host>;tag=…``, as nearly all addresses are; None for others."""
     before, _, rest = text.partition("<")
     uri, closed, after = rest.partition(">")
     sip_uri = usual_sip_uri(uri)
@@ -120,9 +122,9 @@ def _usual_name_addr(text: str) -> NameAddr | None:
     if not after:
         return NameAddr(uri, display, {}, sip_uri)
     tag = after[5:]
-    if not after.startswith(";tag=") or not (tag.isalnum() or _TAG(tag)):
-        return None
-    return NameAddr(uri, display, {"tag": tag}, sip_uri)
+    if after.startswith(";tag=") and (tag.isalnum() or _TAG(tag)):
+        return NameAddr(uri, display, {"tag": tag}, sip_uri)
+    return NameAddr(uri, display, parse_params(after), sip_uri) if after[0] == ";" else None
 
 
 class _Hop:

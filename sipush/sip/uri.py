@@ -124,8 +124,10 @@ _uris: Final = Memo(_parse_sip_uri)
 
 
 def usual_sip_uri(text: str) -> SipUri | None:
-    """The parsed URI of most users and phones, ``sip:user@host[:port]``; None for others."""
-    if ";" in text or not text.startswith("sip:"):
+    """The parsed URI of most users and phones, ``sip:user@host[:port][;…]``; None for others."""
+    if ";" in text:
+        return _plain_sip_uri(text)
+    if not text.startswith("sip:"):
         return None
     try:
         return _uris.get(text)

@@ -1,7 +1,13 @@
+from contextlib import suppress
+
 import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
 
 from sipush.errors import MessageError
+from sipush.sip import fields
 from sipush.sip.fields import CSeq, NameAddr, parse_cseq, parse_name_addr, parse_via
+from sipush.sip.uri import parse_sip_uri
 
 
 @pytest.mark.parametrize(
@@ -19,6 +25,32 @@ def test_addresses_are_read_in_every_form(
 ) -> None:
     address = parse_name_addr(text)
     assert (address.uri, address.display_name, address.tag) == (uri, display, tag)
+
+
+def _some(*pieces: str) -> st.SearchStrategy[str]:
+    """A few of these in a row, and now and then what does not belong there."""
+    odd = st.sampled_from(['"', "<", ">", ";", "=", " ", "\\", ",", "?", "%", "\n", "\u00e9"])
+    most = [st.sampled_from(pieces)] * 19
+    return st.lists(st.one_of(*most, odd), max_size=3).map("".join)
+
+
+@given(
+    st.sampled_from(["", '"A B"', '"A" ', "A ", '"<"', '"\\""', " "]),
+    st.sampled_from(["sip:a@b", "sip:a@b:5070", "sip:b", "SIP:a@[::1]", "tel:+1", ""]),
+    _some(";ob", ";transport=TCP", ";x=%40", "?h=1"),
+    _some(";tag=1", ";q=0.5", ';+sip.instance="<urn:x;y>"', ";reg-id=1", ";Lr", ' ; a = "\\""'),
+)
+def test_a_usual_address_is_read_as_all_others_are(
+    name: str, uri: str, uri_params: str, params: str
+) -> None:
+    text = f"{name}<{uri}{uri_params}>{params}"
+    usual, other = fields._usual_name_addr(text), None
+    with suppress(MessageError):
+        other = fields._any_name_addr(text)
+    event(f"taken: {usual is not None}")
+    if usual is not None:
+        assert usual == other
+        assert usual.sip_uri == parse_sip_uri(usual.uri)
 
 
 def test_a_parameter_before_the_bracket_belongs_to_the_uri() -> None:

@@ -1,7 +1,8 @@
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
+from sipush.sip import grammar
 from sipush.sip.grammar import (
     is_token,
     parse_params,
@@ -32,6 +33,14 @@ def test_a_quoted_text_unquotes_to_itself_without_line_ends(text: str) -> None:
 )
 def test_separators_in_quotes_and_brackets_do_not_split(text: str, parts: list[str]) -> None:
     assert split_outside(text, ",") == parts
+
+
+@given(st.text('",;<>\\ a='), st.sampled_from(",;"))
+def test_what_is_split_by_its_quotes_is_split_as_all_other_text(text: str, separator: str) -> None:
+    parts = grammar._split_outside_quotes(text, separator)
+    event(f"taken: {parts is not None}")
+    if parts is not None:
+        assert parts == grammar._split_outside_any(text, separator)
 
 
 def test_params_keep_values_as_written_and_the_first_of_equal_names() -> None:
