@@ -37,6 +37,8 @@ class Act(Enum):
     "The connection is cut."
     ENDLESS = "endless"
     "An answer whose body never ends."
+    BREAK = "break"
+    "An answer in whose body the connection is cut."
     DEAF = "deaf"
     "The whole connection never hears or says anything again, pings included."
 
@@ -70,7 +72,7 @@ class HttpReply:
     @property
     def ends(self) -> bool:
         """Whether the body does."""
-        return self.act is not Act.ENDLESS
+        return self.act not in (Act.ENDLESS, Act.BREAK)
 
 
 @dataclass(slots=True)
@@ -264,6 +266,9 @@ class _Http2:
                 self._writer.transport.abort()
             case Act.ANSWER | Act.ENDLESS:
                 await self._send(stream_id, reply)
+            case Act.BREAK:
+                await self._send(stream_id, reply)
+                self._end()
 
     async def _send(self, stream_id: int, reply: HttpReply) -> None:
         headers, ends = [(":status", str(reply.status)), *reply.headers.items()], reply.ends
@@ -319,12 +324,13 @@ async def _serve_http1(
             case Act.SILENCE | Act.DEAF:
                 await reader.read()  # until the client gives up
                 return
-            case Act.ANSWER | Act.GOAWAY_AFTER | Act.ENDLESS:
+            case Act.ANSWER | Act.GOAWAY_AFTER | Act.ENDLESS | Act.BREAK:
                 await _write_http1(connection, writer, reply)
             case _:
                 return
         if not reply.ends:
-            await reader.read()
+            if reply.act is Act.ENDLESS:
+                await reader.read()
             return
         if connection.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             connection.start_next_cycle()

@@ -444,7 +444,7 @@ class PushService:
             self.violations.append(text)
 
 
-_ANSWERED = (Act.ANSWER, Act.GOAWAY_AFTER, Act.ENDLESS)
+_ANSWERED = (Act.ANSWER, Act.GOAWAY_AFTER, Act.ENDLESS, Act.BREAK)
 "Acts in which the client gets a status."
 
 _JSON = {"content-type": "application/json; charset=UTF-8"}

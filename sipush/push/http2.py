@@ -276,7 +276,7 @@ class Http2Connection(asyncio.Protocol):
         headers: dict[Any, Any] = dict(event.headers)
         stream.status = int(headers[":status"])
         stream.retry_after = str(headers.get("retry-after", ""))
-        if stream.status == 200:  # it has no body: accepted, whatever comes after
+        if 200 <= stream.status < 300:  # accepted, whatever comes after: not to be sent again
             self._complete(event.stream_id)
         else:  # the status has told nearly all we ask
             self._loop.call_later(BODY_TIME, self._complete, event.stream_id)

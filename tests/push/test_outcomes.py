@@ -45,6 +45,7 @@ CIRCUMSTANCES: dict[str, dict[str, Any]] = {
     "only once": {"times": 1},
     "only once, its body never ends": {"act": Act.ENDLESS, "times": 1},
     "its body never ends": {"act": Act.ENDLESS},
+    "connection cut in its body": {"act": Act.BREAK},
     "GOAWAY first, answer after": {"act": Act.GOAWAY_AFTER},
     "Retry-After fits the hold": {"retry_after": "1"},
     "no FcmError detail": {"fcm_detail": False},
