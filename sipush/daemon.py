@@ -330,7 +330,8 @@ class Daemon:
             if values != self._started_with[section]:
                 log.warning("restart_needed", section=section)
         # The calls that are up have routes signed for the URI of now.
-        config = config.model_copy(update={"node": self._config.node})
+        if config.node != self._config.node:
+            config = config.model_copy(update={"node": self._config.node})
         self._config = config
         # What the file says of an address that is not open yet must not open the one that is.
         if self._admin is not None and (

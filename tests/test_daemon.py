@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from sipush.config import NodeConfig
+from sipush.config import NodeConfig, load
 from sipush.core.bindings import Subscriber
 from sipush.daemon import Daemon
 from sipush.location.memory import MemoryStore
@@ -56,3 +56,17 @@ def test_nodes_of_one_host_name_keep_their_held_calls_and_nonces_to_themselves(
     one, other, again = (node(tmp_path, f"sip:10.0.0.{n}") for n in (1, 2, 1))
     assert one._name(doors) == again._name(doors) != other._name(doors)
     assert one._nonce_key(key) == again._nonce_key(key) != other._nonce_key(key)
+
+
+async def test_what_began_with_an_empty_file_may_be_reloaded_with_it_time_and_again(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "sipush.toml"
+    file.write_text("# nothing yet\n")
+    one = Daemon(file, load(file))
+    one._build(bytes(32))
+    for _ in range(3):
+        before = one._config
+        one._reload()
+        assert one._config is not before  # a reload that fails keeps it
+    await one._tasks.close()
