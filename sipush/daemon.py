@@ -522,7 +522,7 @@ class Daemon:
     async def _some_users(self) -> list[str]:
         """The first few users: a store may hold a million, or a few among a million bindings."""
         users, all_seen = list(self._config.users), False
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, LocationError):
             async with asyncio.timeout(_LISTING_TIME):
                 async for subscriber in self._store.subscribers():
                     if len(users) > _SHOWN_USERS:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sipush.config import NodeConfig, load
 from sipush.core.bindings import Subscriber
 from sipush.daemon import Daemon
+from sipush.errors import LocationError
 from sipush.location.memory import MemoryStore
 from tests.bench.in_process import configuration
 from tests.server.stores import ChangedStore
@@ -20,10 +21,23 @@ class EndlessStore(ChangedStore):
         await asyncio.Event().wait()
 
 
-def daemon(directory: Path, store: MemoryStore | EndlessStore) -> Daemon:
+class SpoiltStore(ChangedStore):
+    """A user, and one who cannot be read."""
+
+    async def subscribers(self) -> AsyncIterator[Subscriber]:
+        yield Subscriber("bob@example.com", "0" * 32)
+        raise LocationError("spoilt")
+
+
+def daemon(directory: Path, store: MemoryStore | EndlessStore | SpoiltStore) -> Daemon:
     daemon = Daemon(Path(), configuration(directory))
     daemon._store = store
     return daemon
+
+
+async def test_a_user_who_cannot_be_read_keeps_no_server_from_starting(tmp_path: Path) -> None:
+    users = await daemon(tmp_path, SpoiltStore())._some_users()
+    assert users[-2:] == ["bob@example.com", "…"]
 
 
 async def test_a_start_does_not_wait_for_users_that_are_hard_to_find(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class RedisStore:
         try:
             location = rows.location_of(aor, devices, now_epoch, messages > 1)
         except rows.UNREADABLE as error:
-            raise LocationError(f"Redis: a row that cannot be read: {error!r}") from error
+            raise LocationError(f"Redis: {aor} has a row that cannot be read: {error!r}") from error
         self._seen.put(aor, rows.kept(devices))
         return location
 
@@ -247,7 +247,10 @@ class RedisStore:
         """The subscriber, or None."""
         key = self._key(aor, b"subscriber")
         fields = await self._redis.call(b"HGETALL", key, tracked=True)
-        return rows.subscriber_of(aor, fields) if fields else None
+        try:
+            return rows.subscriber_of(aor, fields) if fields else None
+        except rows.UNREADABLE as error:
+            raise LocationError(f"Redis: user {aor} cannot be read: {error!r}") from error
 
     @property
     def subscriber_lifetime(self) -> float:
@@ -289,7 +292,11 @@ class RedisStore:
         now = repr(now_epoch).encode()
         await self._redis.call(b"ZREMRANGEBYSCORE", self._bans, b"-inf", now)
         banned = await self._redis.call(b"ZRANGE", self._bans, b"0", b"-1", b"WITHSCORES")
-        return {name.decode(): until for name, until in banned}
+        found = {}
+        for name, until in banned:
+            with contextlib.suppress(*rows.UNREADABLE):
+                found[name.decode()] = until
+        return found
 
     async def remove_ban(self, source: str) -> bool:
         """Whether there was one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import marshal
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -163,10 +164,12 @@ def gone_message_of(member: bytes) -> tuple[Aor, str]:
 
 
 def messages_of(aor: Aor, fields: Mapping[bytes, bytes]) -> list[StoredMessage]:
-    """The messages in such a hash, by rising id."""
+    """The messages in such a hash that can be read, by rising id."""
     messages = []
     for name, content in fields.items():
-        if name != b"last":
+        if name == b"last":
+            continue
+        with suppress(*UNREADABLE):
             number, stored, expires, key = name.decode().split(" ")
             times = float(stored), float(expires)
             messages.append(StoredMessage(aor, key, content, *times, int(number)))

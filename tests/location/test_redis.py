@@ -245,6 +245,23 @@ async def test_notes_that_cannot_be_read_cost_no_other_note(store: RedisStore, r
     assert [found[:2] for found in await store.gone_messages(NOW)] == [(AOR, gone.key)]
 
 
+async def test_a_user_who_cannot_be_read_is_named(store: RedisStore, redis_cli: Redis):
+    await redis_cli.hset(f"sipush:{{{AOR}}}:subscriber", "hold_seconds", "long")
+    with pytest.raises(LocationError, match=f"user {AOR} cannot be read"):
+        await store.subscriber(AOR)
+
+
+async def test_bans_and_messages_that_cannot_be_read_cost_no_others(
+    store: RedisStore, redis_cli: Redis
+):
+    await store.put_ban("192.0.2.1", NOW + 60)
+    await redis_cli.zadd("sipush:bans", {b"\xff": NOW + 60})
+    assert await store.bans(NOW) == {"192.0.2.1": NOW + 60}
+    await store.put_message(message(1), 10)
+    await redis_cli.hset(f"sipush:{{{AOR}}}:messages", "spoilt", "x")
+    assert [found.key for found in await store.messages(AOR, NOW)] == [str(message(1).key)]
+
+
 async def test_devices_of_one_user_that_register_together_are_all_stored(store: RedisStore):
     rows = [binding(f"instance:{n}", f"sip:{n}@192.0.2.1", call_id=f"{n}") for n in range(4)]
     outcomes = await asyncio.gather(*(store.bind(registration(row)) for row in rows))
