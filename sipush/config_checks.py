@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipush.config_problems import dotted
-from sipush.sip.uri import parse_sip_uri, stands_in_uri
+from sipush.sip.uri import parse_sip_uri
 from sipush.transport.address import is_ip, parse_address
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _admin(config: Config) -> Iterator[str]:
 
 def _is_ours(aor: str, config: Config) -> bool:
     user, _, domain = aor.rpartition("@")
-    return bool(user) and domain in config.sip.domains and stands_in_uri(aor)
+    return bool(user) and domain in config.sip.domains
 
 
 def _not_ours(config: Config) -> str:
