@@ -85,7 +85,7 @@ FORWARDED = Gauge("sipush_forwarded_requests", "Requests being forwarded, held c
 
 
 REQUEST_TIME = 5.0
-"Seconds in which a request must have come: each costs a thread and a descriptor."
+"Seconds that who asks may be silent in a request: each costs a thread and a descriptor."
 
 
 class _Server(ThreadingWSGIServer):
