@@ -77,6 +77,15 @@ class HeldCalls:
         del self._held[held_id]
         self._tasks.spawn(self._remove_stored(held_id))
 
+    async def replace(self, held_id: str, forwardings: list[Forwarding]) -> None:
+        """A call that has just been claimed is one of these already, or over."""
+        for forwarding in forwardings:
+            if forwarding.is_named and forwarding.push_id == held_id:
+                await self.store(forwarding)
+                return
+        if held_id not in self._ended:
+            self.drop(held_id)
+
     def _forget(self, forwarding: Forwarding) -> None:
         forwarding.forgotten()
         self._remove(forwarding.push_id)

@@ -369,6 +369,10 @@ class Proxy:
         """Go on with a call that another process held."""
         request = parse_datagram(held.request)
         assert isinstance(request, Request)
+        if self.layer.knows(request):  # its caller has sent it to us again: he is answered there
+            log.info("call_repeated_here", call_id=request.call_id)
+            await self.held_calls.replace(held.id, list(self._forwardings.values()))
+            return
         flow = self._flow_back(held.flow, request)
         context = thaw(held.context, self.clock(), time.time())
         transaction = self.layer.adopt_request(flow, request, answered=context.successful)

@@ -597,6 +597,10 @@ class TransactionLayer:
             request.add_length()
         return self._start_client(request, flow, branch, on_response, on_failure)
 
+    def knows(self, request: Request) -> bool:
+        """Whether an INVITE has come to us too, in the same transaction."""
+        return server_key(request, request.top_via, request.method) in self._servers
+
     def adopt_request(
         self, flow: Flow, request: Request, *, answered: bool = False
     ) -> ServerTransactionHandle:

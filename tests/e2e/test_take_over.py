@@ -73,3 +73,34 @@ async def test_another_process_goes_on_with_a_dead_ones_call(world: World) -> No
     assert incoming.push_id == pushed_anew.push_id
     await alice.wire.heard()
     assert alice.wire.count("INVITE") == 1
+
+
+async def test_who_sends_another_node_the_same_again_is_answered_there_alone(world: World) -> None:
+    """Its address has moved there with all that is sent to it."""
+    first = await world.start(wake={"hold": 60.0, "probe": 0.25})
+    second = await world.start(wake={"hold": 60.0, "probe": 0.25}, store=first.settings["store"])
+    await world.sleeping(first, "bob", "UDP", x_push(apns_token()), "urn:uuid:1")
+    call = await calls(world, first, "bob")
+    await world.pushes.next()
+    await call.expect(180)
+    await first.kill()
+    push = x_push(apns_token())
+    await world.sleeping(second, "bob", "UDP", push, "urn:uuid:1")
+    again = replace(call, phone=await world.phone(second, "200", ip=PBX))
+    wire, old = again.phone.wire, call.phone.wire.host_port
+    plain = wire.send
+
+    def same_via(text: str | bytes) -> None:
+        assert isinstance(text, str)
+        plain(text.replace(f"{wire.host_port};branch", f"{old};branch"))
+
+    wire.send = same_via  # type: ignore[method-assign]
+    again.resend_invite()
+    await again.expect(180)
+    await second.log_event("call_repeated_here", patience=2 * LEASE)
+    bob = await world.registered(second, "bob", "UDP", push, "urn:uuid:1")
+    incoming = await bob.incoming()
+    incoming.reply(180)
+    await again.expect(180)
+    await in_time(again.cancel(), again.final(), incoming.cancelled())
+    assert call.phone.wire.count(482) == 0
