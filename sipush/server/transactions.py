@@ -110,8 +110,8 @@ class ServerTransactionHandle:
 
     @property
     def completed(self) -> bool:
-        """Whether a final response was given."""
-        return self._transaction.completed
+        """Whether a final response was given, by every way."""
+        return self._transaction.completed and all(each.completed for each in self.merged)
 
     @property
     def status(self) -> int:

@@ -5,9 +5,12 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sipush.core.rejection import Rejection
 from sipush.errors import MessageError
+from sipush.server.answers import reject
 from sipush.server.transactions import ClientTransactionHandle, Failure
 from sipush.sip.message import Request, Response, make_response, parse_datagram
+from sipush.sip.status import Status
 from sipush.transport.flow import Flow
 from tests.server.wire import Wire, WireFlow
 from tests.sip.messages import TOP_VIA, request, request_bytes
@@ -262,6 +265,21 @@ def test_a_cancel_after_the_final_response_changes_nothing_and_is_answered_200()
     wire.receive(request_bytes("CANCEL"))
     assert wire.flow.take_lines() == ["SIP/2.0 200 OK"]
     assert wire.events == ["request INVITE"]
+
+
+def test_what_goes_nowhere_is_refused_by_the_way_that_is_left() -> None:
+    wire = call()
+    wire.receive(INVITE.replace(b"branch=", b"branch=z9hG4bKother"))
+    wire.flow.take()
+    first, second = wire.handles
+    first.merge(second)
+    first.leave(first)
+    first.end_alone(make_response(first.request, 487, to_tag="b1"))
+    assert not first.completed
+    reject(first, Rejection(Status.NOT_FOUND), "b1")
+    assert first.completed
+    sent = [(r.status, r.top_via.branch) for r in wire.flow.take() if isinstance(r, Response)]
+    assert sent == [(487, first.branch), (404, second.branch)]
 
 
 def test_a_cancel_of_nothing_is_answered_481() -> None:
