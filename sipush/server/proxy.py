@@ -436,8 +436,10 @@ class Proxy:
         """
         back = ReturnFlow(self.transports, via, remote_ip(flow))
         ip, port = back.remote
-        if back.transport != "UDP" and is_ip(ip) and is_own(ip) and not self.policy.is_peer(ip):
-            back.refused = not (is_usual_port(port) or leads_to_port(flow, port))
+        is_here = is_ip(ip) and is_own(ip) and not self.policy.is_peer(ip)
+        is_for_sip = is_usual_port(port) or leads_to_port(flow, port)
+        if is_here and back.transport != "UDP" and not is_for_sip:
+            back.refuse()
         return back
 
     def cancelled(self, transaction: ServerTransactionHandle, cancel: Request) -> None:

@@ -31,11 +31,16 @@ class ReturnFlow:
         self.sent_by = _sent_by(transports, via.transport, self.remote)
         self.name = f"return/{via.transport.lower()}/{host}:{port}"
         self.refused = False
-        "Whether the Via may not lead there: nothing is sent."
+        "Whether nothing is sent."
         self._transports = transports
         self._tasks = Tasks()
         self._flow: Flow | None = None
         self._unsent: list[bytes] = []
+
+    def refuse(self) -> None:
+        """The Via may not lead there; nor for who takes the call over, and reads the name."""
+        self.refused = True
+        self.name = f"return/{self.transport.lower()}/{self.remote[0]}:0"
 
     @property
     def closed(self) -> bool:

@@ -177,3 +177,26 @@ async def test_a_via_that_closes_no_quote_hides_from_nobody_where_it_came_from(
     incoming.reply(200, f"Contact: <{bob.contact_uri}>")
     await daemon.log_event("response_lost", start=said)
     assert database.connections == 0
+
+
+async def test_a_via_names_no_server_of_our_host_after_two_crashes_either(
+    world: World, database: Database
+) -> None:
+    daemon = await world.start(wake={"hold": 60.0, "probe": 0.25})
+    push = x_push(apns_token())
+    await world.sleeping(daemon, "bob", "UDP", push)
+    alice = await world.phone(daemon, "alice", "TCP")
+    alice.wire.local = ("127.0.0.1", database.port)
+    await alice.call("bob")
+    await world.pushes.next()
+    await daemon.restart_after_kill()
+    bob = await world.registered(daemon, "bob", "UDP", push)
+    incoming = await bob.incoming()
+    incoming.reply(180)
+    await daemon.log_event("response_lost")
+    await bob.wire.options()
+    await daemon.restart_after_kill()
+    said = len(daemon.log.all)
+    incoming.reply(200, f"Contact: <{bob.contact_uri}>")
+    await daemon.log_event("response_lost", start=said)
+    assert database.connections == 0

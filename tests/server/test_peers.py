@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sipush.config import load
+from sipush.sip.fields import parse_via
 from sipush.sip.message import Response, parse_datagram
 from sipush.transport.flow import Address, Flow
 from tests.bench.in_process import CALLERS, HERE, USER, Server, Wire, Wires, invite, response
@@ -47,6 +48,9 @@ class Dialled(Wires):
         self.out.name = f"{transport.lower()}/127.0.0.1:5060/{remote[0]}:{remote[1]}/out"
         self.flows[self.out.name] = self.out
         return self.out
+
+    def sent_by(self, transport: str, remote: Address) -> str:
+        return "127.0.0.1:5060"
 
     def lose(self) -> None:
         """The connection of the last call ends."""
@@ -194,3 +198,16 @@ async def test_an_edge_for_anybody_says_nothing_that_only_peers_may(tmp_path: Pa
     assert wires.out.sent[-1].startswith(b"INVITE")
     assert b"boss" not in wires.out.sent[-1]
     assert b"Diversion" not in wires.out.sent[-1]
+
+
+async def test_a_port_of_our_host_that_was_refused_stays_so_for_who_takes_the_call_over(
+    tmp_path: Path,
+) -> None:
+    server, _ = server_with(tmp_path, USER)
+    via = parse_via("SIP/2.0/TCP 192.0.2.1:6379;branch=z9hG4bK1")
+    lost = server.proxy.way_back(via, "tcp/127.0.0.1:5060/127.0.0.1:40000/1")
+    again = server.proxy.way_back(via, lost.name)
+    assert (lost.refused, again.refused) == (True, True)
+    assert again.remote[0] == "127.0.0.1"
+    own = server.proxy.way_back(via, "tcp/127.0.0.1:5060/127.0.0.1:6379/1")
+    assert (own.refused, server.proxy.way_back(via, own.name).refused) == (False, False)
