@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -23,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        status = command(options)
+        print(end="", flush=True)  # so that it fails here and not at the exit
+        return status
+    except BrokenPipeError:  # who reads has had enough: ``sipush user list | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ConfigError as error:
         print(*(f"sipush: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
     except SipushError as error:
@@ -134,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--banner",
         action=argparse.BooleanOptionalAction,
-        default=sys.stdout.isatty(),
+        default=sys.stdout is not None and sys.stdout.isatty(),
         help="say in a few lines what is served (default: on a terminal)",
     )
     add("check", "Tell everything that is wrong with a configuration.", _check)

@@ -479,6 +479,8 @@ def load(path: Path) -> Config:
         raise ConfigError([f"{path}: cannot be read: not UTF-8 at byte {error.start}"]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: not valid TOML: brackets nested too deeply"]) from error
     try:
         config = Config.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as error:

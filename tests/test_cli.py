@@ -265,6 +265,16 @@ def test_a_generated_password_is_printed_and_its_hash_stored(shell: Shell) -> No
     assert md5(f"101:example.com:{password}".encode()).hexdigest() in stored
 
 
+@pytest.mark.parametrize(("stdout", "status"), [(">&-", 0), ("| true", 1)])
+def test_a_list_that_nobody_reads_is_no_fault(shell: Shell, stdout: str, status: int) -> None:
+    command = f"{sys.executable} -m sipush.cli user list --config sipush.toml {stdout}"
+    script = f"{command}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=shell.folder, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_users_are_listed_with_their_settings_and_source(shell: Shell) -> None:
     shell.ok("user", "add", "102", "--no-hold", "--fallback", "sip:vm@h", stdin="pw")
     shell.ok("user", "add", "101", "--hold-seconds", "45", stdin="pw")

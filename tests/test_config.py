@@ -494,6 +494,11 @@ def test_broken_toml_is_named_with_its_line(tmp_path: Path) -> None:
     assert "line 2" in problem
 
 
+def test_toml_nested_without_end_is_no_reason_to_fail_otherwise(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, f"x = {'[' * 5000}")
+    assert problem == f"{tmp_path}/sipush.toml: not valid TOML: brackets nested too deeply"
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
         load(tmp_path / "none.toml")
