@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 from sipush.config import AppConfig, Config, DomainConfig, GroupConfig, UserConfig
 from sipush.core.abuse import AbusePolicy
@@ -105,6 +106,7 @@ def proxy_policy(config: Config) -> ProxyPolicy:
             )
             for app_id, app in config.apps.items()
         },
+        hears_others=not all(ip_address(door.address).is_loopback for door in config.listen),
         peers=tuple(peer.address for peer in config.peers if not peer.challenge),
         edges=tuple(peer.address for peer in config.peers if peer.challenge),
         probe=wake.probe,

@@ -162,8 +162,18 @@ class ProxyPolicy:
     registrars: Mapping[str, str]
     "By domain: URI of the registrar, where that is another server."
     emergency: EmergencyPolicy
+    hears_others: bool
+    "Whether we listen at an address that other hosts reach."
     _are_peers: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
     "By IP address: working it out takes long."
+
+    def may_be_another(self, ip: str) -> bool:
+        """Whether who comes from that address may be on another host than it, and trusted nowhere.
+
+        TLS may end at a terminator beside us. Where all of our listeners are at loopback addresses,
+        callers are taken to be on this host, where they reach by themselves what they name.
+        """
+        return self.hears_others and is_ip(ip) and is_own(ip) and not self.is_peer(ip)
 
     def is_peer(self, ip: str) -> bool:
         """Whether that host may send requests without credentials."""
@@ -436,9 +446,8 @@ class Proxy:
         """
         back = ReturnFlow(self.transports, via, remote_ip(flow))
         ip, port = back.remote
-        is_here = is_ip(ip) and is_own(ip) and not self.policy.is_peer(ip)
         is_for_sip = is_usual_port(port) or leads_to_port(flow, port)
-        if is_here and back.transport != "UDP" and not is_for_sip:
+        if back.transport != "UDP" and not is_for_sip and self.policy.may_be_another(ip):
             back.refuse()
         return back
 
@@ -632,7 +641,7 @@ class Proxy:
         if is_ip(was) and self.policy.is_peer(was):
             return speaks_sip(uri.port, token, names_ports=True)
         if came_from(ip, token.flow):
-            return speaks_sip(uri.port, token, names_ports=not is_own(ip))
+            return speaks_sip(uri.port, token, names_ports=not self.policy.may_be_another(ip))
         return is_usual_port(uri.port)
 
     def note_ways(self, response: Response) -> None:

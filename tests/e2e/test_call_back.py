@@ -22,16 +22,24 @@ def store_type() -> str:
     return "sqlite"
 
 
+def usual_and_open() -> list[dict[str, object]]:
+    """Doors that others reach too: who calls from this host may be behind a terminator on it."""
+    places = (("udp", "127.0.0.1"), ("tcp", "127.0.0.1"), ("tcp", "0.0.0.0"))
+    return [{"transport": each, "address": address, "port": 0} for each, address in places]
+
+
 class Database:
     """Something else than SIP, on every address of the host, that nobody may reach by us."""
 
     def __init__(self) -> None:
         self.port = 0
         self.connections = 0
+        self.called = asyncio.Event()
 
     def accepted(self) -> asyncio.Protocol:
         """Count a connection."""
         self.connections += 1
+        self.called.set()
         return asyncio.Protocol()
 
 
@@ -121,7 +129,7 @@ async def test_a_caller_names_no_server_of_our_host_or_of_a_peer_in_his_contact(
     world: World, database: Database, host: str
 ) -> None:
     """Our host is his where TLS ends at a terminator beside us."""
-    daemon = await world.daemon()
+    daemon = await world.daemon(listen=usual_and_open())
     bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice", "TCP")
     connection, alice.wire.local = alice.wire.local, (host, database.port)
@@ -134,10 +142,25 @@ async def test_a_caller_names_no_server_of_our_host_or_of_a_peer_in_his_contact(
     assert database.connections == 0
 
 
+async def test_a_caller_is_on_this_host_where_nobody_else_can_be_and_names_his_port(
+    world: World, database: Database
+) -> None:
+    """All listeners have loopback addresses: the port named is one that he reaches by himself."""
+    daemon = await world.daemon()
+    bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
+    alice = await world.phone(daemon, "alice", "TCP")
+    alice.wire.local = ("127.0.0.1", database.port)
+    await alice.call("bob")
+    incoming = await bob.incoming()
+    await lost(alice, bob)
+    incoming.reply(200, f"Contact: <{bob.contact_uri}>")
+    await in_time(database.called.wait())
+
+
 async def test_a_caller_names_no_server_of_our_host_in_his_via(
     world: World, database: Database
 ) -> None:
-    daemon = await world.daemon()
+    daemon = await world.daemon(listen=usual_and_open())
     bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice", "TCP")
     alice.wire.local = ("127.0.0.1", database.port)
@@ -156,7 +179,7 @@ async def test_a_via_that_closes_no_quote_hides_from_nobody_where_it_came_from(
     world: World, database: Database, unclosed: str
 ) -> None:
     """What we note in it would be part of the quote, and answers go to any host that it names."""
-    daemon = await world.daemon()
+    daemon = await world.daemon(listen=usual_and_open())
     bob = await world.registered(daemon, "bob", "UDP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice", "TCP")
     plain, own = alice.wire.send, f"Via: SIP/2.0/TCP {alice.wire.host_port};"
@@ -182,7 +205,7 @@ async def test_a_via_that_closes_no_quote_hides_from_nobody_where_it_came_from(
 async def test_a_via_names_no_server_of_our_host_after_two_crashes_either(
     world: World, database: Database
 ) -> None:
-    daemon = await world.start(wake={"hold": 60.0, "probe": 0.25})
+    daemon = await world.start(listen=usual_and_open(), wake={"hold": 60.0, "probe": 0.25})
     push = x_push(apns_token())
     await world.sleeping(daemon, "bob", "UDP", push)
     alice = await world.phone(daemon, "alice", "TCP")

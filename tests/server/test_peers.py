@@ -203,7 +203,7 @@ async def test_an_edge_for_anybody_says_nothing_that_only_peers_may(tmp_path: Pa
 async def test_a_port_of_our_host_that_was_refused_stays_so_for_who_takes_the_call_over(
     tmp_path: Path,
 ) -> None:
-    server, _ = server_with(tmp_path, USER)
+    server, _ = server_with(tmp_path, USER, '[[listen]]\ntransport = "tcp"\naddress = "0.0.0.0"')
     via = parse_via("SIP/2.0/TCP 192.0.2.1:6379;branch=z9hG4bK1")
     lost = server.proxy.way_back(via, "tcp/127.0.0.1:5060/127.0.0.1:40000/1")
     again = server.proxy.way_back(via, lost.name)
