@@ -105,16 +105,17 @@ def _replaceable(config: Config) -> list[Callable[[], object]]:
     ]
 
 
-def _build_all(*parts: Callable[[], object]) -> None:
+def _build_all(*parts: Callable[[], object]) -> list[Any]:
     """Raises ConfigError with what is wrong with any of them, and not with the first alone."""
-    problems: list[str] = []
+    built, problems = [], []
     for build in parts:
         try:
-            build()
+            built.append(build())
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
+    return built
 
 
 class Daemon:
@@ -318,10 +319,7 @@ class Daemon:
             if not config.model_fields_set and self._config.model_fields_set:
                 # Is being written, or the disk is full: it would take all users and apps away.
                 raise ConfigError([f"{self._path}: nothing is in it"])
-            _build_all(*_replaceable(config))
-            apps = build_apps(config.apps)
-            mirror = _mirror(config)
-            access = Access.of(config.admin)
+            apps, mirror, access = _build_all(*_replaceable(config))
             self._listeners.reload_certificates()
         except ConfigError as error:
             log.error("reload_failed", problems=error.problems, kept="the running configuration")
