@@ -81,6 +81,19 @@ def without_reg_id(device: str) -> str:
     return name if name.startswith("instance:") and reg_id.isdigit() else device
 
 
+def by_contact(key: str) -> str:
+    """The key of a device that has told neither instance nor token."""
+    return f"{_BY_CONTACT}{key}"
+
+
+def is_by_contact(device: str) -> bool:
+    """Whether that is the key of such a device: another one when it has moved."""
+    return device.startswith(_BY_CONTACT)
+
+
+_BY_CONTACT: Final = "contact:"
+
+
 class Platform(Enum):
     """The service family a token belongs to."""
 

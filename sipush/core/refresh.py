@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sipush.core.bindings import Aor, Binding, Location, PushRecord, Registration
+from sipush.core.bindings import Aor, Binding, Location, PushRecord, Registration, is_by_contact
 from sipush.core.registration import (
     GOES_BY,
     REFRESH_AHEAD,
@@ -29,7 +29,6 @@ FORGOTTEN_AFTER: Final = 3600.0
 """Seconds after which all are forgotten where there are more: not before, as learning one that is
 forgotten when it comes again costs more than it could save."""
 
-_BY_CONTACT: Final = "contact:"
 _DAY: Final = 86400.0
 "Seconds that a PURR is the same."
 
@@ -109,7 +108,7 @@ class Refreshes:
         (old,) = known.bind
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
-        if old.device.startswith(_BY_CONTACT) and _is_another_now(old, location):
+        if is_by_contact(old.device) and _is_another_now(old, location):
             return None
         if known.first_hop and not _comes_as_directly(request, flow, old.flow):
             return None
@@ -200,7 +199,7 @@ def _is_plain(update: Update, location: Location | None) -> bool:
         return False
     if len(asked.bind) != 1 or len(asked.push) > 1:
         return False
-    if location is not None and not asked.bind[0].device.startswith(_BY_CONTACT):
+    if location is not None and not is_by_contact(asked.bind[0].device):
         return False
     # A reg-id that was ignored may count when the same comes without a proxy between.
     return ";reg-id" not in asked.bind[0].params or ("Require", "outbound") in update.headers

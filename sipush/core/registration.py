@@ -19,6 +19,7 @@ from sipush.core.bindings import (
     PushRecord,
     Refusal,
     Registration,
+    by_contact,
 )
 from sipush.core.nodes import THIS_FLOW, path_here
 from sipush.core.outbound import came_from, leads_to, purr, remote_ip
@@ -411,7 +412,7 @@ class _Register:
             return f"token:{push.token}"
         # A phone that sent its token once stays that device when it refreshes without.
         known = [b for b in self.location.bindings if b.contact_key == key]
-        return max(known, key=self._nearness).device if known else f"contact:{key}"
+        return max(known, key=self._nearness).device if known else by_contact(key)
 
     def _nearness(self, binding: Binding) -> tuple[bool, bool, bool]:
         """What speaks for it that it was made by who speaks now."""

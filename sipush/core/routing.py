@@ -14,6 +14,7 @@ from sipush.core.bindings import (
     Location,
     PushRecord,
     Subscriber,
+    is_by_contact,
     without_reg_id,
 )
 from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
@@ -353,15 +354,12 @@ def sides(token: RouteToken, bindings: Sequence[Binding], remote_target: str) ->
     of a device without instance and token, which is another one when it has moved.
     """
     named = [b for b in bindings if device_digest(b.device) == token.device]
-    if len(named) == len(bindings) or (named and not _is_nameless(named[0])):
+    if len(named) == len(bindings) or (named and not is_by_contact(named[0].device)):
         return named
     key = contact_key(remote_target)
-    at = [b for b in bindings if b.contact_key == key and (_is_nameless(b) or not token.device)]
+    there = [b for b in bindings if b.contact_key == key]
+    at = [b for b in there if is_by_contact(b.device) or not token.device]
     return at or named
-
-
-def _is_nameless(binding: Binding) -> bool:
-    return binding.device.startswith("contact:")
 
 
 def is_anonymous(request: Request) -> bool:
