@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from sipush.core.web_push import has_keys
 from sipush.sip.push_params import LINPHONE, NO_EXTRA, RFC8599
@@ -38,6 +38,8 @@ class Binding:
     user_agent: str
     registered_epoch: float
     "When it was last refreshed."
+    known: Any = field(init=False, compare=False, repr=False)
+    "What ``core.refresh`` knows of the REGISTER that made it; stored nowhere."
 
     def __init__(  # noqa: PLR0917 - the fields in their order
         self,
@@ -66,6 +68,7 @@ class Binding:
         self.path = path
         self.user_agent = user_agent
         self.registered_epoch = registered_epoch
+        self.known = None
 
 
 def full_device(aor: Aor, device: str) -> str:

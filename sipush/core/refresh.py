@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sipush.core.bindings import Aor, Binding, Location, PushRecord, Registration, is_by_contact
+from sipush.core.bindings import Binding, Location, PushRecord, Registration, is_by_contact
 from sipush.core.registration import (
     GOES_BY,
     REFRESH_AHEAD,
@@ -19,15 +19,8 @@ from sipush.core.registration import (
 )
 from sipush.sip.message import Request
 
-MAX_KNOWN: Final = 1_000_000
-"Users: 300 bytes for each device, as the store in memory has binding and push record anyway."
-MAX_DEVICES: Final = 4
-"Of one user that are known: of who says something else each time not all is kept."
 _MAX_COMMON: Final = 10_000
-"Texts and headers that may be those of several devices, for the same reason."
-FORGOTTEN_AFTER: Final = 3600.0
-"""Seconds after which all are forgotten where there are more: not before, as learning one that is
-forgotten when it comes again costs more than it could save."""
+"Texts and headers that are kept as those of several devices."
 
 _DAY: Final = 86400.0
 "Seconds that a PURR is the same."
@@ -39,28 +32,28 @@ def what_is_said(request: Request) -> str:
 
 
 class _Said:
-    """What a device said, and was told: without what the policy says, and what stays empty."""
+    """What a device said, and was told, beside its binding: without what stays empty."""
 
     __slots__ = (
-        "bind",
         "changes_daily",
         "first_hop",
         "headers",
         "is_refreshed",
+        "policy",
         "push",
         "push_fault",
         "said",
         "unpushed",
     )
 
-    def __init__(self, said: int, update: Update) -> None:
+    def __init__(self, said: int, policy: RegistrationPolicy, update: Update) -> None:
         registration, headers = update.registration, update.headers
+        self.policy = policy
         self.said = said
         """The hash of it, which is long. That two texts of one user have the same is as unlikely
         as guessing 64 bits."""
-        self.bind = registration.bind
-        "Its binding of last time, and below its push record."
         self.push = registration.push
+        "Its push record of last time."
         self.unpushed = registration.unpushed
         self.is_refreshed = bool(registration.refreshes)
         "Whether it is pushed before its binding expires."
@@ -73,39 +66,36 @@ class _Said:
 
 
 class Refreshes:
-    """Decides as ``register`` does on what was said before, in a tenth of its time."""
+    """Decides as ``register`` does on what was said before, in a tenth of its time.
 
-    def __init__(self, max_known: int = MAX_KNOWN) -> None:
-        """``max_known``: users."""
-        self._max_known = max_known
-        self._known: dict[Aor, tuple[_Said, ...]] = {}
-        self._policy: RegistrationPolicy | None = None
-        "What was known under another is forgotten."
-        self._since_epoch = 0.0
-        "When anything was forgotten."
+    What is known of a device lies with its binding, as long as the store in memory has that.
+    """
+
+    def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._headers: dict[HeaderList, HeaderList] = {}
         "What most devices have in common, and each would keep for itself."
 
+    @staticmethod
     def decide(
-        self,
         request: Request,
-        aor: Aor,
         flow: str,
         policy: RegistrationPolicy,
         now_epoch: float,
         *,
         said: str,
-        location: Location | None,
+        location: Location,
     ) -> Update | None:
         """The Update for a REGISTER, or None when ``register`` has to be asked.
 
-        ``location``: all that is stored of the user, with what has expired; None: unknown.
+        ``location``: all that is stored of the user, with what has expired.
         """
-        known = self._find(hash(said), aor)
-        if known is None or policy is not self._policy:
+        found = _find(hash(said), location)
+        if found is None:
             return None
-        (old,) = known.bind
+        old, known = found
+        if policy is not known.policy:
+            return None
         if policy.node and flow != old.flow:
             return None  # the Path by which the other nodes reach it names the flow
         if is_by_contact(old.device) and _is_another_now(old, location):
@@ -132,6 +122,7 @@ class Refreshes:
             old.user_agent,
             now_epoch,
         )
+        binding.known = known
         registration = Registration(
             old.aor,
             call_id,
@@ -148,14 +139,8 @@ class Refreshes:
             policy.max_push_records,
             flow,
         )
-        known.bind, known.push = registration.bind, registration.push
+        known.push = registration.push
         return Update(registration, known.headers, (old.device,), known.push_fault)
-
-    def _find(self, said: int, aor: Aor) -> _Said | None:
-        for known in self._known.get(aor, ()):
-            if known.said == said:
-                return known
-        return None
 
     def learn(
         self,
@@ -167,29 +152,29 @@ class Refreshes:
         """Know from now on what ``register`` decided, with that ``location`` to go by."""
         if not isinstance(decision, Update) or not _is_plain(decision, location):
             return
-        aor, now_epoch = decision.registration.aor, decision.registration.now_epoch
-        is_old = now_epoch >= self._since_epoch + FORGOTTEN_AFTER
-        is_full = len(self._known) >= self._max_known and aor not in self._known
-        if policy is not self._policy or (is_full and is_old):
-            self._policy, self._since_epoch = policy, now_epoch
-            self._known, self._texts, self._headers = {}, {}, {}
-        elif is_full:
-            return
-        known = _Said(hash(said), decision)
-        if len(self._headers) < _MAX_COMMON and not known.changes_daily:
+        known = _Said(hash(said), policy, decision)
+        if not known.changes_daily and (
+            known.headers in self._headers or len(self._headers) < _MAX_COMMON
+        ):
             known.headers = self._headers.setdefault(known.headers, known.headers)
-        for binding in known.bind:
-            binding.user_agent = self._once(binding.user_agent)
         for record in known.push:
             record.app_id = self._once(record.app_id)
-        device = known.bind[0].device
-        others = [other for other in self._known.get(aor, ()) if other.bind[0].device != device]
-        self._known[aor] = (known, *others[: MAX_DEVICES - 1])
+        (binding,) = decision.registration.bind
+        binding.user_agent = self._once(binding.user_agent)
+        binding.known = known
 
     def _once(self, text: str) -> str:
         if len(self._texts) >= _MAX_COMMON:
             return self._texts.get(text, text)
         return self._texts.setdefault(text, text)
+
+
+def _find(said: int, location: Location) -> tuple[Binding, _Said] | None:
+    for binding in location.bindings:
+        known = binding.known
+        if isinstance(known, _Said) and known.said == said:
+            return binding, known
+    return None
 
 
 def _is_plain(update: Update, location: Location | None) -> bool:
@@ -205,9 +190,9 @@ def _is_plain(update: Update, location: Location | None) -> bool:
     return ";reg-id" not in asked.bind[0].params or ("Require", "outbound") in update.headers
 
 
-def _is_another_now(old: Binding, location: Location | None) -> bool:
+def _is_another_now(old: Binding, location: Location) -> bool:
     """Whether a phone that only its Contact tells may be a device that has told more since."""
-    return location is None or any(
+    return any(
         b.contact_key == old.contact_key and b.device != old.device for b in location.bindings
     )
 

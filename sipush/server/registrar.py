@@ -141,9 +141,9 @@ class Registrar:
                 refreshes = None  # what is known of one was said by a peer
         if refreshes is not None:
             said = what_is_said(request)
-            decision = refreshes.decide(
-                request, aor, flow, policy, now, said=said, location=store.last_known(aor)
-            )
+            known = store.last_known(aor)
+            if known is not None:
+                decision = refreshes.decide(request, flow, policy, now, said=said, location=known)
         if decision is None:
             stored = await store.lookup(aor, now) if wants_location(request) else None
             decision = register(

@@ -79,7 +79,7 @@ def check_refresh(lines: tuple[str, ...], decision: Decision) -> None:
         refreshes.learn(what_is_said(request(*lines)), POLICY, decision, None)
         again = request(*lines, call_id="c2", cseq=9)
         said = what_is_said(again)
-        refreshed = refreshes.decide(again, AOR, flow, POLICY, now, said=said, location=stored)
+        refreshed = refreshes.decide(again, flow, POLICY, now, said=said, location=stored)
         assert refreshed in (None, register(again, AOR, flow, POLICY, now, key=KEY, from_peer=True))
 
 

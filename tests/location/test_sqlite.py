@@ -302,6 +302,7 @@ async def test_bindings_and_push_records_move_into_one_table(path: Path):
         old.execute("PRAGMA user_version = 7")
         for row in (both, alone):
             values = asdict(row) | {"path": json.dumps(row.path)}
+            del values["known"]
             insert = f"INSERT INTO bindings ({', '.join(values)}) VALUES ({MARKS})"
             old.execute(insert, tuple(values.values()))
         for kept in (record(), gone, sleeping):
