@@ -6,6 +6,7 @@ python -m tests.bench micro
 python -m tests.bench memory --servers sqlite
 python -m tests.bench growth --servers sqlite --sizes 1000,100000,1000000
 python -m tests.bench crowd --servers sqlite,redis --sizes 1000,100000,1000000
+python -m tests.bench crowd --servers memory,kamailio-fm
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from tests.bench import growth
 from tests.bench.measure import drive
 from tests.bench.server_bench import blaster
-from tests.bench.servers import DOMAIN, Sipush
+from tests.bench.servers import DOMAIN, Kamailio, Server, Sipush
 
 SIZES = [1000, 100_000, 1_000_000]
 IN_MEMORY = [1000, 100_000]
@@ -35,17 +35,19 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     The servers are measured in turn: what else goes on in the machine meets all alike. Growth is
     the median of what each round says, against the first size and number of phones.
     """
-    sizes = sizes or (IN_MEMORY if store == "memory" else SIZES)
+    peer = store.startswith("kamailio")
+    sizes = sizes or (IN_MEMORY if peer or store == "memory" else SIZES)
     if min(sizes) < 2 * PHONES[0]:
         raise SystemExit(f"--sizes: at least {2 * PHONES[0]}, as half of the phones call the other")
-    costs = {n: {which: list[float]() for which in _measures(n)} for n in sizes}
+    modes = ("refresh",) if peer else ("refresh", "call")  # it answers a call in a thousand 500
+    costs = {n: {which: list[float]() for which in _measures(n, modes)} for n in sizes}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-crowd-")))
         servers = {}
         for size in sizes:
-            servers[size] = Sipush(directory / str(size), store, size)
+            servers[size] = _start(directory / str(size), store, size)
             stack.callback(servers[size].stop)
-            _fill(servers[size], store, size)
+            _fill(servers[size], size)
         for number in range(ROUNDS):
             for size, server in servers.items():
                 for (mode, phones), rounds in costs[size].items():
@@ -65,14 +67,22 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _measures(size: int) -> list[tuple[str, int]]:
+def _measures(size: int, modes: tuple[str, ...]) -> list[tuple[str, int]]:
     """What is measured among as many bindings: which operation, by how many phones."""
-    return [(mode, n) for n in PHONES if 2 * n <= size for mode in ("refresh", "call")]
+    return [(mode, n) for n in PHONES if 2 * n <= size for mode in modes]
 
 
-def _fill(server: Sipush, store: str, size: int) -> None:
+def _start(directory: Path, store: str, size: int) -> Server:
+    """Ours on that store, or Kamailio by ``kamailio-fm`` or ``kamailio-qm``."""
+    name, _, malloc = store.partition("-")
+    if name == "kamailio":
+        return Kamailio(directory, "memory", malloc=malloc, tls=False)
+    return Sipush(directory, store, size)
+
+
+def _fill(server: Server, size: int) -> None:
     """Directly, where the store outlives the daemon."""
-    if store == "memory":
+    if not isinstance(server, Sipush) or not server.outlived:
         _register(server, range(size), size, size)
     else:
         server.end_daemon()
@@ -80,7 +90,7 @@ def _fill(server: Sipush, store: str, size: int) -> None:
         server.start()
 
 
-def _measure(server: Sipush, mode: str, size: int, phones: int, number: int) -> float:
+def _measure(server: Server, mode: str, size: int, phones: int, number: int) -> float:
     """CPU µs of a refresh by users of whom nothing was heard for a while, or of a call to some.
 
     They are others in each round.
@@ -99,12 +109,12 @@ def _measure(server: Sipush, mode: str, size: int, phones: int, number: int) -> 
     return float(result["cpu_us"])
 
 
-def _register(server: Sipush, users: range, size: int, registers: int) -> None:
+def _register(server: Server, users: range, size: int, registers: int) -> None:
     load = _load("register", server, users, size)
     drive(server.pids, [*load, "--count", str(registers)])
 
 
-def _load(mode: str, server: Sipush, users: range, size: int) -> list[str | Path]:
+def _load(mode: str, server: Server, users: range, size: int) -> list[str | Path]:
     command = [blaster(), mode, server.target, "--domain", DOMAIN, "--seconds", "3600"]
     command += ["--giveup", "60"]  # a disk that others use may keep all waiting for seconds
     command += ["--users", str(len(users)), "--base", str(users.start)]
