@@ -39,7 +39,7 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     sizes = sizes or (IN_MEMORY if peer or store == "memory" else SIZES)
     if min(sizes) < 2 * PHONES[0]:
         raise SystemExit(f"--sizes: at least {2 * PHONES[0]}, as half of the phones call the other")
-    modes = ("refresh",) if peer else ("refresh", "call")  # it answers a call in a thousand 500
+    modes = ("refresh",) if peer else ("refresh", "call")
     costs = {n: {which: list[float]() for which in _measures(n, modes)} for n in sizes}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-crowd-")))

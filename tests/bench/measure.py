@@ -54,7 +54,8 @@ def drive(
             process.stdin.write("\n")
             process.stdin.flush()
     if not line.startswith("{"):
-        raise RuntimeError(f"{command[0]} ended without a result")
+        ended = f"ended without a result, by {process.returncode}"
+        raise RuntimeError(f"{command[0]} {ended}")
     result: dict[str, Any] = json.loads(line)
     operations = result.get("ok", result.get("calls")) or 1
     for label, seconds in used.items():

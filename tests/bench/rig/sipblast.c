@@ -29,6 +29,7 @@
 #include <math.h>
 #include <netinet/tcp.h>
 #include <openssl/ssl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -169,6 +170,7 @@ static ssize_t stream_recv(struct end *e, char *b, int n) {
 
 static void shake_hands(struct end *e) {
 	if (!tls_ctx) {
+		signal(SIGPIPE, SIG_IGN); /* SSL_write has no MSG_NOSIGNAL */
 		tls_ctx = SSL_CTX_new(TLS_client_method());
 		SSL_CTX_set_mode(tls_ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	}
