@@ -6,13 +6,12 @@ import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.bench import growth
 from tests.bench.measure import drive
-from tests.bench.server_bench import blaster
-from tests.bench.servers import DOMAIN, Kamailio, Server, Sipush
+from tests.bench.server_bench import blaster, running
+from tests.bench.servers import DOMAIN, Server, Sipush
 
 SIZES = [1000, 100_000, 1_000_000]
 IN_MEMORY = [1000, 100_000]
@@ -42,12 +41,10 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     modes = ("refresh",) if peer else ("refresh", "call")
     costs = {n: {which: list[float]() for which in _measures(n, modes)} for n in sizes}
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="sipush-crowd-")))
         servers = {}
         for size in sizes:
-            servers[size] = _start(directory / str(size), store, size)
-            stack.callback(servers[size].stop)
-            _fill(servers[size], size)
+            servers[size] = stack.enter_context(running(store, hold=False, users=size))
+            _fill(servers[size], store, size)
         for number in range(ROUNDS):
             for size, server in servers.items():
                 for (mode, phones), rounds in costs[size].items():
@@ -72,22 +69,14 @@ def _measures(size: int, modes: tuple[str, ...]) -> list[tuple[str, int]]:
     return [(mode, n) for n in PHONES if 2 * n <= size for mode in modes]
 
 
-def _start(directory: Path, store: str, size: int) -> Server:
-    """Ours on that store, or Kamailio by ``kamailio-fm`` or ``kamailio-qm``."""
-    name, _, malloc = store.partition("-")
-    if name == "kamailio":
-        return Kamailio(directory, "memory", malloc=malloc, tls=False)
-    return Sipush(directory, store, size)
-
-
-def _fill(server: Server, size: int) -> None:
+def _fill(server: Server, store: str, size: int) -> None:
     """Directly, where the store outlives the daemon."""
-    if not isinstance(server, Sipush) or not server.outlived:
-        _register(server, range(size), size, size)
-    else:
+    if isinstance(server, Sipush) and store != "memory":
         server.end_daemon()
         asyncio.run(growth.fill(server, size))
         server.start()
+    else:
+        _register(server, range(size), size, size)
 
 
 def _measure(server: Server, mode: str, size: int, phones: int, number: int) -> float:

@@ -54,8 +54,7 @@ def drive(
             process.stdin.write("\n")
             process.stdin.flush()
     if not line.startswith("{"):
-        ended = f"ended without a result, by {process.returncode}"
-        raise RuntimeError(f"{command[0]} {ended}")
+        raise RuntimeError(f"{command[0]}: status {process.returncode}, and no result")
     result: dict[str, Any] = json.loads(line)
     operations = result.get("ok", result.get("calls")) or 1
     for label, seconds in used.items():

@@ -194,10 +194,11 @@ TIMES = (
 
 
 @contextmanager
-def running(kind: str, hold: bool, *, tls: bool = False) -> Iterator[Server]:
+def running(kind: str, hold: bool, *, tls: bool = False, users: int = USERS) -> Iterator[Server]:
     """A server by name: ``memory``, ``sqlite``, ``redis``, ``kamailio-fm``, ``kamailio-redis-qm``…
 
     ``hold``: with something to push phones with; ``tls``: so that Kamailio listens for it too.
+    ``users``: how many sipush knows; Kamailio knows any.
     """
     with tempfile.TemporaryDirectory(prefix="sipush-bench-") as directory:
         path = Path(directory) / "server"
@@ -207,7 +208,7 @@ def running(kind: str, hold: bool, *, tls: bool = False) -> Iterator[Server]:
             variant = "redis" if "redis" in rest else "hold" if hold else "memory"
             server = Kamailio(path, variant, malloc=rest.rpartition("-")[2], tls=tls)
         else:
-            server = Sipush(path, kind, USERS, push=hold)
+            server = Sipush(path, kind, users, push=hold)
         try:
             yield server
         finally:

@@ -145,8 +145,6 @@ class Sipush(Server):
         self, directory: Path, store: str, users: int, *, push: bool = False, log: str = "info"
     ) -> None:
         super().__init__(f"sipush {store}", directory)
-        self.outlived = store != "memory"
-        "Whether the store has what the daemon had when it ends."
         self._users = users
         redis = f"redis://127.0.0.1:{self._start_redis()}/0" if store == "redis" else ""
         config = _SIPUSH.format(
