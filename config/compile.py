@@ -18,8 +18,9 @@ MODULES = [
         Path("sipush/server", f"{name}.py")
         for name in (
             *("acknowledgements", "answers", "completed", "endpoint", "forwarding", "gate"),
-            *("held_calls", "locations", "message_arrival", "messages", "proxy", "push_bucket"),
-            *("registrar", "steps", "subscribers", "timer_wheel", "transactions", "waking"),
+            *("held_calls", "in_dialog", "locations", "message_arrival", "messages", "proxy"),
+            *("push_bucket", "registrar", "steps", "subscribers", "timer_wheel", "transactions"),
+            "waking",
         )
     ),
     *(

@@ -7,8 +7,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from sipush.config_problems import dotted
+from sipush.sip.grammar import is_ip
 from sipush.sip.uri import parse_sip_uri
-from sipush.transport.address import is_ip, parse_address
+from sipush.transport.address import parse_address
 
 if TYPE_CHECKING:
     from sipush.config import Config

@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from sipush.config import AdminConfig
 from sipush.errors import ConfigError
-from sipush.transport.address import is_ip, split_host_port
+from sipush.sip.grammar import is_ip
+from sipush.transport.address import split_host_port
 
 SHORTEST_TOKEN = 16
 "Characters: with fewer it could be guessed."

@@ -163,17 +163,6 @@ def is_usual_port(port: int | None) -> bool:
     return port in (None, 5060, 5061)
 
 
-def speaks_sip(port: int | None, token: RouteToken, *, names_ports: bool) -> bool:
-    """Whether a side of a dialog has SIP at that port of its host, None for the usual one.
-
-    The port is what the other side wrote into a Request-URI: it must not reach other servers of the
-    host by us. ``names_ports``: whether the side may say where it takes connections.
-    """
-    if is_usual_port(port) or leads_to_port(token.flow, port):
-        return True
-    return names_ports and port == token.port
-
-
 def remote_ip(flow: str) -> str:
     """The address of the host that the flow of this name leads to, or empty."""
     return _remote(flow).rpartition(":")[0].strip("[]")

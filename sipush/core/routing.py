@@ -14,7 +14,6 @@ from sipush.core.bindings import (
     Location,
     PushRecord,
     Subscriber,
-    is_by_contact,
     without_reg_id,
 )
 from sipush.core.emergency import NO_EMERGENCIES, EmergencyPolicy
@@ -23,7 +22,6 @@ from sipush.core.nodes import ANY_CALL, way_to
 from sipush.core.outbound import (
     RouteToken,
     decode_route_token,
-    device_digest,
     encode_route_token,
 )
 from sipush.core.rejection import Rejection
@@ -36,7 +34,7 @@ from sipush.sip.headers import Headers
 from sipush.sip.message import DEFAULT_MAX_FORWARDS, Message, Request, Response
 from sipush.sip.push_params import cut_push_params, without_push_params
 from sipush.sip.status import Status
-from sipush.sip.uri import SipUri, TelUri, contact_key, parse_sip_uri, parse_tel_uri, uri_of
+from sipush.sip.uri import SipUri, TelUri, parse_sip_uri, parse_tel_uri, uri_of
 
 DIALOG_FORMING: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER"})
 _DEFAULT_MAX_BREADTH: Final = 60
@@ -345,21 +343,6 @@ def _take_off(headers: Headers, own: int, total: int) -> None:
     while own:
         if headers.pop_first_value("route", "Route"):  # empty elements do not count
             own -= 1
-
-
-def sides(token: RouteToken, bindings: Sequence[Binding], remote_target: str) -> Sequence[Binding]:
-    """Which of a user's bindings are the side of a dialog that the token names.
-
-    A caller's token may know no device; its remote target is the contact it registered. So is that
-    of a device without instance and token, which is another one when it has moved.
-    """
-    named = [b for b in bindings if device_digest(b.device) == token.device]
-    if len(named) == len(bindings) or (named and not is_by_contact(named[0].device)):
-        return named
-    key = contact_key(remote_target)
-    there = [b for b in bindings if b.contact_key == key]
-    at = [b for b in there if is_by_contact(b.device) or not token.device]
-    return at or named
 
 
 def is_anonymous(request: Request) -> bool:

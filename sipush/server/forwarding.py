@@ -40,6 +40,7 @@ from sipush.core.branch import (
 from sipush.core.edge import says_wrong_password
 from sipush.core.fallback import Cause, Fallbacks
 from sipush.core.held_call import HeldCall
+from sipush.core.in_dialog import sides
 from sipush.core.outbound import RouteToken, device_digest
 from sipush.core.push_request import PushKind, PushResult
 from sipush.core.rejection import Rejection
@@ -55,7 +56,6 @@ from sipush.core.routing import (
     make_route_token,
     max_breadth,
     server_uri,
-    sides,
     strip_push_params,
     wants_tls,
 )
@@ -64,7 +64,7 @@ from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.log_lines import fingerprint, shown
 from sipush.metrics import CALLS
-from sipush.server import waking
+from sipush.server import in_dialog, waking
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.call_history import Ladder
 from sipush.server.held_calls import KEPT, registrations
@@ -322,7 +322,8 @@ class Forwarding:
             return
         bound = sides(self.side, location.bindings, self.request.uri)
         if any(b.device in devices for b in bound):
-            target = self.proxy.side(self.side, self.request, location.bindings)
+            here = in_dialog.surroundings(self.proxy)
+            target = here.side(self.side, self.request, location.bindings)
             if (target.device, target.uri, target.flow) not in known:
                 self._perform(self.context.binding_refreshed(target, self._now))
 

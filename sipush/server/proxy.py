@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any, Final, assert_never
 
@@ -16,7 +15,6 @@ import structlog
 from sipush.core.abuse import Verdict
 from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import (
-    SILENT,
     Aor,
     Binding,
     Location,
@@ -31,16 +29,13 @@ from sipush.core.groups import Group
 from sipush.core.held_call import HeldCall, by_way_of, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
-from sipush.core.nodes import is_away, is_in_clear, route_key, way_to
+from sipush.core.nodes import is_in_clear, route_key, way_to
 from sipush.core.outbound import (
     RouteToken,
     came_from,
-    is_purr_of,
     is_usual_port,
     leads_to_port,
-    purr_in,
     remote_ip,
-    speaks_sip,
 )
 from sipush.core.rejection import Rejection
 from sipush.core.response_context import ResponseContext
@@ -58,11 +53,9 @@ from sipush.core.routing import (
     drop_claims,
     forward_request,
     has_been_here,
-    hide_identity,
     is_anonymous,
     is_secure,
     loop_digest,
-    sides,
     take_credentials,
     validate,
     wants_tls,
@@ -72,7 +65,7 @@ from sipush.errors import LocationError, MessageError, TransportError
 from sipush.location.store import LocationStore
 from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
-from sipush.server import edge
+from sipush.server import edge, in_dialog
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import (
     DRAINING,
@@ -95,19 +88,16 @@ from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer, add_via
 from sipush.sip.digest import find_credentials
 from sipush.sip.fields import Via, parse_name_addr
+from sipush.sip.grammar import is_ip
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
-from sipush.sip.uri import SipUri, parse_sip_uri, with_user
-from sipush.transport.address import is_ip, is_own
+from sipush.sip.uri import parse_sip_uri, with_user
+from sipush.transport.address import is_own
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
 from sipush.turns import Turns
 
 log = structlog.get_logger()
-
-NON_INVITE_HOLD: Final = 25.0
-"Seconds. After 32 the sender of a request that is no INVITE has given up (RFC 3261 §17.1.2.2)."
-
 
 _MAX_KNOWN: Final = 10_000
 "Addresses of which is remembered whether they are peers."
@@ -116,9 +106,6 @@ _MAX_WAYS: Final = 8
 "By which the same INVITE may come besides the first: forks of forks would have no end."
 
 _MERGED: Final = Rejection(Status.LOOP_DETECTED, "Merged Request")
-
-BETWEEN_FLOWS: Final = 10.0
-"Seconds in which a registered phone that has lost its connection is back, or we were restarted."
 
 EMERGENCY_TIMER_C: Final = 86400.0
 "Seconds that a call for help may wait in a queue: as long as its caller does."
@@ -176,10 +163,10 @@ class ProxyPolicy:
         return self.hears_others and is_ip(ip) and is_own(ip) and not self.is_peer(ip)
 
     def is_peer(self, ip: str) -> bool:
-        """Whether that host may send requests without credentials."""
+        """Whether that host may send requests without credentials; a name is never one."""
         known = self._are_peers.get(ip)
         if known is None:
-            known = self._narrowest(ip) in self.peers
+            known = is_ip(ip) and self._narrowest(ip) in self.peers
             if len(self._are_peers) >= _MAX_KNOWN:
                 self._are_peers.clear()
             self._are_peers[ip] = known
@@ -291,7 +278,7 @@ class Proxy:
         match where:
             case ToDialog(token):
                 forwarding = self._open(transaction, request, None)
-                await _until_started(forwarding, self._forward_in_dialog(forwarding, token))
+                await _until_started(forwarding, in_dialog.forward(self, forwarding, token))
             case ToFlow(token):
                 forwarding = self._open(transaction, request, None)
                 await _until_started(forwarding, self._forward_over(forwarding, token))
@@ -403,7 +390,7 @@ class Proxy:
         forwarding.diversions = tuple(
             Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
         )
-        forwarding.policy = self._target_policy(request, _consents_to_calls)
+        forwarding.policy = self.target_policy(request, _consents_to_calls)
         forwarding.created_epoch = held.created_epoch
         forwarding.cancel_reason = held.cancel_reason or None
         forwarding.final = held.final
@@ -479,7 +466,7 @@ class Proxy:
             self.history.acknowledged(ack)
         where = destination(ack, self.realm, self.route_key)
         if isinstance(where, ToDialog):
-            target = await self._dialog_target(where.token, ack)
+            target = await in_dialog.find(self, where.token, ack)
         elif isinstance(where, ToFlow):
             target = Target("flow", ack.uri, where.token.flow)
         else:
@@ -527,49 +514,6 @@ class Proxy:
 
     # -- inside a dialog --
 
-    async def _forward_in_dialog(self, forwarding: Forwarding, token: RouteToken) -> None:
-        """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
-        request = forwarding.request
-        forwarding.dialog_side = ""
-        if not self.policy.is_peer(forwarding.transaction.flow.remote[0]):
-            drop_claims(request)
-            caller = self.realm.caller_aor(request) or "" if self.policy.registrars else ""
-            forwarding.signs_in_as = caller if self.policy.registrar_of(caller) else ""
-        if token.device:
-            hide_identity(request)
-        reference = purr_in(request.uri)
-        subscriber = await self.subscribers.get(token.aor) if reference and token.aor else None
-        if subscriber is None:
-            if token.aor:
-                forwarding.follow(token)
-            target = await self._dialog_target(token, request)
-            if target.hold and not target.live:
-                call_id, method = request.call_id, request.method
-                log.info("in_dialog_waits", call_id=call_id, method=method, aor=token.aor)
-            forwarding.start(TargetSet.of(target))
-            return
-        forwarding.watch(subscriber)
-        location = await self.locations.lookup(token.aor, time.time())
-        forwarding.seen[token.aor] = location
-        target = await self._dialog_target(token, request)
-        is_ours = partial(self._is_referred_to, reference)
-        forwarding.policy = self._target_policy(request, is_ours)
-        for record in filter(is_ours, location.push_records):
-            side = forwarding.policy.target(record.device, location, subscriber)
-            forwarding.dialog_side = side.device
-            hold = side.hold if request.method == "INVITE" else min(side.hold, NON_INVITE_HOLD)
-            target = replace(
-                target,
-                device=side.device,
-                aor=side.aor,
-                key=side.key,
-                push=side.push,
-                hold=hold,
-            )
-            if side.live and side.flow:
-                target = replace(target, flow=side.flow, live=True)
-        forwarding.start(TargetSet.of(target))
-
     async def _forward_over(self, forwarding: Forwarding, token: RouteToken) -> None:
         """To a device of ours that another node looked up: it does what else there is to do."""
         transaction, request = forwarding.transaction, forwarding.request
@@ -582,68 +526,6 @@ class Proxy:
             forwarding.side_called = token
             forwarding.start(TargetSet.of(Target("flow", request.uri, flow.name, live=True)))
 
-    def _is_referred_to(self, reference: str, record: PushRecord) -> bool:
-        """Whether a PURR is that of a device that may be pushed for it."""
-        if record.platform not in SILENT:
-            return False
-        return is_purr_of(reference, record.aor, record.device, self.key)
-
-    async def _dialog_target(self, token: RouteToken, request: Request) -> Target:
-        """The flow of the token unless its device has left it, else a peer by its URI.
-
-        A phone that has changed networks leaves a connection behind that nobody has closed. Who was
-        never registered and has lost the connection (to a process that died) is called back: where
-        SIP is spoken, as the URI is the other side's word.
-        """
-        bindings: Sequence[Binding] = ()
-        if token.aor:
-            try:
-                bindings = (await self.locations.lookup(token.aor, time.time())).bindings
-            except LocationError:
-                bindings = ()  # as if it were where it was
-        target = self.side(token, request, bindings)
-        if target.flow or target.route or token.device:
-            return target
-        return await self._server_in_dialog(target, token, request)
-
-    async def _server_in_dialog(
-        self, target: Target, token: RouteToken, request: Request
-    ) -> Target:
-        """Who never registered and has lost the connection: at the topmost Route that is left, else
-        at the Request-URI (§16.6 steps 6 and 7).
-
-        Whoever speaks in the dialog has written both. So they lead only to a peer, or back to where
-        that side was, to where SIP is spoken, and only a peer may have a name for them.
-        """
-        was = remote_ip(token.flow)
-        has_name = is_ip(was) and self.policy.is_peer(was)
-        uris = [parse_name_addr(value).uri for value in request.headers.values("route")[:1]]
-        for uri in [*uris, request.uri]:
-            parsed = parse_sip_uri(uri)
-            if not (has_name or is_ip(parsed.address)):
-                continue
-            with suppress(TransportError):
-                _, (ip, _), _ = await self._resolve(uri)
-                is_there = self.policy.is_peer(ip) or came_from(ip, token.flow)
-                if is_there and self._is_sip_at(parsed, ip, token):
-                    return replace(target, hop=uri, live=True)
-        return target
-
-    def _is_sip_at(self, uri: SipUri, ip: str, token: RouteToken) -> bool:
-        """Whether the port of the host ``ip`` is one for SIP, as far as its side or a peer says.
-
-        Who is no peer says nothing about a peer's host, nor about ours: he comes from it if TLS
-        ends at a terminator beside us, and what else listens there must not be in his reach.
-        """
-        if (uri.address, uri.port) in self.ways_of_peers:
-            return True
-        was = remote_ip(token.flow)
-        if is_ip(was) and self.policy.is_peer(was):
-            return speaks_sip(uri.port, token, names_ports=True)
-        if came_from(ip, token.flow):
-            return speaks_sip(uri.port, token, names_ports=not self.policy.may_be_another(ip))
-        return is_usual_port(uri.port)
-
     def note_ways(self, response: Response) -> None:
         """Remember where a peer that takes a call wants to be sent what comes inside it."""
         for name in ("contact", "record-route"):
@@ -653,27 +535,6 @@ class Proxy:
                     if len(self.ways_of_peers) >= _MAX_KNOWN:
                         self.ways_of_peers.clear()
                     self.ways_of_peers.add((uri.address, uri.port))
-
-    def side(self, token: RouteToken, request: Request, bindings: Sequence[Binding]) -> Target:
-        """One side of a dialog, whose user has these bindings."""
-        mine = sides(token, bindings, request.uri)
-        names = [b.flow for b in mine if not is_away(b, self.policy.node)]
-        flow = self.transports.flow(token.flow) if token.flow else None
-        if token.aor and token.flow not in names:
-            newest = filter(None, map(self.transports.flow, names))
-            flow = next((each for each in newest if not each.closed), flow)
-        if mine and not names:
-            newer = mine[0]  # what is behind it the dialog's own Routes name
-            return Target("dialog", request.uri, route=newer.path[:1], live=True)
-        hold = BETWEEN_FLOWS if names else 0.0
-        if flow is not None:
-            return Target("dialog", request.uri, flow.name, live=not flow.closed, hold=hold)
-        remote = request.sip_uri
-        is_peer = is_ip(remote.address) and self.policy.is_peer(remote.address)
-        is_caller = not names and came_from(remote.address, token.flow)
-        is_there = (is_peer and not token.aor) or is_caller
-        live = is_there and self._is_sip_at(remote, remote.address, token)
-        return Target("dialog", request.uri, live=live, hold=hold)
 
     # -- to a user --
 
@@ -769,7 +630,7 @@ class Proxy:
     async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
         transaction, request = forwarding.transaction, forwarding.request
         consents = _consents_to_calls if request.method == "INVITE" else _never
-        forwarding.policy = self._target_policy(request, consents)
+        forwarding.policy = self.target_policy(request, consents)
         targets = await self._targets(forwarding, aor)
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
@@ -823,7 +684,7 @@ class Proxy:
         for server in servers:
             found = ""
             with suppress(TransportError):
-                _, (found, _), _ = await self._resolve(server)
+                _, (found, _), _ = await self.resolve(server)
             if found == ip:
                 return True
         return False
@@ -839,7 +700,7 @@ class Proxy:
         """The devices of a user whose registrar is elsewhere; those it has not named are let be."""
         is_asked = forwarding.request.method in ("INVITE", "OPTIONS")
         consents = _consents_to_calls if is_asked else _never
-        forwarding.policy = self._target_policy(forwarding.request, consents)
+        forwarding.policy = self.target_policy(forwarding.request, consents)
         return await self._user_targets(forwarding, subscriber)
 
     async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
@@ -910,9 +771,10 @@ class Proxy:
         forwarding.sent_to(uri, {})
         return TargetSet.of(Target(device=uri, uri=uri, live=True))
 
-    def _target_policy(
+    def target_policy(
         self, request: Request, consents: Callable[[PushRecord], bool]
     ) -> TargetPolicy:
+        """Which devices are reached by this request; ``consents``: which may be pushed for it."""
         policy = self.policy
         return TargetPolicy(policy.apps, self._is_live_for(request), consents, policy.node)
 
@@ -930,8 +792,12 @@ class Proxy:
         name, _ = way_to(binding, self.policy.node)
         if not name:
             return True
+        return self.is_open(name) is True
+
+    def is_open(self, name: str) -> bool | None:
+        """Whether the flow of that name is open; None: there is none."""
         flow = self.transports.flow(name)
-        return flow is not None and not flow.closed
+        return None if flow is None else not flow.closed
 
     def is_lost(self, binding: Binding) -> bool:
         """Whether the connection of that contact has ended: none is ever opened to a phone."""
@@ -1047,7 +913,7 @@ class Proxy:
 
     async def connect(self, uri: str) -> Flow:
         """A flow to a server that the configuration names. Raises Transport-, MessageError."""
-        transport, address, host = await self._resolve(uri)
+        transport, address, host = await self.resolve(uri)
         return await self.transports.connect(transport, address, host)
 
     async def next_hop(self, target: Target) -> Flow:
@@ -1062,12 +928,13 @@ class Proxy:
         It leads to a peer too: an edge proxy may let the Path of a phone pass. Raises
         TransportError and MessageError.
         """
-        transport, address, host = await self._resolve(parse_name_addr(route).uri)
+        transport, address, host = await self.resolve(parse_name_addr(route).uri)
         if not self.policy.may_be_on_path(address[0]):
             raise TransportError(f"Path to {host}: {address[0]} is not one of [[peers]]")
         return await self.transports.connect(transport, address, host)
 
-    async def _resolve(self, text: str) -> tuple[str, Address, str]:
+    async def resolve(self, text: str) -> tuple[str, Address, str]:
+        """Transport, address and host of a URI. Raises TransportError and MessageError."""
         uri = parse_sip_uri(text)
         transport = (uri.transport or ("tls" if uri.scheme == "sips" else "udp")).upper()
         address = await self.resolver.resolve(uri.address, uri.port, transport)

@@ -7,7 +7,8 @@ import structlog
 from sipush.errors import TransportError
 from sipush.server.tasks import Tasks
 from sipush.sip.fields import Via
-from sipush.transport.address import DEFAULT_PORTS, is_ip
+from sipush.sip.grammar import is_ip
+from sipush.transport.address import DEFAULT_PORTS
 from sipush.transport.flow import Address, Flow, Transports
 
 log = structlog.get_logger()

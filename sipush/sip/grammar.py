@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import unquote
 
@@ -35,6 +36,15 @@ def quote_string(text: str) -> str:
 def unescape(text: str) -> str:
     """``text`` with its ``%HH`` escapes decoded (§19.1.2), as UTF-8."""
     return unquote(text, errors="surrogateescape") if "%" in text else text
+
+
+def is_ip(host: str) -> bool:
+    """Whether ``host`` is an IP address (without brackets) and not a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 #: What is skipped as a whole, or (group 1) the separator itself.

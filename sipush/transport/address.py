@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from sipush.sip.grammar import is_ip
 from sipush.transport.flow import Address
 
 DEFAULT_PORTS = {"UDP": 5060, "TCP": 5060, "TLS": 5061, "WS": 80, "WSS": 443}
@@ -47,15 +48,6 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"no port: {text!r}")
     ipaddress.ip_address(host)
     return host, port
-
-
-def is_ip(host: str) -> bool:
-    """Whether ``host`` is an IP address (without brackets) and not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def family_of(ip: str) -> socket.AddressFamily:

@@ -12,7 +12,8 @@ from collections.abc import Collection
 from typing import Any
 
 from sipush.errors import TransportError
-from sipush.transport.address import DEFAULT_PORTS, is_ip
+from sipush.sip.grammar import is_ip
+from sipush.transport.address import DEFAULT_PORTS
 from sipush.transport.flow import Address
 
 _MAX_CACHED = 1000

@@ -13,8 +13,9 @@ from websockets.typing import Subprotocol
 
 from sipush.errors import MessageError
 from sipush.sip.framing import KeepAlive
+from sipush.sip.grammar import is_ip
 from sipush.sip.message import parse_datagram
-from sipush.transport.address import ListenAddress, is_ip
+from sipush.transport.address import ListenAddress
 from sipush.transport.connection import Connection, ConnectionTable
 
 _LOG = logging.getLogger("sipush.transport.websocket")

@@ -15,10 +15,10 @@ from sipush.core.outbound import (
     device_digest,
     encode_route_token,
     is_purr_of,
+    leads_to_port,
     purr,
     purr_in,
     remote_ip,
-    speaks_sip,
 )
 from sipush.sip.uri import parse_sip_uri
 
@@ -148,32 +148,11 @@ def test_the_port_at_which_a_caller_takes_connections_comes_back() -> None:
     assert user != encode_route_token(RouteToken(token.flow, "bob@x", ""), CALL, KEY)
 
 
-@pytest.mark.parametrize(
-    ("port", "flow", "named", "spoken"),
-    [
-        (None, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
-        (5060, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
-        (5061, "", 0, True),
-        (40000, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 0, True),
-        (5080, "udp/[2001:db8::1]:5060/[2001:db8::7]:5080", 0, True),
-        (5070, "tcp/192.0.2.1:5060/192.0.2.7:40000/77", 5070, True),
-        (6379, "tcp/192.0.2.1:6379/192.0.2.7:40000/77", 0, False),
-        (6379, "tcp/192.0.2.1:6379/192.0.2.7:40000/77", 5070, False),
-        (6379, "", 0, False),
-    ],
-)
-def test_a_side_is_dialled_where_it_speaks_sip(
-    port: int | None, flow: str, named: int, spoken: bool
-) -> None:
-    assert speaks_sip(port, RouteToken(flow, port=named), names_ports=True) is spoken
-
-
-def test_a_side_that_may_name_no_port_is_dialled_at_the_usual_ones_and_its_own() -> None:
-    token = RouteToken("tcp/192.0.2.1:5060/192.0.2.7:40000/77", port=5070)
-    ports = (None, 5060, 5061, 40000, 5070, 6379)
-    assert [speaks_sip(port, token, names_ports=False) for port in ports] == [True] * 4 + [
-        False
-    ] * 2
+def test_the_port_that_a_flow_leads_to_is_in_its_name() -> None:
+    assert leads_to_port("tcp/192.0.2.1:6379/192.0.2.7:40000/77", 40000)
+    assert leads_to_port("udp/[2001:db8::1]:5060/[2001:db8::7]:5080", 5080)
+    assert not leads_to_port("tcp/192.0.2.1:6379/192.0.2.7:40000/77", 6379)
+    assert not leads_to_port("", 6379)
 
 
 def test_the_host_of_a_flow_is_in_its_name() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sipush.core.bindings import Binding, Location, Platform, PushRecord, Subscriber
 from sipush.core.fallback import Cause
-from sipush.core.outbound import RouteToken, device_digest, encode_route_token
+from sipush.core.outbound import RouteToken, encode_route_token
 from sipush.core.rejection import Rejection
 from sipush.core.routing import (
     AppPolicy,
@@ -25,7 +25,6 @@ from sipush.core.routing import (
     loop_digest,
     make_route_token,
     read_route_token,
-    sides,
     strip_push_params,
     validate,
 )
@@ -567,28 +566,6 @@ def test_any_other_contact_is_for_the_one_it_is_meant_for() -> None:
 
 
 # -- small questions --
-
-
-def test_a_side_is_known_by_its_device_or_by_its_contact() -> None:
-    device = RouteToken("f", "bob@x", device_digest("d"))
-    mine, other = binding(), binding("other")
-    for bindings in ([mine], [other, mine], [mine, other]):
-        assert sides(device, bindings, "sip:else@where") == [mine]
-        assert sides(device, bindings, other.contact) == [mine]
-    assert list(sides(device, [other], other.contact)) == []
-    assert sides(RouteToken("f", "bob@x"), [other, mine], mine.contact) == [mine]
-    assert sides(device, [], mine.contact) == []
-
-
-def test_a_side_without_instance_and_token_is_where_its_contact_is() -> None:
-    first, second = binding("contact:sip:a"), binding("contact:sip:b")
-    token = RouteToken("f", "bob@x", device_digest(first.device))
-    for bindings in ([second, first], [second], [binding("instance:x"), second]):
-        assert sides(token, bindings, second.contact) == [second]
-    assert sides(token, [second, first], "sip:else@where") == [first]
-    named = RouteToken("f", "bob@x", device_digest("instance:x"))
-    both = [second, binding("instance:x")]
-    assert sides(named, both, second.contact) == both[1:]
 
 
 def test_video_is_an_offered_stream_with_a_port() -> None:

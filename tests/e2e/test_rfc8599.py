@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sipush.server.proxy import BETWEEN_FLOWS
+from sipush.core.in_dialog import BETWEEN_FLOWS
 from tests.e2e.daemon import APP, Daemon, in_time
 from tests.e2e.wire import PATIENCE, InCall, Phone
 from tests.e2e.world import World
