@@ -79,7 +79,7 @@ class Surroundings:
             return Target("dialog", request.uri, route=mine[0].path[:1], live=True)
         hold = BETWEEN_FLOWS if names else 0.0
         flow = token.flow
-        if token.aor and flow not in names:
+        if token.aor and not (flow in names and self.is_open(flow)):
             flow = next((name for name in names if self.is_open(name)), flow)
         is_open = self.is_open(flow) if flow else None
         if is_open is not None:

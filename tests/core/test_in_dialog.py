@@ -57,8 +57,9 @@ BOUND = {
     "over another, closed": [binding(flow=OTHER)],
     "over another, gone": [binding(flow=OTHER)],
     "over two others, closed and open": [binding(flow=OTHER), binding(flow=SECOND)],
+    "over another, open, and it": [binding(flow=OTHER), binding(flow=THEN)],
     "of another device": [binding("e", OTHER)],
-    "at another node": [binding(flow=OTHER, path=(PATH,))],
+    "at another node": [binding(flow=OTHER, path=(PATH, "<sip:192.0.2.50;lr>"))],
 }
 TOKENS = {
     "phone": RouteToken(THEN, "bob@x", device_digest("d")),
@@ -81,10 +82,8 @@ GOES = {
 def test_a_side_is_where_its_newest_flow_is(
     side: str, then: str, bound: str, uri: str, goes: str, at_once: str, waits: str
 ) -> None:
-    is_other_open = OPEN.get(bound.rpartition(", ")[2], bound == "of another device")
-    if "closed and open" in bound:
-        is_other_open = False
-    here = surroundings({THEN: OPEN[then], OTHER: is_other_open, SECOND: True})
+    other = None if "gone" in bound else "closed" not in bound
+    here = surroundings({THEN: OPEN[then], OTHER: other, SECOND: True})
     bye = request("BYE", URIS[uri])
     target = here.side(TOKENS[side], bye, BOUND[bound])
     assert target.uri == URIS[uri]
