@@ -46,6 +46,7 @@ from sipush.server.proxy import Proxy
 from sipush.server.push_bucket import PushBucket
 from sipush.server.refreshes import push_refreshes
 from sipush.server.registrar import Registrar
+from sipush.server.sign_in import SignIn
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import TransactionLayer
@@ -206,15 +207,14 @@ class Daemon:
         self._held_call_limits = HeldCallLimits(
             limits.held_calls_per_caller, limits.held_calls_per_callee
         )
+        sign_in = SignIn(realm, authenticator, self._subscribers, self._gate, clock)
         self._registrar = Registrar(
             realm,
             policies.registration_policy(config, self._vapid_keys),
-            authenticator,
+            sign_in,
             self._store,
-            self._subscribers,
             self._bucket,
             new_id,
-            clock,
             key,
             self._gate,
         )
@@ -222,7 +222,7 @@ class Daemon:
             realm=realm,
             policy=policies.proxy_policy(config),
             key=key,
-            authenticator=authenticator,
+            sign_in=sign_in,
             store=self._store,
             locations=locations,
             subscribers=self._subscribers,

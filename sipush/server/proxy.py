@@ -13,7 +13,6 @@ from typing import Any, Final, assert_never
 import structlog
 
 from sipush.core.abuse import Verdict
-from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import (
     Aor,
     Binding,
@@ -73,7 +72,6 @@ from sipush.server.answers import (
     reject,
     respond,
     tell_refused,
-    wait_to_sign_in,
 )
 from sipush.server.call_history import CallHistory
 from sipush.server.forwarding import Forwarding
@@ -83,10 +81,10 @@ from sipush.server.locations import Locations
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
 from sipush.server.return_flow import ReturnFlow
+from sipush.server.sign_in import SignIn
 from sipush.server.subscribers import Subscribers
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer, add_via
-from sipush.sip.digest import find_credentials
 from sipush.sip.fields import Via, parse_name_addr
 from sipush.sip.grammar import is_ip
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
@@ -208,7 +206,7 @@ class Proxy:
     policy: ProxyPolicy
     key: bytes
     "The same in every process on one store."
-    authenticator: Authenticator
+    sign_in: SignIn
     store: LocationStore
     locations: Locations
     subscribers: Subscribers
@@ -613,7 +611,7 @@ class Proxy:
         """The caller, empty for a peer; None: it was refused, and told so."""
         caller = ""
         if not self.policy.is_peer(transaction.flow.remote[0]):
-            found = await self._authenticate(transaction.flow, request, tag)
+            found = await self._signed_in(transaction.flow, request, tag)
             if isinstance(found, Response):
                 if found.status != Status.PROXY_AUTHENTICATION_REQUIRED:
                     tell_refused(transaction, found)
@@ -816,7 +814,7 @@ class Proxy:
         known = await self._known_caller(flow, request)
         caller = known or ""
         if known == "" and not policy.strangers:
-            found = await self._authenticate(flow, request, forwarding.tag)
+            found = await self._signed_in(flow, request, forwarding.tag)
             if isinstance(found, Response):
                 self._refuse_stranger(transaction, found)
                 return
@@ -875,39 +873,18 @@ class Proxy:
 
     # -- who may --
 
-    async def _authenticate(self, flow: Flow, request: Request, tag: str) -> Aor | Response:
-        """Find the caller, or the response that refuses it (§22.3)."""
-        since, client = self.clock(), self.gate.client(flow)
+    async def _signed_in(self, flow: Flow, request: Request, tag: str) -> Aor | Response:
+        """The caller, or the response that refuses him (§22.3)."""
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
-        credentials = find_credentials(request.headers.get_all("proxy-authorization"), domain)
-        user = ""
-        if credentials:
-            user = subscriber_aor(credentials.username, domain, self.realm.domains)
-        subscriber = await self.subscribers.get(user) if user else None
-        if user and (wait := await self.gate.slows(flow, user, request)):
-            return wait_to_sign_in(request, wait, tag)
-        if self.gate.is_banned(flow):  # no password is looked at, also not for an emergency call
-            credentials = None
-        verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
-        if isinstance(verdict, Challenge):
-            if verdict.wrong:
-                await self.gate.sign_in_failed(flow, user, since, request.call_id)
-            return self.authenticator.challenge(
-                request,
-                domain,
-                self.clock(),
-                tag,
-                client=client,
-                stale=verdict.stale,
-                status=Status.PROXY_AUTHENTICATION_REQUIRED,
-            )
-        self.gate.signed_in(flow, user)
-        assert subscriber is not None
-        if claimed != subscriber.aor and not is_anonymous(request):
+        status = Status.PROXY_AUTHENTICATION_REQUIRED
+        found = await self.sign_in.user(flow, request, domain, tag, status)
+        if isinstance(found, Response):
+            return found
+        if claimed != found.aor and not is_anonymous(request):
             reason = "From Does Not Match Credentials"
             return make_response(request, Status.FORBIDDEN, reason, tag)
-        return subscriber.aor
+        return found.aor
 
     # -- servers --
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 
-from sipush.core.authentication import Authenticator, Challenge, subscriber_aor
 from sipush.core.bindings import Aor, Location, Refusal, Registration
 from sipush.core.outbound import remote_ip
 from sipush.core.refresh import Refreshes, what_is_said
@@ -27,14 +26,12 @@ from sipush.core.routing import Realm
 from sipush.location.store import LocationStore
 from sipush.log_lines import shown
 from sipush.metrics import REGISTERS, UNUSABLE_PUSH_HEADERS
-from sipush.server.answers import wait_to_sign_in
 from sipush.server.gate import Gate
 from sipush.server.messages import Messages
 from sipush.server.push_bucket import PushBucket
+from sipush.server.sign_in import SignIn
 from sipush.server.steps import STEP
-from sipush.server.subscribers import Subscribers
 from sipush.server.transactions import ServerTransactionHandle
-from sipush.sip.digest import find_credentials
 from sipush.sip.message import Request, Response
 from sipush.sip.status import Status
 from sipush.transport.flow import Flow
@@ -50,12 +47,10 @@ class Registrar:
 
     realm: Realm
     policy: RegistrationPolicy
-    authenticator: Authenticator
+    sign_in: SignIn
     store: LocationStore
-    subscribers: Subscribers
     bucket: PushBucket
     new_id: Callable[[], str]
-    clock: Callable[[], float]
     key: bytes
     "Makes the PURRs; the same in every process on one store."
     gate: Gate
@@ -80,8 +75,7 @@ class Registrar:
         aor = self._aor(request)
         if aor is None:
             return rejection_response(request, _NOT_SERVED, tag)
-        domain, client = aor.rpartition("@")[2], self.gate.client(flow)
-        return self.authenticator.challenge(request, domain, self.clock(), tag, client=client)
+        return self.sign_in.challenge(flow, request, aor.rpartition("@")[2], tag)
 
     def _aor(self, request: Request) -> Aor | None:
         """Whose bindings it is about; None when that is not our business (§10.3 steps 1, 5)."""
@@ -95,33 +89,13 @@ class Registrar:
         if aor is None:
             transaction.respond(rejection_response(request, _NOT_SERVED, tag))
             return
-        flow, gate = transaction.flow, self.gate
-        since, client = self.clock(), gate.client(flow)
-        domain = aor.rpartition("@")[2]
-        credentials = find_credentials(request.headers.get_all("authorization"), domain)
-        user, subscriber = "", None
-        if credentials:
-            user = subscriber_aor(credentials.username, domain, self.realm.domains)
-            subscriber = await self.subscribers.get(user)
-            if gate.suspects(user) and (wait := await gate.slows(flow, user, request)):
-                transaction.respond(wait_to_sign_in(request, wait, tag))
-                return
-        verdict = self.authenticator.verify(credentials, request, subscriber, since, client)
-        if gate.is_banned(flow):
-            verdict = Challenge()
-        if isinstance(verdict, Challenge):
-            if verdict.wrong:
-                await gate.sign_in_failed(flow, user, since, request.call_id)
-            transaction.respond(
-                self.authenticator.challenge(
-                    request, domain, self.clock(), tag, client=client, stale=verdict.stale
-                )
-            )
+        found = await self.sign_in.user(transaction.flow, request, aor.rpartition("@")[2], tag)
+        if isinstance(found, Response):
+            transaction.respond(found)
             return
         await STEP
-        gate.signed_in(flow, user)
-        if user != aor:  # §10.3 step 4
-            log.warning("registration_for_another_user", user=user, aor=aor)
+        if found.aor != aor:  # §10.3 step 4
+            log.warning("registration_for_another_user", user=found.aor, aor=aor)
             REGISTERS.counts[("refused",)] += 1
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")
             transaction.respond(rejection_response(request, rejection, tag))
