@@ -19,8 +19,8 @@ MODULES = [
         for name in (
             *("acknowledgements", "answers", "completed", "endpoint", "forwarding", "gate"),
             *("held_calls", "in_dialog", "locations", "message_arrival", "messages", "proxy"),
-            *("push_bucket", "registrar", "sign_in", "steps", "subscribers", "timer_wheel"),
-            *("transactions", "waking"),
+            *("proxy_policy", "push_bucket", "registrar", "sign_in", "steps", "subscribers"),
+            *("target_sets", "timer_wheel", "transactions", "waking"),
         )
     ),
     *(

@@ -16,7 +16,7 @@ from sipush.core.registration import RegistrationPolicy
 from sipush.core.routing import AppPolicy
 from sipush.log_lines import redact_text
 from sipush.server.messages import MessagePolicy
-from sipush.server.proxy import ProxyPolicy
+from sipush.server.proxy_policy import ProxyPolicy
 from sipush.sip.digest import Algorithm
 from sipush.sip.validation import MessageLimits
 from sipush.transport.connection import Limits

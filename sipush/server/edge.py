@@ -32,6 +32,7 @@ from sipush.core.routing import drop_claims, server_uri, validate
 from sipush.core.target_set import Target, TargetSet
 from sipush.errors import TransportError
 from sipush.metrics import REGISTERS
+from sipush.server import target_sets
 from sipush.server.answers import (
     DRAINING,
     RETRY_AFTER,
@@ -260,7 +261,8 @@ async def call_device(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -
     if subscriber is None:
         reject(transaction, Rejection(Status.NOT_FOUND), tag)
         return
-    targets = [t for t in await proxy.device_targets(forwarding, subscriber) if is_called(t, token)]
+    devices = await target_sets.of_devices(proxy, forwarding, subscriber)
+    targets = [target for target in devices if is_called(target, token)]
     arriving = not targets and token.aor in proxy.registering
     forwarding.without_app = tuple(
         [r for r in forwarding.without_app if device_digest(r.device) == token.device]

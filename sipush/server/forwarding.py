@@ -64,7 +64,7 @@ from sipush.core.wake_up import WakeUp
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.log_lines import fingerprint, shown
 from sipush.metrics import CALLS
-from sipush.server import in_dialog, waking
+from sipush.server import in_dialog, target_sets, waking
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.call_history import Ladder
 from sipush.server.held_calls import KEPT, registrations
@@ -907,7 +907,7 @@ class Forwarding:
         self.diversions += (Diversion(self._origin, status, cause),)
         targets = NOWHERE
         try:
-            targets = await self.proxy.fallback_targets(self, uri)
+            targets = await target_sets.of_fallback(self.proxy, self, uri)
         finally:
             if len(self.destinations) == been:
                 self.diversions = before
@@ -931,7 +931,8 @@ class Forwarding:
             except Exception as error:
                 log.error("internal_error", call_id=self.call_id, exc_info=error)
         self._before = None
-        if len(self.destinations) > been and self.proxy.is_busy(self, self.destinations[-1]):
+        goes_on = len(self.destinations) > been
+        if goes_on and target_sets.is_busy(self.proxy, self, self.destinations[-1]):
             self.refuse(self.destinations[-1], Status.BUSY_HERE)
         else:
             self._perform(self.context.fall_back(targets, self._now))

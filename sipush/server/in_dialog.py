@@ -20,6 +20,7 @@ from sipush.core.outbound import RouteToken, is_purr_of, purr_in
 from sipush.core.routing import drop_claims, hide_identity
 from sipush.core.target_set import Target, TargetSet
 from sipush.errors import LocationError, TransportError
+from sipush.server import target_sets
 from sipush.sip.message import Request
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def forward(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -> No
     forwarding.seen[token.aor] = location
     target = await find(proxy, token, request)
     is_ours = partial(_is_referred_to, reference, proxy.key)
-    forwarding.policy = proxy.target_policy(request, is_ours)
+    forwarding.policy = target_sets.policy_for(proxy, request, is_ours)
     for record in filter(is_ours, location.push_records):
         side = forwarding.policy.target(record.device, location, subscriber)
         forwarding.dialog_side = side.device

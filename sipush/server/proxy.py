@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 import structlog
 
-from sipush.core.abuse import Verdict
 from sipush.core.bindings import (
     Aor,
     Binding,
-    Location,
-    PushRecord,
-    Subscriber,
-    full_device,
 )
 from sipush.core.edge import device_called, leave_path
-from sipush.core.emergency import EmergencyPolicy, emergency_request
-from sipush.core.fallback import Cause, Fallbacks, for_every_cause
-from sipush.core.groups import Group
+from sipush.core.fallback import Cause
 from sipush.core.held_call import HeldCall, by_way_of, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
-from sipush.core.nodes import is_in_clear, route_key, way_to
+from sipush.core.nodes import route_key, way_to
 from sipush.core.outbound import (
     RouteToken,
-    came_from,
     is_usual_port,
     leads_to_port,
     remote_ip,
@@ -39,10 +29,8 @@ from sipush.core.outbound import (
 from sipush.core.rejection import Rejection
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
-    AppPolicy,
     Diversion,
     Realm,
-    TargetPolicy,
     ToAor,
     ToDialog,
     ToEmergency,
@@ -53,18 +41,15 @@ from sipush.core.routing import (
     forward_request,
     has_been_here,
     is_anonymous,
-    is_secure,
     loop_digest,
     take_credentials,
     validate,
-    wants_tls,
 )
-from sipush.core.target_set import NOWHERE, Target, TargetSet, Turn
+from sipush.core.target_set import Target, TargetSet
 from sipush.errors import LocationError, MessageError, TransportError
 from sipush.location.store import LocationStore
-from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
-from sipush.server import edge, in_dialog
+from sipush.server import edge, emergency, in_dialog, target_sets
 from sipush.server.acknowledgements import Acknowledgements
 from sipush.server.answers import (
     DRAINING,
@@ -79,123 +64,30 @@ from sipush.server.gate import Gate
 from sipush.server.held_calls import HeldCalls
 from sipush.server.locations import Locations
 from sipush.server.messages import Messages
+from sipush.server.proxy_policy import ProxyPolicy
 from sipush.server.push_bucket import PushBucket
 from sipush.server.return_flow import ReturnFlow
 from sipush.server.sign_in import SignIn
 from sipush.server.subscribers import Subscribers
+from sipush.server.target_sets import consents_to_calls, never
 from sipush.server.tasks import Tasks
 from sipush.server.transactions import ServerTransactionHandle, TransactionLayer, add_via
 from sipush.sip.fields import Via, parse_name_addr
-from sipush.sip.grammar import is_ip
 from sipush.sip.message import BRANCH_COOKIE, Request, Response, make_response, parse_datagram
 from sipush.sip.status import Status
-from sipush.sip.uri import parse_sip_uri, with_user
-from sipush.transport.address import is_own
+from sipush.sip.uri import parse_sip_uri
 from sipush.transport.flow import Address, Flow, Transports
 from sipush.transport.resolver import Resolver
 from sipush.turns import Turns
 
 log = structlog.get_logger()
 
-_MAX_KNOWN: Final = 10_000
-"Addresses of which is remembered whether they are peers."
+_MAX_WAYS_OF_PEERS: Final = 10_000
 
 _MAX_WAYS: Final = 8
 "By which the same INVITE may come besides the first: forks of forks would have no end."
 
 _MERGED: Final = Rejection(Status.LOOP_DETECTED, "Merged Request")
-
-EMERGENCY_TIMER_C: Final = 86400.0
-"Seconds that a call for help may wait in a queue: as long as its caller does."
-
-STORE_PATIENCE: Final = 0.5
-"Seconds that a call for help waits to learn who calls."
-
-
-def _consents_to_calls(record: PushRecord) -> bool:
-    return record.allow_call
-
-
-def _never(record: PushRecord) -> bool:
-    """Only calls wait."""
-    return False
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyPolicy:
-    """What the configuration says about forwarding; replaced as a whole on reload."""
-
-    apps: Mapping[str, AppPolicy]
-    peers: tuple[IPv4Network | IPv6Network, ...]
-    edges: tuple[IPv4Network | IPv6Network, ...]
-    "Proxies that anybody may come by: only their Paths are believed."
-    probe: float
-    no_answer: float
-    ringback: int | None
-    push_while_ringing: bool
-    tombstone: float
-    forwards: Mapping[Aor, str]
-    "Users whose calls are always sent on, and where to."
-    do_not_disturb: frozenset[Aor]
-    groups: Mapping[Aor, Group]
-    fallbacks: Mapping[str, Fallbacks]
-    "By AOR and, for all users and groups of it, by domain."
-    node: str
-    "Our URI for the other nodes on the store; empty: there are none."
-    routes: Mapping[str, Sequence[str]]
-    "By domain: URIs of the servers that have the users we do not have."
-    registrars: Mapping[str, str]
-    "By domain: URI of the registrar, where that is another server."
-    emergency: EmergencyPolicy
-    hears_others: bool
-    "Whether we listen at an address that other hosts reach."
-    _are_peers: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
-    "By IP address: working it out takes long."
-
-    def may_be_another(self, ip: str) -> bool:
-        """Whether who comes from that address may be on another host than it, and trusted nowhere.
-
-        TLS may end at a terminator beside us. Where all of our listeners are at loopback addresses,
-        callers are taken to be on this host, where they reach by themselves what they name.
-        """
-        return self.hears_others and is_ip(ip) and is_own(ip) and not self.is_peer(ip)
-
-    def is_peer(self, ip: str) -> bool:
-        """Whether that host may send requests without credentials; a name is never one."""
-        known = self._are_peers.get(ip)
-        if known is None:
-            known = is_ip(ip) and self._narrowest(ip) in self.peers
-            if len(self._are_peers) >= _MAX_KNOWN:
-                self._are_peers.clear()
-            self._are_peers[ip] = known
-        return known
-
-    def may_be_on_path(self, ip: str) -> bool:
-        """Whether requests may be sent to that host along a Path."""
-        return self.is_peer(ip) or self.is_edge(ip)
-
-    def is_edge(self, ip: str) -> bool:
-        """Whether that host is an edge proxy whose callers sign in."""
-        return self._narrowest(ip) in self.edges
-
-    def _narrowest(self, ip: str) -> IPv4Network | IPv6Network | None:
-        """Of the peers and edges that hold the host: what is said of it, not of those around it."""
-        host, found = ip_address(ip), None
-        for network in self.peers + self.edges:
-            if host in network and (found is None or network.prefixlen > found.prefixlen):
-                found = network
-        return found
-
-    def registrar_of(self, aor: Aor) -> str | None:
-        """The registrar of a user, unless we are that."""
-        return self.registrars.get(aor.rpartition("@")[2]) if self.registrars else None
-
-    def fallbacks_of(self, aor: Aor, stored: str = "") -> Fallbacks:
-        """Where calls to a user or group go; ``stored``: what the store has for a user."""
-        if not self.fallbacks and not stored:
-            return {}
-        own = self.fallbacks.get(aor) or for_every_cause(stored)
-        return {**self.fallbacks.get(aor.rpartition("@")[2], {}), **own}
 
 
 @dataclass(slots=True, eq=False)
@@ -291,8 +183,8 @@ class Proxy:
             case ToServer():
                 answer_for_server(transaction, self.new_id())
             case ToEmergency():
-                forwarding = self._open(transaction, request, None, timer_c=EMERGENCY_TIMER_C)
-                await _until_started(forwarding, self._forward_emergency(forwarding))
+                forwarding = self._open(transaction, request, None, timer_c=emergency.TIMER_C)
+                await _until_started(forwarding, emergency.forward(self, forwarding))
             case Rejection() as rejection:
                 reject(transaction, rejection, self.new_id())
             case other:
@@ -388,7 +280,7 @@ class Proxy:
         forwarding.diversions = tuple(
             Diversion(uri, n, Cause(c) if c else None) for uri, n, c in held.diversions
         )
-        forwarding.policy = self.target_policy(request, _consents_to_calls)
+        forwarding.policy = target_sets.policy_for(self, request, consents_to_calls)
         forwarding.created_epoch = held.created_epoch
         forwarding.cancel_reason = held.cancel_reason or None
         forwarding.final = held.final
@@ -530,7 +422,7 @@ class Proxy:
             with suppress(MessageError):
                 for value in response.headers.values(name):
                     uri = parse_name_addr(value).sip_uri
-                    if len(self.ways_of_peers) >= _MAX_KNOWN:
+                    if len(self.ways_of_peers) >= _MAX_WAYS_OF_PEERS:
                         self.ways_of_peers.clear()
                     self.ways_of_peers.add((uri.address, uri.port))
 
@@ -611,7 +503,7 @@ class Proxy:
         """The caller, empty for a peer; None: it was refused, and told so."""
         caller = ""
         if not self.policy.is_peer(transaction.flow.remote[0]):
-            found = await self._signed_in(transaction.flow, request, tag)
+            found = await self.signed_in(transaction.flow, request, tag)
             if isinstance(found, Response):
                 if found.status != Status.PROXY_AUTHENTICATION_REQUIRED:
                     tell_refused(transaction, found)
@@ -627,163 +519,22 @@ class Proxy:
 
     async def _forward_to_user(self, forwarding: Forwarding, aor: Aor) -> None:
         transaction, request = forwarding.transaction, forwarding.request
-        consents = _consents_to_calls if request.method == "INVITE" else _never
-        forwarding.policy = self.target_policy(request, consents)
-        targets = await self._targets(forwarding, aor)
+        consents = consents_to_calls if request.method == "INVITE" else never
+        forwarding.policy = target_sets.policy_for(self, request, consents)
+        targets = await target_sets.of_user_or_group(self, forwarding, aor)
         if targets is None:
             reject(transaction, Rejection(Status.NOT_FOUND), forwarding.tag)
             return
         if forwarding.not_held and not targets.all and not forwarding.fallbacks:
             reject(transaction, forwarding.not_held, forwarding.tag)
             return
-        if self.is_busy(forwarding, forwarding.destinations[-1]):
+        if target_sets.is_busy(self, forwarding, forwarding.destinations[-1]):
             forwarding.refuse(forwarding.destinations[-1], Status.BUSY_HERE)
         else:
             forwarding.start(targets)
 
     async def _has_mailbox(self, aor: Aor) -> bool:
         return aor not in self.policy.groups and await self.subscribers.get(aor) is not None
-
-    async def _targets(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
-        """The target set of a user or a ring group, or None when nobody has that name."""
-        if (group := self.policy.groups.get(aor)) is not None:
-            targets = await self._group_targets(forwarding, group)
-            forwarding.sent_to(aor, self.policy.fallbacks_of(aor))
-            return targets
-        away = self.policy.registrar_of(aor) is not None
-        subscriber = None if away else await self.subscribers.get(aor)
-        if subscriber is None:
-            return await self._elsewhere(forwarding, aor)
-        forwarding.sent_to(aor, self.policy.fallbacks_of(aor, subscriber.fallback))
-        if (uri := self._sent_on(forwarding, aor)) is not None:
-            return await forwarding.go_on(uri, Status.MOVED_TEMPORARILY, None)
-        if self.is_busy(forwarding, aor):
-            return NOWHERE
-        return TargetSet.of(*await self._user_targets(forwarding, subscriber))
-
-    async def _elsewhere(self, forwarding: Forwarding, aor: Aor) -> TargetSet | None:
-        """The servers that may have a user we do not have, unless one of them asks us for him.
-
-        What goes on to another of them would come back from there as another call, for ever.
-        """
-        user, _, domain = aor.rpartition("@")
-        servers = self.policy.routes.get(domain, ())
-        asks = forwarding.transaction.flow.remote[0]
-        if not forwarding.destinations and await self._is_one_of(servers, asks):
-            return None
-        only = "sips:" if wants_tls(forwarding.request) else ""
-        uris = [with_user(each, user) for each in servers if each.lower().startswith(only)]
-        if not uris:
-            return None
-        forwarding.sent_to(aor, {})
-        return TargetSet.in_order(uris)
-
-    async def _is_one_of(self, servers: Sequence[str], ip: str) -> bool:
-        for server in servers:
-            found = ""
-            with suppress(TransportError):
-                _, (found, _), _ = await self.resolve(server)
-            if found == ip:
-                return True
-        return False
-
-    def _sent_on(self, forwarding: Forwarding, aor: Aor) -> str | None:
-        return self.policy.forwards.get(aor) if forwarding.context.invite else None
-
-    def is_busy(self, forwarding: Forwarding, aor: Aor) -> bool:
-        """Whether that user takes no calls now."""
-        return forwarding.context.invite and aor in self.policy.do_not_disturb
-
-    async def device_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
-        """The devices of a user whose registrar is elsewhere; those it has not named are let be."""
-        is_asked = forwarding.request.method in ("INVITE", "OPTIONS")
-        consents = _consents_to_calls if is_asked else _never
-        forwarding.policy = self.target_policy(forwarding.request, consents)
-        return await self._user_targets(forwarding, subscriber)
-
-    async def _user_targets(self, forwarding: Forwarding, subscriber: Subscriber) -> list[Target]:
-        """Watch first, look up second: no registration is lost in between."""
-        forwarding.watch(subscriber)
-        location = await self.locations.lookup(subscriber.aor, time.time())
-        while forwarding.heard_meanwhile(subscriber.aor):
-            location = await self.locations.lookup(subscriber.aor, time.time())
-        forwarding.seen[subscriber.aor] = location
-        assert forwarding.policy is not None
-        targets = forwarding.policy.target_set(location, subscriber)
-        if subscriber.hold:
-            forwarding.without_app += forwarding.policy.without_app(location)
-        for target in targets:
-            if target.push is None and not target.live and forwarding.context.invite:
-                self._tell_not_pushed(forwarding, target.device, location, subscriber)
-        if not any(target.wakeable for target in targets):
-            return targets
-        refusal = self.held_call_limits.refusal(forwarding.caller_aor, subscriber.aor)
-        if refusal is None:
-            return targets
-        forwarding.not_held = refusal
-        return [replace(target, push=None, hold=0.0) for target in targets if target.live]
-
-    def _tell_not_pushed(
-        self, forwarding: Forwarding, device: str, location: Location, subscriber: Subscriber
-    ) -> None:
-        """Somebody may ask why it did not ring. ``device``: as in Target."""
-        assert forwarding.policy is not None
-        for record in location.push_records:
-            if full_device(record.aor, record.device) == device:
-                reason = forwarding.policy.why_not_pushed(record, subscriber)
-                forwarding.tell(
-                    "not_pushed", aor=record.aor, device=fingerprint(device), reason=reason
-                )
-
-    async def _group_targets(self, forwarding: Forwarding, group: Group) -> TargetSet:
-        """The devices of all members but the caller."""
-        others = [aor for aor in group.members if aor != forwarding.caller_aor]
-        turns = await asyncio.gather(*(self._member_turn(forwarding, aor) for aor in others))
-        members = [turn for turn in turns if turn is not None]
-        return group.target_set(members, in_turn=forwarding.context.invite)
-
-    async def _member_turn(self, forwarding: Forwarding, aor: Aor) -> Turn | None:
-        subscriber = await self.subscribers.get(aor)
-        if subscriber is None:
-            log.warning("group_member_unknown", aor=aor)
-            return None
-        if self.is_busy(forwarding, aor) or self._sent_on(forwarding, aor):
-            return None  # a group rings people, not where their own calls go
-        return Turn(tuple(await self._user_targets(forwarding, subscriber)), aor)
-
-    async def fallback_targets(self, forwarding: Forwarding, uri: str) -> TargetSet:
-        """What a fallback URI leads to, unless the call has been there.
-
-        A call to a sips: URI goes to no other one of another server (RFC 3261 §26.2.2). Raises
-        MessageError and LocationError.
-        """
-        aor = self.realm.aor(parse_sip_uri(uri))
-        if (aor or uri) in forwarding.destinations:
-            return NOWHERE
-        if aor is not None:
-            return await self._targets(forwarding, aor) or NOWHERE
-        if wants_tls(forwarding.request) and not uri.lower().startswith("sips:"):
-            why = "the call is to a sips: URI, so a fallback elsewhere has to be one too"
-            forwarding.warn("fallback_failed", to=uri, reason=why)
-            return NOWHERE
-        forwarding.sent_to(uri, {})
-        return TargetSet.of(Target(device=uri, uri=uri, live=True))
-
-    def target_policy(
-        self, request: Request, consents: Callable[[PushRecord], bool]
-    ) -> TargetPolicy:
-        """Which devices are reached by this request; ``consents``: which may be pushed for it."""
-        policy = self.policy
-        return TargetPolicy(policy.apps, self._is_live_for(request), consents, policy.node)
-
-    def _is_live_for(self, request: Request) -> Callable[[Binding], bool]:
-        """What counts as reachable: for a sips: URI only what is reached over TLS."""
-        if wants_tls(request):
-            return lambda binding: self._is_secure(binding) and self.is_live(binding)
-        return self.is_live
-
-    def _is_secure(self, binding: Binding) -> bool:
-        return is_secure(binding.flow) and not is_in_clear(binding, self.policy.node)
 
     def is_live(self, binding: Binding) -> bool:
         """Whether anything leads to that contact."""
@@ -801,79 +552,9 @@ class Proxy:
         """Whether the connection of that contact has ended: none is ever opened to a phone."""
         return not binding.flow.startswith("udp/") and not self.is_live(binding)
 
-    # -- to those who help --
-
-    async def _forward_emergency(self, forwarding: Forwarding) -> None:
-        """At once, without challenge, limits or hold, also while we are going down."""
-        policy = self.policy.emergency
-        transaction, request = forwarding.transaction, forwarding.request
-        flow = transaction.flow
-        is_peer = self.policy.is_peer(flow.remote[0])
-        if not is_peer:
-            drop_claims(request)
-        known = await self._known_caller(flow, request)
-        caller = known or ""
-        if known == "" and not policy.strangers:
-            found = await self._signed_in(flow, request, forwarding.tag)
-            if isinstance(found, Response):
-                self._refuse_stranger(transaction, found)
-                return
-            caller = found
-        forwarding.caller_aor = caller
-        address = policy.addresses.get(caller)
-        forwarding.request = emergency_request(
-            request,
-            caller,
-            address,
-            self.new_id(),
-            time.time(),
-            from_peer=is_peer,
-        )
-        forwarding.warn(
-            "emergency_call",
-            uri=request.uri,
-            caller=caller or "unknown",
-            address=address is not None,
-            remote=flow.remote[0],
-        )
-        forwarding.start(policy.target_set())
-
-    def _refuse_stranger(self, transaction: ServerTransactionHandle, response: Response) -> None:
-        """Refuse an emergency call of a stranger, which was heard wherever it came from.
-
-        Its source may be forged: answers are limited as they are to any other of its requests.
-        """
-        flow = transaction.flow
-        verdict = self.gate.judge(flow)
-        if verdict is not Verdict.ADMIT:
-            self.gate.turn_away(flow, verdict)
-            transaction.ignore()
-        elif not transaction.completed:
-            transaction.refuse(response, repeats=0)
-
-    async def _known_caller(self, flow: Flow, request: Request) -> Aor | None:
-        """Whom From names, if a peer says so or that user is registered from there; else empty.
-
-        None: nobody can tell, the store is not there.
-        """
-        claimed = self.realm.caller_aor(request)
-        if claimed is None:
-            return ""
-        if self.policy.is_peer(flow.remote[0]):
-            return claimed
-        if self.policy.is_edge(flow.remote[0]):
-            return ""  # everybody comes from there
-        try:
-            location = await self.locations.lookup_soon(claimed, time.time(), STORE_PATIENCE)
-        except LocationError as error:
-            log.error("store_unavailable", reason=str(error))
-            return None
-        known = any(came_from(flow.remote[0], binding.flow) for binding in location.bindings)
-        return claimed if known else ""
-
     # -- who may --
 
-    async def _signed_in(self, flow: Flow, request: Request, tag: str) -> Aor | Response:
+    async def signed_in(self, flow: Flow, request: Request, tag: str) -> Aor | Response:
         """The caller, or the response that refuses him (§22.3)."""
         claimed = self.realm.caller_aor(request)
         domain = claimed.rpartition("@")[2] if claimed else self.realm.domains[0]
