@@ -126,6 +126,7 @@ def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, 
         "push_while_ringing": context.push_while_ringing,
         "fallback": context.fallback or context.falling_back,
         "tombstone": context.tombstone,
+        "expires_at": None if context.expires_at is None else context.expires_at + shift,
         "closed": context.closed,
         "answered": context.answered,
         "successful": context.successful,
@@ -209,6 +210,8 @@ def thaw(frozen: dict[str, Any], now: float, now_epoch: float) -> ResponseContex
     search = _thaw_search(frozen["search"], shift)
     context = ResponseContext(frozen["probe"], frozen["timer_c"])
     _set(context, frozen | {"branches": branches, "search": search})
+    if context.expires_at is not None:
+        context.expires_at += shift
     if not context.answered:
         context.resume_ringback(now)
     return context

@@ -65,6 +65,7 @@ class ResponseContext:
         "branches",
         "cancelled_by_caller",
         "closed",
+        "expires_at",
         "fallback",
         "falling_back",
         "invite",
@@ -88,6 +89,7 @@ class ResponseContext:
         push_while_ringing: bool = True,
         fallback: bool = False,
         tombstone: float = 60.0,
+        expires_at: float | None = None,
     ) -> None:
         self.probe = probe
         "Seconds a forwarded INVITE may stay without any response before its device is pushed."
@@ -104,6 +106,8 @@ class ResponseContext:
         "Whether there is somewhere else to go when no branch succeeds."
         self.tombstone = tombstone
         "Seconds after its end in which a device pushed for the call may register to see that end."
+        self.expires_at = expires_at
+        "When the invitation expires (§13.3.1): nobody is waited for any longer."
         self.search = Search(NOWHERE, 0, [])
         self.branches: list[Branch] = []
         self.closed = False
@@ -230,7 +234,7 @@ class ResponseContext:
             return []
         if branch.target.others and not self.closed:
             return self._next_flow(branch, now, broken=True)
-        if self._may_return(branch) or self._may_wake(branch):
+        if self._may_return(branch) or self._may_wake(branch, now):
             branch.broken = branch.number > 0
             actions = self._wake(branch, now)
             branch.awaited = True  # it may ring on: it must hear of the end
@@ -274,7 +278,7 @@ class ResponseContext:
         if status in FLOW_GONE and branch.target.others and not (ringing or self.closed):
             return self._next_flow(branch, now)
         if status in UNREACHABLE and not ringing:
-            if self._may_wake(branch):
+            if self._may_wake(branch, now):
                 return self._wake(branch, now)
             return self._complete(branch, status, now)
         branch.heard, branch.awaited = True, False
@@ -501,9 +505,9 @@ class ResponseContext:
     def _begin(self, branch: Branch, now: float) -> list[Action]:
         if branch.target.live:
             return self._forward(branch, branch.target, now)
-        if self._may_return(branch) or self._may_wake(branch):
+        if self._may_return(branch) or self._may_wake(branch, now):
             return self._wake(branch, now)
-        branch.state, branch.status = BranchState.COMPLETED, Status.TEMPORARILY_UNAVAILABLE
+        branch.state, branch.status = BranchState.COMPLETED, self._not_reached(now)
         return []
 
     def _forward(self, branch: Branch, target: Target, now: float) -> list[Action]:
@@ -590,8 +594,8 @@ class ResponseContext:
         branch.number, branch.broken = number, True
         return self._forward(branch, branch.target, now)
 
-    def _may_wake(self, branch: Branch) -> bool:
-        if self.closed or not branch.target.wakeable:
+    def _may_wake(self, branch: Branch, now: float) -> bool:
+        if self.closed or not branch.target.wakeable or _due(self.expires_at, now):
             return False
         return branch.pushed or self.push_while_ringing or not any(self._in(BranchState.PROCEEDING))
 
@@ -614,7 +618,7 @@ class ResponseContext:
         if self.closed:
             branch.finish(Status.REQUEST_TERMINATED)
             return []
-        return self._push(branch, now) if self._may_wake(branch) else []
+        return self._push(branch, now) if self._may_wake(branch, now) else []
 
     def _push(self, branch: Branch, now: float) -> list[Action]:
         """Push a device that has been forwarded to: whichever comes first counts."""
@@ -626,9 +630,24 @@ class ResponseContext:
         branch.merged = 0
         if branch.pushed or branch.target.push is None:
             if branch.bucket_at is None:
-                branch.bucket_at = now + branch.target.hold
+                branch.bucket_at = self._hold_ends(branch, now)
             return []
         return self._request_push(branch, now)
+
+    def _hold_ends(self, branch: Branch, now: float) -> float:
+        at = now + branch.target.hold
+        return at if self.expires_at is None else min(at, self.expires_at)
+
+    def _not_reached(self, now: float) -> int:
+        """The status of a device that is not waited for any longer.
+
+        Is that as the invitation has expired, no further turn and no fallback is for it either.
+        """
+        if not _due(self.expires_at, now):
+            return Status.TEMPORARILY_UNAVAILABLE
+        self.search.stop()
+        self.fallback = False
+        return Status.REQUEST_TERMINATED
 
     def _request_push(self, branch: Branch, now: float) -> list[Action]:
         """Once for a call and an app on a device, though it be registered for several users."""
@@ -636,7 +655,7 @@ class ResponseContext:
         branch.pushed = branch.awaited = True
         branch.push_begun = branch.push_begun or same
         branch.pushing = not same
-        branch.bucket_at = now + branch.target.hold
+        branch.bucket_at = self._hold_ends(branch, now)
         push: list[Action] = [] if same else [RequestPush(branch.id, branch.bucket_at)]
         return push + self._ring_back_once(now)
 
@@ -663,7 +682,7 @@ class ResponseContext:
         if branch.state is BranchState.PROBING:
             actions = [Abandon(branch.id)]
             branch.cancelling = CancelCause.NO_ANSWER
-        branch.finish(Status.TEMPORARILY_UNAVAILABLE)
+        branch.finish(self._not_reached(now))
         return actions
 
     def _timer_c_expired(self, branch: Branch) -> list[Action]:

@@ -513,6 +513,14 @@ _DIVERSION_REASONS: Final = {
 }
 
 
+def invitation_expires(request: Request) -> int | None:
+    """Seconds after which an INVITE counts for nothing any more, if it says so (RFC 3261 §13.3.1).
+
+    What cannot be read is ignored; Expires in other requests means something else.
+    """
+    return number(request.headers.get("expires") or "") if request.method == "INVITE" else None
+
+
 def max_breadth(request: Request) -> int | None:
     """To how many a request may be forwarded at a time, if it says so (RFC 5393 §5.3)."""
     text = request.headers.get("max-breadth")

@@ -40,6 +40,7 @@ from sipush.core.routing import (
     drop_claims,
     forward_request,
     has_been_here,
+    invitation_expires,
     is_anonymous,
     loop_digest,
     take_credentials,
@@ -228,6 +229,7 @@ class Proxy:
     ) -> Forwarding:
         """A forwarding that a CANCEL finds from now on; ``timer_c``: instead of the policy's."""
         policy = self.policy
+        expires = invitation_expires(request) if "expires" in request.headers.first else None
         context = ResponseContext(
             probe=policy.probe,
             timer_c=timer_c or policy.no_answer,
@@ -235,6 +237,7 @@ class Proxy:
             invite=request.method == "INVITE",
             push_while_ringing=policy.push_while_ringing,
             tombstone=policy.tombstone,
+            expires_at=None if expires is None else self.clock() + expires,
         )
         forwarding = Forwarding(self, transaction, request, context, tag=self.new_id())
         self._forwardings[transaction] = forwarding

@@ -40,6 +40,7 @@ RECORD = PushRecord("bob@x", "d", Platform.APNS, "app", "token")
 DEVICE = "bob@x d"
 NOW, PROBE, HOLD, TIMER_C = 100.0, 1.5, 30.0, 180.0
 TOMBSTONE = 20.0
+EXPIRES = 5.0
 
 
 def target(kind: str, device: str = DEVICE, flow: str = "tcp/1") -> Target:
@@ -81,9 +82,9 @@ def rows() -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.split("|")) for line in lines[2:]]
 
 
-def bring_to(state: str, kind: str) -> ResponseContext:
+def bring_to(state: str, kind: str, **options: object) -> ResponseContext:
     """Branch 0 is under test; branch 1, a ringing desk phone, keeps the context open."""
-    context = make()
+    context = make(**options)
     context.start([target(kind), target("desk", "other", "tcp/9")], NOW)
     context.response_received(1, 180, NOW)
     if state == "proceeding":
@@ -117,6 +118,8 @@ def feed(context: ResponseContext, text: str) -> list[Action]:
             return context.timer_fired(NOW + PROBE)
         case "Bucket Timer":
             return context.timer_fired(NOW + HOLD)
+        case "Expires":
+            return context.timer_fired(NOW + EXPIRES)
         case "Timer C":
             context.branches[1].timer_c_at = None  # only branch 0 is under test
             return context.timer_fired(NOW + TIMER_C)
@@ -167,7 +170,8 @@ def test_each_row_of_the_table(
         branch = context.branches[1]
         got = shown_start(done)
     else:
-        context = bring_to(state, kind)
+        brief = {"expires_at": NOW + EXPIRES} if "Expires" in event else {}
+        context = bring_to(state, kind, **brief)
         done = feed(context, event)
         branch = context.branches[0]
         got = shown(done, context)
@@ -196,6 +200,25 @@ def test_the_caller_gets_480_when_the_hold_ends() -> None:
     assert context.next_timer() == NOW + HOLD
     assert context.timer_fired(NOW + HOLD) == [Respond(480, 0)]
     assert context.push_finished(0, PushResult.TIMED_OUT, NOW + HOLD) == [CancelPush(0)]
+
+
+def test_a_push_ends_with_the_invitation_and_so_does_the_hold() -> None:
+    context = make(expires_at=NOW + EXPIRES, fallback=True)
+    context.start([target("mobile")], NOW)
+    assert context.flow_failed(0, NOW + 1) == [RequestPush(0, NOW + EXPIRES), Respond(180)]
+    assert context.timer_fired(NOW + EXPIRES) == [Respond(487, 0)]
+    assert context.push_finished(0, PushResult.ACCEPTED, NOW + EXPIRES) == [CancelPush(0)]
+
+
+def test_an_invitation_that_expires_late_leaves_the_hold_as_it_is() -> None:
+    context = make(expires_at=NOW + HOLD + 1)
+    assert context.start([target("sleeping")], NOW) == [RequestPush(0, NOW + HOLD), Respond(180)]
+    assert context.timer_fired(NOW + HOLD) == [Respond(480, 0)]
+
+
+def test_nobody_is_pushed_for_an_invitation_that_has_expired() -> None:
+    context = make(expires_at=NOW)
+    assert context.start([target("sleeping")], NOW) == [Respond(487, 0)]
 
 
 def test_nobody_to_call_is_480() -> None:

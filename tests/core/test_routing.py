@@ -21,6 +21,7 @@ from sipush.core.routing import (
     drop_claims,
     forward_request,
     has_video,
+    invitation_expires,
     is_anonymous,
     loop_digest,
     make_route_token,
@@ -407,6 +408,20 @@ def test_every_request_has_one_max_breadth(target: Target, left: int | None, bre
     request = invite("sip:bob@example.com", "Max-Breadth: 9")
     forwarded = forward_request(request, target, (), breadth=left)
     assert forwarded.headers.get_all("max-breadth") == [breadth]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("20", 20), ("0", 0), ("soon", None), ("-1", None), ("20;x", None)]
+)
+def test_an_invitation_expires_when_it_says_so(value: str, seconds: int | None) -> None:
+    assert invitation_expires(invite("sip:bob@example.com", f"Expires: {value}")) == seconds
+
+
+def test_what_expires_in_another_request_is_no_invitation() -> None:
+    text = invite("sip:bob@example.com", "Expires: 20").to_bytes()
+    request = parse_datagram(text.replace(b"INVITE", b"SUBSCRIBE"))
+    assert isinstance(request, Request)
+    assert invitation_expires(request) is None
 
 
 def test_the_path_becomes_the_route_and_our_credentials_stay_here() -> None:

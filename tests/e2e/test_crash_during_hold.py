@@ -131,14 +131,19 @@ async def test_a_phone_that_woke_too_late_sees_the_end_though_the_server_dies(
     assert (await again.cancelled())["reason"] == "Q.850;cause=16"
 
 
-async def test_the_hold_ends_at_the_time_it_would_have(world: World) -> None:
-    daemon = await world.start(wake={"hold": 3.0, "probe": 0.25})
+@pytest.mark.parametrize(
+    ("hold", "headers", "status"), [(3.0, (), 480), (30.0, ("Expires: 3",), 487)]
+)
+async def test_the_hold_ends_at_the_time_it_would_have(
+    world: World, hold: float, headers: tuple[str, ...], status: int
+) -> None:
+    daemon = await world.start(wake={"hold": hold, "probe": 0.25})
     await world.sleeping(daemon, "bob", "TCP", x_push(apns_token()))
     alice = await world.phone(daemon, "alice")
-    call = await alice.call("bob")
+    call = await alice.call("bob", headers=headers)
     await world.pushes.next()
     await daemon.restart_after_kill()
-    assert (await call.final()).status == 480
+    assert (await call.final()).status == status
 
 
 async def test_a_caller_hears_of_the_end_of_the_hold_though_the_push_service_is_silent(

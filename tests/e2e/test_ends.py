@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
@@ -94,6 +95,20 @@ async def test_who_gives_up_does_not_wait_for_a_phone_that_died_ringing(
         assert {status for status in answers if status >= 200} == {407, 487}
 
 
+async def test_a_push_is_worth_nothing_after_the_time_in_the_callers_expires(world: World) -> None:
+    daemon = await world.daemon()
+    await world.sleeping(daemon, "bob", "UDP", x_push(apns_token()), f"urn:uuid:{uuid.uuid4()}")
+    push = x_push(fcm_token(), "android")
+    await world.sleeping(daemon, "bob", "UDP", push, f"urn:uuid:{uuid.uuid4()}")
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob", headers=["Expires: 4"])
+    pushed = [await world.pushes.next() for _ in range(2)]
+    received = {push.service: push.received for push in pushed}
+    assert time.time() - 4 < int(received["apns"].headers["apns-expiration"]) <= time.time() + 4
+    assert 1 <= int(received["fcm"].payload["android"]["ttl"].rstrip("s")) <= 4
+    assert (await call.final()).status == 487
+
+
 def rows() -> list[tuple[str, ...]]:
     """What came of each wake-up, from the table in the documents."""
     table = TABLE.read_text(encoding="utf-8")
@@ -120,7 +135,7 @@ async def test_each_wake_up_is_told_once_with_its_times(
         daemon.reload()
         await daemon.log_event("reloaded")
     alice = await world.phone(daemon, "alice")
-    call = await alice.call("bob")
+    call = await alice.call("bob", headers=["Expires: 2"] if "Expires" in device else ())
     if "app" not in device:
         pushed = await world.pushes.next()
         await daemon.log_event("push_finished", push_id=pushed.push_id)  # else it took no time yet
