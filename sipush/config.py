@@ -103,6 +103,8 @@ class RegistrationConfig(Section):
     max_expires: Annotated[int, Field(ge=1)] = 3600
     default_expires: Annotated[int, Field(ge=1)] = 3600
     max_contacts: Annotated[int, Field(ge=1)] = 10
+    remove_existing: bool = False
+    "Whether one contact more takes the place of another that may still be there, or is refused."
     push_record_lifetime: Seconds = 7 * 86400
     "How long a push record outlives the last REGISTER."
     nonce_lifetime: Seconds = 300

@@ -66,6 +66,10 @@ WRONG = [
     ("lgo.level = 1", "lgo: unknown key (did you mean log?)"),
     ("wake.hodl = 1", "wake.hodl: unknown key (did you mean hold?)"),
     ("log.zzz = 1", "log.zzz: unknown key (allowed: format, level)"),
+    (
+        'registration.remove_existing = "replace"',
+        'registration.remove_existing: is "replace" (allowed: a valid boolean)',
+    ),
     ("wake.hold = true", "wake.hold: is true (allowed: a valid number)"),
     ('wake.hold = "30"', 'wake.hold: is "30" (allowed: a valid number)'),
     ("wake.hold = -1", "wake.hold: is -1 (allowed: greater than or equal to 0)"),

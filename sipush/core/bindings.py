@@ -244,8 +244,8 @@ class Registration:
 
     In this order: check ``call_id``/``cseq`` of every binding that ``bind`` or ``unbind`` touches,
     apply ``unbind``, ``bind``, ``unpushed``, forget the push records that do not outlive the last
-    binding of their device, apply ``push_off``, ``push``, check ``max_contacts`` (``lost``), keep
-    the newest ``max_push_records``.
+    binding of their device, apply ``push_off``, ``push``, check ``max_contacts`` (``replaceable``),
+    keep the newest ``max_push_records``.
     """
 
     aor: Aor
@@ -276,9 +276,9 @@ class Registration:
     "Of those above, the ones that were refreshed longest ago are removed."
     flow: str
     "Name of the flow that it came over."
-    lost: tuple[tuple[str, str], ...]
-    """(device, name of a connection that has ended): bindings that make room for new ones, the
-    oldest first, where there would be more than ``max_contacts``. Their push records stay."""
+    replaceable: tuple[tuple[str, str], ...]
+    """(device, name of its flow): bindings that make room for new ones, the first of them first,
+    where there would be more than ``max_contacts``. Their push records stay."""
 
     def __init__(  # noqa: PLR0917 - the fields in their order
         self,
@@ -296,7 +296,7 @@ class Registration:
         refreshes: tuple[tuple[str, float], ...] = (),
         max_push_records: int = 1000,
         flow: str = "",
-        lost: tuple[tuple[str, str], ...] = (),
+        replaceable: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.aor = aor
         self.call_id = call_id
@@ -312,7 +312,7 @@ class Registration:
         self.refreshes = refreshes
         self.max_push_records = max_push_records
         self.flow = flow
-        self.lost = lost
+        self.replaceable = replaceable
 
 
 class Refusal(Enum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sipush.core.bindings import (
@@ -114,17 +114,38 @@ def _apply(location: Location, registration: Registration, messages: bool) -> Lo
         records = {d: r for d, r in records.items() if not r.shares_token(record)}
         records[record.device] = record
     if (excess := len(bindings) - max(registration.max_contacts, len(old.bindings))) > 0:
-        lost = [b for b in old.bindings if (b.device, b.flow) in registration.lost]
-        lost = [b for b in lost if bindings.get(b.device) is b]
-        if len(lost) < excess:
+        there = {(b.device, b.flow) for b in old.bindings if bindings.get(b.device) is b}
+        replaced = [each for each in dict.fromkeys(registration.replaceable) if each in there]
+        if len(replaced) < excess:
             return Refusal.TOO_MANY_CONTACTS
-        for binding in lost[-excess:]:  # the newest come first
-            del bindings[binding.device]
+        for device, _ in replaced[:excess]:
+            del bindings[device]
     after = live(bindings.values(), records.values(), registration.now_epoch, messages)
     after.push_records = after.push_records[: registration.max_push_records]
     known = {b.device for b in location.bindings}
     after.has_come = any(new.device not in known for new in registration.bind)
     return after
+
+
+def replaceable(
+    location: Location,
+    registration: Registration,
+    is_lost: Callable[[Binding], bool],
+    *,
+    existing: bool,
+) -> tuple[tuple[str, str], ...]:
+    """``Registration.replaceable``: who has lost the connection first, then the oldest first.
+
+    ``existing``: also who may be there; none with a push record for a device without.
+    """
+    found = [
+        binding
+        for binding in reversed(location.bindings)
+        if is_lost(binding)
+        or (existing and (registration.push or location.push_record(binding.device) is None))
+    ]
+    found.sort(key=is_lost, reverse=True)
+    return tuple([(binding.device, binding.flow) for binding in found])
 
 
 def without_push_record(location: Location, record: PushRecord) -> Location:

@@ -78,6 +78,8 @@ class RegistrationPolicy:
     max_expires: int = 3600
     default_expires: int = 3600
     max_contacts: int = 10
+    remove_existing: bool = False
+    "Whether one contact more takes the place of another that may still be there."
     max_push_records: int = 20
     push_record_lifetime: float = 7 * 86400
     "How long a push record outlives the last REGISTER."

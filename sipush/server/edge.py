@@ -126,7 +126,8 @@ class Edge:
         if isinstance(decision, Update):
             after = apply(before, decision.registration)
             if after is Refusal.TOO_MANY_CONTACTS:
-                decision.registration.lost = self.registrar.lost(before)
+                room = self.registrar.replaceable(before, decision.registration)
+                decision.registration.replaceable = room
                 after = apply(before, decision.registration)
             if isinstance(after, Refusal):
                 told = Fetch()  # he is told when the registrar knows him, and registers nothing

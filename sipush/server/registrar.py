@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from sipush.core.bindings import Aor, Location, Refusal, Registration
+from sipush.core.location_update import replaceable
 from sipush.core.outbound import remote_ip
 from sipush.core.refresh import Refreshes, what_is_said
 from sipush.core.registration import (
@@ -152,17 +153,24 @@ class Registrar:
             self.registered(aor, decision, location, flow)
 
     async def _make_room(self, registration: Registration) -> Location | Refusal:
-        """Store what was one contact too many, in place of phones whose connection has ended."""
+        """Store what was one contact too many, in place of phones that are not there any more."""
         stored = await self.store.lookup(registration.aor, registration.now_epoch)
-        registration.lost = self.lost(stored)
-        if not registration.lost:
+        registration.replaceable = self.replaceable(stored, registration)
+        if not registration.replaceable:
             return Refusal.TOO_MANY_CONTACTS
-        return await self.store.bind(registration)
+        location = await self.store.bind(registration)
+        if isinstance(location, Location):
+            left = {binding.device for binding in location.bindings}
+            removed = [b.contact for b in stored.bindings if b.device not in left]
+            log.info("contacts_removed", aor=registration.aor, contacts=removed)
+        return location
 
-    def lost(self, location: Location) -> tuple[tuple[str, str], ...]:
-        """(device, flow) of the bindings whose connection has ended."""
-        is_lost = self.messages.proxy.is_lost
-        return tuple([(b.device, b.flow) for b in location.bindings if is_lost(b)])
+    def replaceable(
+        self, location: Location, registration: Registration
+    ) -> tuple[tuple[str, str], ...]:
+        """The bindings that make room, as far as the operator allows it."""
+        is_lost, existing = self.messages.proxy.is_lost, self.policy.remove_existing
+        return replaceable(location, registration, is_lost, existing=existing)
 
     @staticmethod
     def refused(transaction: ServerTransactionHandle, aor: Aor, refusal: Refusal, tag: str) -> None:

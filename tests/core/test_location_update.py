@@ -1,12 +1,13 @@
-"""The short way of a REGISTER through the location service ends where the long one does."""
+"""A REGISTER goes the short way to where the long one ends; who makes room for one more."""
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sipush.core.bindings import Location, Registration
-from sipush.core.location_update import _apply, _only_device_refreshed, apply
+from sipush.core.bindings import Location, PushRecord, Registration
+from sipush.core.location_update import _apply, _only_device_refreshed, apply, replaceable
 from tests.location.rows import NOW, binding, record, registration
 
 devices = st.sampled_from(("instance:a",) * 9 + ("instance:a;1", "token:t"))
@@ -82,3 +83,43 @@ def test_the_refresh_of_an_only_device_takes_the_short_way() -> None:
     after = Location(asked.bind, asked.push, messages=True)
     assert _only_device_refreshed(Location(), asked, messages=True) == after
     assert _only_device_refreshed(before, asked, messages=True) == after
+
+
+def bound(*numbers: int) -> Location:
+    """Phones that are known by their contacts; the higher, the later."""
+    rows = [
+        replace(binding(f"contact:{n}", f"sip:101@192.0.2.{n}"), registered_epoch=NOW + n)
+        for n in numbers
+    ]
+    return Location(tuple(rows), (record("contact:2"),))
+
+
+@pytest.mark.parametrize(
+    ("existing", "push", "lost", "room"),
+    [
+        (False, (), (), []),
+        (False, (), (3,), [3]),
+        (False, (), (3, 2), [2, 3]),
+        (True, (), (), [1, 3, 4]),
+        (True, (), (4,), [4, 1, 3]),
+        (True, (), (2,), [2, 1, 3, 4]),
+        (True, (record("contact:9"),), (), [1, 2, 3, 4]),
+    ],
+    ids=[
+        "refused",
+        "one is lost",
+        "two are lost",
+        "none that can be woken, for one that cannot",
+        "whoever is lost first",
+        "also when it can be woken",
+        "the oldest, for one that can be woken",
+    ],
+)
+def test_who_makes_room_for_one_more(
+    existing: bool, push: tuple[PushRecord, ...], lost: tuple[int, ...], room: list[int]
+) -> None:
+    location = bound(4, 3, 2, 1)
+    asked = registration(binding("contact:9"), push=push)
+    names = {f"contact:{n}" for n in lost}
+    found = replaceable(location, asked, lambda row: row.device in names, existing=existing)
+    assert [device for device, _ in found] == [f"contact:{n}" for n in room]

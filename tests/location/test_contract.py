@@ -414,17 +414,22 @@ def over_tcp(n: int, **changes: object):
     return replace(row, registered_epoch=NOW + n, **changes)
 
 
-async def test_those_that_are_lost_make_room_the_oldest_first(store: LocationStore):
+async def test_those_that_may_be_replaced_make_room_in_their_order(store: LocationStore):
     phones = [over_tcp(n) for n in range(3)]
     await store.bind(registration(*phones, push=(record(phones[0].device, dialect="rfc8599"),)))
-    lost = ((phones[1].device, phones[1].flow), (phones[0].device, phones[0].flow))
+    room = ((phones[0].device, phones[0].flow), (phones[1].device, phones[1].flow))
     more = registration(over_tcp(3), max_contacts=3, now_epoch=NOW + 3)
     assert await store.bind(more) is Refusal.TOO_MANY_CONTACTS
-    bound = await store.bind(replace(more, lost=lost))
+    bound = await store.bind(replace(more, replaceable=room))
     assert isinstance(bound, Location)
     assert bound.bindings == (over_tcp(3), phones[2], phones[1])
     assert [r.device for r in bound.push_records] == [phones[0].device]  # it can be woken
     assert (await store.lookup(AOR, NOW + 3)).bindings == bound.bindings
+    more = registration(over_tcp(4), max_contacts=3, now_epoch=NOW + 4)
+    room = ((phones[2].device, phones[2].flow), (phones[1].device, phones[1].flow))
+    bound = await store.bind(replace(more, replaceable=room))
+    assert isinstance(bound, Location)
+    assert bound.bindings == (over_tcp(4), over_tcp(3), phones[1])
 
 
 @pytest.mark.parametrize(
@@ -440,7 +445,7 @@ async def test_those_that_can_be_reached_make_no_room(
     store: LocationStore, bind: tuple[int, ...], lost: tuple[tuple[str, str], ...]
 ):
     before = await store.bind(registration(over_tcp(0)))
-    more = registration(*map(over_tcp, bind), max_contacts=1, now_epoch=NOW + 3, lost=lost)
+    more = registration(*map(over_tcp, bind), max_contacts=1, now_epoch=NOW + 3, replaceable=lost)
     assert await store.bind(more) is Refusal.TOO_MANY_CONTACTS
     assert await store.lookup(AOR, NOW) == before
 

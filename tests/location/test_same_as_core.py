@@ -80,7 +80,7 @@ def registrations(draw: st.DrawFn) -> Registration:
         unpushed=tuple(draw(st.lists(devices, max_size=2))),
         max_push_records=draw(st.integers(1, 4)),
         flow=draw(flows),
-        lost=tuple(draw(st.lists(st.tuples(devices, flows), max_size=4))),
+        replaceable=tuple(draw(st.lists(st.tuples(devices, flows), max_size=4))),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from sipush.config import load
 from sipush.core.registration import RegistrationPolicy
 from sipush.metrics import REGISTERS
 from sipush.sip.message import Response, parse_datagram
@@ -188,3 +189,20 @@ async def test_phones_that_may_be_there_are_not_put_out_for_another(
     answer = await registered(server, new(server, 9), 9)
     assert (answer.status, answer.reason) == (403, "Too Many Contacts")
     assert len((await server.proxy.store.lookup(f"u000001@{DOMAIN}", 0.0)).bindings) == limit
+
+
+async def test_phones_that_may_be_there_are_put_out_where_the_operator_says_so(
+    tmp_path: Path,
+) -> None:
+    configuration(tmp_path)
+    file = tmp_path / "sipush.toml"
+    file.write_text("registration.remove_existing = true\n" + file.read_text())
+    server, limit = Server(load(file)), RegistrationPolicy().max_contacts
+    with capture_logs() as lines:
+        for number in range(10, 10 + limit + 1):
+            assert (await registered(server, server.wire(number), number)).status == 200
+    bound = (await server.proxy.store.lookup(f"u000001@{DOMAIN}", 0.0)).bindings
+    contacts = [f"sip:u000001@127.0.0.1:{20_000 + n}" for n in range(10, 10 + limit + 1)]
+    assert [binding.contact for binding in bound] == contacts[:0:-1]
+    removed = [line["contacts"] for line in lines if line["event"] == "contacts_removed"]
+    assert removed == [contacts[:1]]
