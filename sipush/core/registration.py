@@ -687,7 +687,9 @@ def refuse(refusal: Refusal) -> Rejection:
     """What the phone is told when the store did not apply its Registration."""
     match refusal:
         case Refusal.OUT_OF_ORDER:
-            return Rejection(Status.SERVER_INTERNAL_ERROR, "CSeq Out of Order")
+            return Rejection(
+                Status.SERVER_INTERNAL_ERROR, "CSeq Not Above the Last of This Call-ID"
+            )
         case Refusal.TOO_MANY_CONTACTS:
             return Rejection(Status.FORBIDDEN, "Too Many Contacts")
         case _:

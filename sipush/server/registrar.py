@@ -176,8 +176,15 @@ class Registrar:
     def refused(transaction: ServerTransactionHandle, aor: Aor, refusal: Refusal, tag: str) -> None:
         """Tell the phone that nothing was stored, and why."""
         REGISTERS.counts[("refused",)] += 1
-        log.info("registration_refused", aor=aor, reason=refusal.value)
-        transaction.respond(rejection_response(transaction.request, refuse(refusal), tag))
+        request = transaction.request
+        log.info(
+            "registration_refused",
+            aor=aor,
+            reason=refusal.value,
+            call_id=request.call_id,
+            cseq=request.cseq.number,
+        )
+        transaction.respond(rejection_response(request, refuse(refusal), tag))
 
     def registered(self, aor: Aor, decision: Update, location: Location, flow: str) -> None:
         """After the 200: the phone must know that it is registered before it is called."""

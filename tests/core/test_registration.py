@@ -1032,7 +1032,7 @@ def test_tokens_of_the_users_other_devices_do_not_come_back() -> None:
 @pytest.mark.parametrize(
     ("refusal", "start_line"),
     [
-        (Refusal.OUT_OF_ORDER, "SIP/2.0 500 CSeq Out of Order"),
+        (Refusal.OUT_OF_ORDER, "SIP/2.0 500 CSeq Not Above the Last of This Call-ID"),
         (Refusal.TOO_MANY_CONTACTS, "SIP/2.0 403 Too Many Contacts"),
     ],
 )

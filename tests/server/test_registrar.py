@@ -191,6 +191,21 @@ async def test_phones_that_may_be_there_are_not_put_out_for_another(
     assert len((await server.proxy.store.lookup(f"u000001@{DOMAIN}", 0.0)).bindings) == limit
 
 
+async def test_who_begins_cseq_anew_in_an_old_call_id_is_told_so(tmp_path: Path) -> None:
+    server = Server(configuration(tmp_path))
+    await server.register()
+    call_id = answers(server)[-1].call_id
+    again = register_from(1, server.credentials()).replace(b"CSeq: 1 ", b"CSeq: 0 ")
+    with capture_logs() as lines:
+        await server.send(
+            server.phone, re.sub(rb"Call-ID: [^\r]*", b"Call-ID: " + call_id.encode(), again)
+        )
+    answer = answers(server)[-1]
+    assert (answer.status, answer.reason) == (500, "CSeq Not Above the Last of This Call-ID")
+    told = {"reason": "out-of-order", "call_id": call_id, "cseq": 0}
+    assert [told.items() <= line.items() for line in lines] == [True]
+
+
 async def test_phones_that_may_be_there_are_put_out_where_the_operator_says_so(
     tmp_path: Path,
 ) -> None:
