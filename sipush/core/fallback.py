@@ -26,19 +26,20 @@ Fallbacks = Mapping[Cause, str]
 _SENDING_FAILED: Final = 477
 "Kamailio's own word for a connection that is gone."
 
-#: What a dead contact looks like when a proxy in between answers for it.
+#: What a dead contact looks like when a proxy in between answers for it. Of a 503 that it got, or a
+#: connection that is gone, it makes a 500 (§16.7 step 6, §16.9).
 UNREACHABLE: frozenset[int] = frozenset(
     {
         _SENDING_FAILED,
         Status.REQUEST_TIMEOUT,
         Status.FLOW_FAILED,
         Status.TEMPORARILY_UNAVAILABLE,
+        Status.SERVER_INTERNAL_ERROR,
         Status.SERVICE_UNAVAILABLE,
     }
 )
 
 _BUSY: Final = frozenset({Status.BUSY_HERE, Status.BUSY_EVERYWHERE})
-_BROKEN: Final = frozenset({Status.SERVER_INTERNAL_ERROR, Status.SERVER_TIMEOUT})
 
 
 def cause_of(status: int, *, rang: bool) -> Cause | None:
@@ -50,7 +51,7 @@ def cause_of(status: int, *, rang: bool) -> Cause | None:
         return Cause.BUSY
     if status == Status.DECLINE:
         return Cause.DECLINED
-    if status in UNREACHABLE or status in _BROKEN:
+    if status in UNREACHABLE or status == Status.SERVER_TIMEOUT:
         return Cause.NO_ANSWER if rang else Cause.UNREACHABLE
     return None
 

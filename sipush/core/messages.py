@@ -18,7 +18,7 @@ from sipush.core.target_set import Target
 from sipush.sip.status import Status
 
 #: A device that says this, or nothing, cannot take a message now; all else is its last word on it.
-NOT_NOW = UNREACHABLE | {Status.SERVER_INTERNAL_ERROR, Status.SERVER_TIMEOUT}
+NOT_NOW = UNREACHABLE | {Status.SERVER_TIMEOUT}
 
 MAILBOX_FULL = "Mailbox Full"
 

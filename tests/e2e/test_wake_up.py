@@ -138,7 +138,7 @@ async def test_a_silent_phone_is_pushed_after_the_probe(world: World, transport:
     await wake_and_answer(world, daemon, transport, call, push, instance)
 
 
-@pytest.mark.parametrize("status", [408, 430, 480, 503])
+@pytest.mark.parametrize("status", [408, 430, 480, 500, 503])
 async def test_a_dead_branch_is_swallowed_and_the_phone_pushed(
     world: World, transport: str, status: int
 ) -> None:
@@ -149,6 +149,22 @@ async def test_a_dead_branch_is_swallowed_and_the_phone_pushed(
     call = await alice.call("bob")
     await (await bob.incoming()).refuse(status)
     await wake_and_answer(world, daemon, transport, call, push, instance)
+    assert final_statuses(alice, call) == {407, 200}
+
+
+@pytest.mark.parametrize("status", [408, 480, 500, 503])
+async def test_a_proxy_without_path_that_says_100_may_still_say_that_the_phone_is_dead(
+    world: World, status: int
+) -> None:
+    daemon = await world.daemon()
+    push, instance = x_push(apns_token()), f"urn:uuid:{uuid.uuid4()}"
+    proxy = await world.registered(daemon, "bob", "UDP", push, instance)
+    alice = await world.phone(daemon, "alice")
+    call = await alice.call("bob")
+    incoming = await proxy.incoming()
+    incoming.reply(100)
+    await incoming.refuse(status)
+    await wake_and_answer(world, daemon, "UDP", call, push, instance)
     assert final_statuses(alice, call) == {407, 200}
 
 
