@@ -74,6 +74,11 @@ def message_key(request: Request) -> str:
     return _REPORT_KEY + digest if _content(request)[0] == _REPORT else digest
 
 
+def without_content(m: StoredMessage) -> StoredMessage:
+    """What names it in the store, to be kept in memory."""
+    return StoredMessage(m.aor, m.key, b"", m.stored_epoch, m.expires_epoch, m.id)
+
+
 def lifetime(request: Request, longest: float) -> float:
     """Seconds for which the MESSAGE may wait: its Expires (RFC 3428 §4), at most ``longest``."""
     seconds = number(request.headers.get("expires") or "")

@@ -90,9 +90,13 @@ class Endpoint:
     def stray_response_received(self, flow: Flow, response: Response) -> None:
         """RFC 6026 §8.9: a response that matches no client transaction is not forwarded.
 
-        But the answer to a call that outlived a crash has lost its transaction there.
+        But the answer to a call that outlived a crash has lost its transaction there, and that of
+        an app that was suspended with a MESSAGE in its socket comes when ours is over.
         """
-        if self._proxy.answer_came(flow, response) or pass_back(self._proxy, flow, response):
+        proxy = self._proxy
+        if proxy.answer_came(flow, response) or proxy.messages.answered_late(response):
+            return
+        if pass_back(proxy, flow, response):
             return
         log.debug("stray_response", status=response.status, flow=flow.name)
 

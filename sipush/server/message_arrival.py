@@ -24,7 +24,6 @@ from sipush.core.messages import (
     Forward,
     Keep,
     Notify,
-    Remembered,
     Respond,
     same_way,
 )
@@ -149,7 +148,7 @@ class Arriving:
             return None
         for place, leg in enumerate(self.legs):
             if self._is_out(place) and same_way(leg.target, target):
-                self._answered(place, Status.REQUEST_TIMEOUT, None)
+                self._perform(self.machine.answered(place, Status.REQUEST_TIMEOUT))
                 return leg
         return None
 
@@ -183,6 +182,8 @@ class Arriving:
             return
         if response is not None:
             self.responses[place] = response
+        elif status == Status.REQUEST_TIMEOUT and self.message is not None:
+            self.messages.timed_out(self.legs[place], self.message)
         self._perform(self.machine.answered(place, status))
 
     def _perform(self, actions: list[ArrivalAction]) -> None:
@@ -204,7 +205,7 @@ class Arriving:
                 spawn(self._catch_up())
             elif isinstance(action, Discard):
                 self.messages.taken(self._stored)
-                spawn(self._discard(self._stored))
+                spawn(self.messages.discard(self._stored, self.request.call_id))
             else:
                 assert_never(action)
         self._forget_if_done()
@@ -263,15 +264,6 @@ class Arriving:
         target = self.messages.target
         fresh = [b for b in location.bindings if _place(target(b)) not in tried]
         self.messages.deliver(aor, location, fresh, register=False)
-
-    async def _discard(self, message: StoredMessage) -> None:
-        try:
-            await self.messages.remove(message)
-        except LocationError as error:
-            log.warning("message_not_removed", aor=self.aor, reason=str(error))
-            self.messages.remembered.setdefault(self.aor, Remembered()).taken.add(message.id)
-            return
-        self._tell("message_taken_late", push_id=message.id)
 
     # -- push --
 

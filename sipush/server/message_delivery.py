@@ -31,6 +31,7 @@ from sipush.core.target_set import Target
 from sipush.errors import LocationError
 from sipush.log_lines import fingerprint
 from sipush.sip.message import Response
+from sipush.sip.status import Status
 from sipush.sip.transaction import is_reliable
 
 if TYPE_CHECKING:
@@ -111,8 +112,10 @@ class Delivering:
     def _send(self, message: StoredMessage, target: Target) -> None:
         leg: Leg
 
-        def answered(status: int, _: Response | None) -> None:
+        def answered(status: int, response: Response | None) -> None:
             if self.leg is leg:
+                if response is None and status == Status.REQUEST_TIMEOUT:
+                    self.messages.timed_out(leg, message)
                 self._answered(message, status)
 
         leg = self.leg = self._go_on(message, target, answered)

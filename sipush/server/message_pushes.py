@@ -15,7 +15,7 @@ import structlog
 
 from sipush.core.bindings import PushRecord, full_device
 from sipush.core.push_request import PushOutcome, PushResult
-from sipush.core.stored_message import StoredMessage, to_push
+from sipush.core.stored_message import StoredMessage, to_push, without_content
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 from sipush.log_lines import fingerprint
@@ -124,7 +124,7 @@ class MessagePushes:
                 tries=tries,
             )
             return
-        put_off = self._put_off[which] = _PutOff(_without_content(message), device, tries)
+        put_off = self._put_off[which] = _PutOff(without_content(message), device, tries)
         call_later = self._call_later or asyncio.get_running_loop().call_later
         put_off.timer = call_later(pause, lambda: self._due(which))
 
@@ -156,7 +156,3 @@ def _failed_for_the_moment(outcome: PushOutcome, left: bool) -> bool:
     if outcome.result is PushResult.RETRYABLE:
         return not outcome.has_left or outcome.status > 0
     return outcome.result is PushResult.THROTTLED
-
-
-def _without_content(m: StoredMessage) -> StoredMessage:
-    return StoredMessage(m.aor, m.key, b"", m.stored_epoch, m.expires_epoch, m.id)

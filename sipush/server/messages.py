@@ -21,6 +21,7 @@ from sipush.core.stored_message import (
     is_composing,
     lifetime,
     message_key,
+    without_content,
 )
 from sipush.core.target_set import Target
 from sipush.errors import LocationError, MessageError, TransportError
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from sipush.server.proxy import Proxy
 
 log = structlog.get_logger()
+
+_MAX_UNANSWERED = 10_000
+"Messages of which is known where they wait to be answered: a few hundred bytes each."
 
 Answered = Callable[[int, Response | None], None]
 """(final status, the response itself unless the status is ours: 408 or 430)."""
@@ -84,6 +88,8 @@ class Messages:
         self.remembered: dict[Aor, Remembered] = {}
         self._done: set[tuple[Aor, str]] = set()
         "User and ``message_key`` of those that have left the store a moment ago."
+        self._unanswered: dict[str, StoredMessage] = {}
+        "By Via branch: what waits in the socket of a device, perhaps, and in the store."
 
     async def arrived(
         self,
@@ -144,6 +150,32 @@ class Messages:
         if message.aor in self.deliveries:
             delivering = self.deliveries[message.aor]
             delivering.perform(delivering.machine.taken(message))
+
+    def timed_out(self, leg: Leg, message: StoredMessage) -> None:
+        """A device has not answered a stored message; one that is suspended may do so yet."""
+        if len(self._unanswered) >= _MAX_UNANSWERED:
+            del self._unanswered[next(iter(self._unanswered))]
+        self._unanswered[leg.branch] = without_content(message)
+
+    def answered_late(self, response: Response) -> bool:
+        """Whether a response without a transaction says that a device has taken such a message."""
+        if not (Status.OK <= response.status < 300 and response.cseq.method == "MESSAGE"):
+            return False
+        message = self._unanswered.pop(response.top_via.branch, None)
+        if message is not None:
+            self.taken(message)
+            self.proxy.tasks.spawn(self.discard(message, response.call_id))
+        return message is not None
+
+    async def discard(self, message: StoredMessage, call_id: str) -> None:
+        """Remove a message that a device has taken before it was delivered."""
+        try:
+            await self.remove(message)
+        except LocationError as error:
+            log.warning("message_not_removed", aor=message.aor, reason=str(error))
+            self.remembered.setdefault(message.aor, Remembered()).taken.add(message.id)
+            return
+        log.info("message_taken_late", call_id=call_id, aor=message.aor, push_id=message.id)
 
     def leg_of(self, message: StoredMessage, target: Target) -> Leg | None:
         """Where it is out the same way since before it was stored, for the caller to go on with."""
