@@ -40,9 +40,9 @@ from sipush.location.store import (
 _SCAN_COUNT = b"500"
 "Keys looked at in one SCAN: well under a millisecond of Redis's time."
 
-_SEEN = (1536, 8192)
-"""Buckets and bytes in each for rows that are kept for when Redis is silent (docs/faults.md):
-12 MiB for some 20,000 users with one device, or for any with a dozen."""
+_SEEN = (1 << 16, 12 << 20)
+"""Places, and bytes of rows that are kept for when Redis is silent (docs/faults.md): 13 MiB in all
+for some 20,000 users with one device."""
 
 
 class RedisStore:

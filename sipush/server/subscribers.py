@@ -11,8 +11,8 @@ from sipush.core.packed import Packed
 from sipush.errors import LocationError
 from sipush.location.store import LocationStore
 
-_KEPT = (4096, 1024)
-"Buckets and bytes in each: 4 MiB for some 60,000 subscribers with one HA1."
+_KEPT = (1 << 17, 4 << 20)
+"Places, and bytes of what is kept: 6 MiB in all for some 50,000 subscribers with one HA1."
 
 
 class Subscribers:
