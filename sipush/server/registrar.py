@@ -101,7 +101,8 @@ class Registrar:
             rejection = Rejection(Status.FORBIDDEN, "Not Your Address-of-Record")
             transaction.respond(rejection_response(request, rejection, tag))
             return
-        await self._register(transaction, request, aor, tag)
+        # One string for all that is kept of a user: each look-up would compare with another one.
+        await self._register(transaction, request, found.aor, tag)
 
     async def _register(
         self, transaction: ServerTransactionHandle, request: Request, aor: Aor, tag: str
