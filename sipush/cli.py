@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if sys.argv[1:2] == ["run"]:
+    # Until there are handlers, for which the imports below alone take a third of a second, these
+    # would end the process. Kept back, they are taken as soon as it can (``Daemon``).
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
+
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version

@@ -305,6 +305,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR1, self._tell_state)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        # Those that came during the start (``cli``) come now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGUSR1))
 
     def _stop(self) -> None:
         """The first signal drains, the second ends at once."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import APP, OTHER_APP, in_time
+from tests.e2e.daemon import APP, OTHER_APP, START_PATIENCE, in_time
+from tests.e2e.process import Program
 from tests.e2e.test_calls import IN_DIALOG
 from tests.e2e.test_crash_during_hold import listening
+from tests.e2e.wire import PATIENCE
 from tests.e2e.world import World, apns_token, x_push
 from tests.servers.redis_server import RedisServer
 
@@ -77,6 +82,26 @@ async def test_a_reload_adds_a_user_and_an_app_and_keeps_the_held_call(world: Wo
     reborn = await world.registered(daemon, "bob", "TCP", push)
     answer, _ = await in_time(call.final(), reborn.rings_and_answers())
     assert answer.status == 200
+
+
+def _wait_for_imports(pid: int) -> None:
+    """Until that process reads the modules it needs, and has done nothing yet."""
+    end = time.monotonic() + PATIENCE
+    while "pydantic_core" not in Path("/proc", str(pid), "maps").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+async def test_signals_during_a_start_are_taken_when_it_can(world: World) -> None:
+    daemon = await world.start()
+    await daemon.stop()
+    command = (sys.executable, "-m", "sipush.cli", "run", "--config", daemon.config)
+    daemon.program = await Program.start(*command)
+    await asyncio.to_thread(_wait_for_imports, daemon.program.process.pid)
+    daemon.program.signal(signal.SIGHUP)
+    daemon.program.signal(signal.SIGUSR1)
+    for event in ("ready", "reloaded", "state"):
+        await daemon.log_event(event, patience=START_PATIENCE)
 
 
 @pytest.mark.parametrize("broken", [{"wakes": {}}, {}], ids=["unknown key", "empty file"])
