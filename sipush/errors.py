@@ -47,3 +47,7 @@ class TransportError(SipushError):
 
 class LocationError(SipushError):
     """The store could not do what was asked; nothing was stored."""
+
+
+class UnreadableError(LocationError):
+    """What is stored of one user cannot be read; the others can."""

@@ -14,7 +14,7 @@ from sipush.config import RedisConfig
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.packed import Packed
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
-from sipush.errors import LocationError
+from sipush.errors import LocationError, UnreadableError
 from sipush.location import redis_rows as rows
 from sipush.location.redis_bind import Binds
 from sipush.location.redis_connection import RedisPipeline
@@ -93,10 +93,7 @@ class RedisStore:
         keys = self._key(aor, b"devices"), self._key(aor, b"messages")
         stored, messages = await self._redis.call(*keys, script=LOOKUP)
         devices = dict(zip(stored[::2], stored[1::2], strict=True))
-        try:
-            location = rows.location_of(aor, devices, now_epoch, messages > 1)
-        except rows.UNREADABLE as error:
-            raise LocationError(f"Redis: {aor} has a row that cannot be read: {error!r}") from error
+        location = rows.location_of(aor, devices, now_epoch, messages > 1)
         self._seen.put(aor, rows.kept(devices))
         return location
 
@@ -250,7 +247,7 @@ class RedisStore:
         try:
             return rows.subscriber_of(aor, fields) if fields else None
         except rows.UNREADABLE as error:
-            raise LocationError(f"Redis: user {aor} cannot be read: {error!r}") from error
+            raise UnreadableError(f"Redis: user {aor} cannot be read: {error!r}") from error
 
     @property
     def subscriber_lifetime(self) -> float:

@@ -12,6 +12,7 @@ from hiredis import ReplyError
 from sipush.core.bindings import Binding, Location, PushRecord, Refusal, Registration
 from sipush.core.location_update import apply
 from sipush.core.packed import Packed
+from sipush.errors import UnreadableError
 from sipush.location import redis_rows as rows
 from sipush.location.redis_commands import Transaction, pack
 
@@ -73,6 +74,8 @@ class Binds(Transaction):
             if not isinstance(before, ReplyError):
                 try:
                     outcome = _apply(registration, key, before, left[n], commands)
+                except UnreadableError as error:
+                    outcome = ReplyError(str(error))
                 except rows.UNREADABLE as error:
                     outcome = ReplyError(f"a row that cannot be read: {error!r}")
                 if isinstance(outcome, Location):

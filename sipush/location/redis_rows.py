@@ -25,6 +25,8 @@ from sipush.core.bindings import (
 )
 from sipush.core.location_update import live
 from sipush.core.stored_message import StoredMessage
+from sipush.errors import UnreadableError
+from sipush.log_lines import device_name
 
 UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
 "What reading a value raises that was not written here."
@@ -74,7 +76,10 @@ def _text(row: dict[str, Any]) -> bytes:
 
 
 def binding_of(aor: Aor, device: str, text: bytes) -> Binding:
-    """The inverse of ``binding_text``."""
+    """The inverse of ``binding_text``. Raises UNREADABLE.
+
+    Adding to what is a number tells when it is none, before anybody counts on it.
+    """
     row = _row(text)
     contact = row["contact"]
     return Binding(
@@ -82,14 +87,14 @@ def binding_of(aor: Aor, device: str, text: bytes) -> Binding:
         device,
         contact,
         row.get("contact_key", contact),
-        row["expires_epoch"],
+        row["expires_epoch"] + 0,
         row["call_id"],
-        row["cseq"],
+        row["cseq"] + 0,
         row["flow"],
         row.get("params", ""),
         tuple(row.get("path", ())),
         row.get("user_agent", ""),
-        row["registered_epoch"],
+        row["registered_epoch"] + 0,
     )
 
 
@@ -128,7 +133,7 @@ def push_record_text(r: PushRecord) -> bytes:
 
 
 def push_record_of(aor: Aor, device: str, text: bytes) -> PushRecord:
-    """The inverse of ``push_record_text``."""
+    """The inverse of ``push_record_text``. Raises UNREADABLE."""
     row = _row(text)
     call_token = row["call_token"]
     return PushRecord(
@@ -142,8 +147,8 @@ def push_record_of(aor: Aor, device: str, text: bytes) -> PushRecord:
         row.get("allow_message", True),
         row["dialect"],
         row.get("extra", {}),
-        row["updated_epoch"],
-        row["expires_epoch"],
+        row["updated_epoch"] + 0,
+        row["expires_epoch"] + 0,
     )
 
 
@@ -244,13 +249,17 @@ def kept_location_of(aor: Aor, kept: bytes) -> Location:
 def location_of(
     aor: Aor, stored: Mapping[bytes, bytes], now_epoch: float, messages: bool = False
 ) -> Location:
-    """The live rows among those of an AOR, by device."""
+    """The live rows among those of an AOR, by device. Raises UnreadableError."""
     bindings, records = [], []
     for field, row in stored.items():
         device = decode(field)
         binding, record = parts_of(row)
-        if binding:
-            bindings.append(binding_of(aor, device, binding))
-        if record:
-            records.append(push_record_of(aor, device, record))
+        try:
+            if binding:
+                bindings.append(binding_of(aor, device, binding))
+            if record:
+                records.append(push_record_of(aor, device, record))
+        except UNREADABLE as error:
+            what = f"{aor} has a row that cannot be read"
+            raise UnreadableError(f"{what} ({device_name(device)}): {error!r}") from error
     return live(bindings, records, now_epoch, messages)

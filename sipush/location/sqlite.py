@@ -7,6 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -87,7 +88,10 @@ _PURGE_MESSAGES = (
     f" (SELECT id FROM messages WHERE expires_epoch <= ?1 LIMIT {_PURGED_AT_ONCE}))"
 )
 _PUT_GONE_MESSAGE = "INSERT OR REPLACE INTO gone_messages (aor, key, until_epoch) VALUES (?,?,?)"
-_SELECT_GONE_MESSAGES = "SELECT aor, key, until_epoch FROM gone_messages WHERE until_epoch > ?"
+_SELECT_GONE_MESSAGES = (
+    "SELECT aor, key, until_epoch FROM gone_messages"
+    " WHERE until_epoch > ? AND typeof(until_epoch) = 'real'"
+)
 _PURGE_GONE_MESSAGES = "DELETE FROM gone_messages WHERE until_epoch <= ?"
 _TRY = "INSERT OR REPLACE INTO meta VALUES ('written', strftime('%s', 'now'))"
 _NEXT_ID = (
@@ -378,7 +382,7 @@ class SqliteStore:
 
     async def bans(self, now_epoch: float) -> dict[str, float]:
         """Those whose time is not over; the others are deleted."""
-        query = "SELECT source, until_epoch FROM bans"
+        query = "SELECT source, until_epoch FROM bans WHERE typeof(until_epoch) = 'real'"
         stored = self._read(lambda connection: connection.execute(query).fetchall())
         if any(until <= now_epoch for _, until in stored):
             purge = "DELETE FROM bans WHERE until_epoch <= ?"
@@ -445,5 +449,9 @@ def _running(worker: Worker | None) -> Worker:
 def _messages(
     connection: sqlite3.Connection, aor: Aor, now_epoch: float
 ) -> tuple[StoredMessage, ...]:
-    found = rows.execute(connection, _SELECT_MESSAGES, (aor, now_epoch))
-    return tuple(map(rows.message_of, found))
+    """Those that can be read."""
+    found = []
+    for row in rows.execute(connection, _SELECT_MESSAGES, (aor, now_epoch)):
+        with suppress(*rows.UNREADABLE):
+            found.append(rows.message_of(row))
+    return tuple(found)

@@ -14,7 +14,8 @@ import orjson
 
 from sipush.core.bindings import PLATFORM_NAMES, Aor, Binding, Location, PushRecord, Subscriber
 from sipush.core.stored_message import StoredMessage
-from sipush.errors import LocationError
+from sipush.errors import UnreadableError
+from sipush.log_lines import device_name
 
 Row = tuple[Any, ...]
 Version = tuple[sqlite3.Connection, int]
@@ -46,6 +47,9 @@ def _put_device() -> str:
 
 _PUT_DEVICE = _put_device()
 _DELETE_DEVICE = "DELETE FROM devices WHERE aor = ? AND device = ?"
+
+UNREADABLE = (LookupError, TypeError, ValueError)
+"What reading a row raises that was not written here."
 
 _NO_HALF = (None,) * 10
 _PLATFORMS = {name: platform for platform, name in PLATFORM_NAMES.items()}
@@ -133,7 +137,10 @@ def _half_of_record(r: PushRecord | None) -> Row:
 
 
 def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
-    """What a DEVICE row holds."""
+    """What a DEVICE row holds. Raises UNREADABLE.
+
+    SQLite takes text in a column of numbers: adding to it tells here, before anybody counts on it.
+    """
     row = texts(row)
     binding = record = None
     if row[2] is not None:
@@ -142,14 +149,14 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
             row[1],
             row[2],
             row[3],
-            row[4],
+            row[4] + 0,
             row[5],
-            row[6],
+            row[6] + 0,
             row[7],
             row[8],
             tuple(_from_json(row[9])) if row[9] else (),
             row[10],
-            row[11],
+            row[11] + 0,
         )
     if row[12] is not None:
         record = PushRecord(
@@ -163,14 +170,14 @@ def device_of(row: Row) -> tuple[Binding | None, PushRecord | None]:
             bool(row[17]),
             row[18],
             _from_json(row[19]) if row[19] else {},
-            row[20],
-            row[21],
+            row[20] + 0,
+            row[21] + 0,
         )
     return binding, record
 
 
 def load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location:
-    """All rows of ``aor``, expired ones too. Raises LocationError."""
+    """All rows of ``aor``, expired ones too. Raises UnreadableError."""
     bindings, records, messages = [], [], False
     for row in execute(connection, _SELECT_LOCATION, (aor, now_epoch)):
         if row[0] is None:
@@ -178,8 +185,9 @@ def load(connection: sqlite3.Connection, aor: Aor, now_epoch: float) -> Location
             continue
         try:
             binding, record = device_of(row)
-        except (LookupError, TypeError, ValueError) as error:
-            raise LocationError(f"a row of {aor} that cannot be read: {error!r}") from error
+        except UNREADABLE as error:
+            what = f"a row of {aor} that cannot be read"
+            raise UnreadableError(f"{what} ({device_name(texts(row)[1])}): {error!r}") from error
         if binding is not None:
             bindings.append(binding)
         if record is not None:
@@ -217,8 +225,9 @@ def message_row(m: StoredMessage) -> Row:
 
 
 def message_of(row: Row) -> StoredMessage:
-    """The StoredMessage of a MESSAGE row."""
-    return StoredMessage(*texts(row[:2]), *row[2:])
+    """The StoredMessage of a MESSAGE row. Raises UNREADABLE."""
+    aor, key = texts(row[:2])
+    return StoredMessage(aor, key, b"" + row[2], row[3] + 0, row[4] + 0, row[5])
 
 
 def subscriber_row(s: Subscriber) -> Row:
@@ -227,6 +236,9 @@ def subscriber_row(s: Subscriber) -> Row:
 
 
 def subscriber_of(row: Row) -> Subscriber:
-    """The Subscriber of a SUBSCRIBER row."""
+    """The Subscriber of a SUBSCRIBER row. Raises UnreadableError."""
     row = texts(row)
-    return Subscriber(*(*row[:3], bool(row[3]), *row[4:]))
+    seconds = row[4]
+    if isinstance(seconds, str):
+        raise UnreadableError(f"user {row[0]} cannot be read: hold_seconds is no number")
+    return Subscriber(row[0], row[1], row[2], bool(row[3]), seconds, row[5])

@@ -235,6 +235,20 @@ async def test_a_row_that_cannot_be_read_is_an_error_and_what_was_seen_last_stay
     assert known.bindings == bound.bind
 
 
+@pytest.mark.parametrize("number", ["expires_epoch", "cseq", "registered_epoch", "updated_epoch"])
+async def test_a_number_that_is_none_makes_a_row_that_cannot_be_read(
+    store: RedisStore, redis_cli: Redis, number: str
+):
+    await store.bind(registration(binding(), push=(record(),)))
+    key = f"sipush:{{{AOR}}}:devices"
+    row = await redis_cli.hget(key, PHONE)
+    await redis_cli.hset(key, PHONE, re.sub(rf'"{number}":[^,}}]+', f'"{number}":"soon"', row))
+    with pytest.raises(LocationError, match=f"{AOR} has a row that cannot be read"):
+        await store.lookup(AOR, NOW)
+    with pytest.raises(LocationError, match=f"{AOR} has a row that cannot be read"):
+        await store.bind(registration(binding(TABLET)))
+
+
 async def test_notes_that_cannot_be_read_cost_no_other_note(store: RedisStore, redis_cli: Redis):
     await store.bind(replace(registration(binding()), refreshes=((PHONE, NOW),)))
     await redis_cli.zadd("sipush:refreshes", {"spoilt": NOW, '["too short"]': NOW})

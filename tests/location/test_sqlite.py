@@ -139,7 +139,19 @@ async def test_what_was_acknowledged_survives_kill_9(path: Path):
     await store.close()
 
 
-@pytest.mark.parametrize("spoilt", ["path = '[what?'", "platform = 'what?'"])
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "path = '[what?'",
+        "platform = 'what?'",
+        "expires_epoch = 'what?'",
+        "cseq = 'what?'",
+        "registered_epoch = 'what?'",
+        "registered_epoch = NULL",
+        "push_updated_epoch = 'what?'",
+        "push_expires_epoch = 'what?'",
+    ],
+)
 async def test_a_row_that_cannot_be_read_fails_alone_those_who_read_it(
     store: SqliteStore, path: Path, spoilt: str
 ):
@@ -157,6 +169,32 @@ async def test_a_row_that_cannot_be_read_fails_alone_those_who_read_it(
     )
     assert isinstance(failed, LocationError)
     assert stored == Location((spared,))
+
+
+async def test_a_user_who_cannot_be_read_is_named(store: SqliteStore, path: Path):
+    await store.put_subscriber(Subscriber(AOR, "a" * 32))
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE subscribers SET hold_seconds = 'long'")
+        other.commit()
+    with pytest.raises(LocationError, match=f"user {AOR} cannot be read"):
+        await store.subscriber(AOR)
+
+
+async def test_bans_and_messages_that_cannot_be_read_cost_no_others(store: SqliteStore, path: Path):
+    await store.put_ban("192.0.2.1", NOW + 60)
+    for key in ("k1", "k2", "k3", "gone", "also gone"):
+        await store.put_message(message(key), 10)
+    for gone in [each for each in await store.messages(AOR, NOW) if "gone" in each.key]:
+        await store.remove_message(gone, NOW)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("INSERT INTO bans VALUES ('192.0.2.2', 'long')")
+        other.execute("UPDATE messages SET stored_epoch = 'long ago' WHERE key = 'k2'")
+        other.execute("UPDATE messages SET content = 'text' WHERE key = 'k3'")
+        other.execute("UPDATE gone_messages SET until_epoch = 'long' WHERE key = 'gone'")
+        other.commit()
+    assert await store.bans(NOW) == {"192.0.2.1": NOW + 60}
+    assert [found.key for found in await store.messages(AOR, NOW)] == ["k1"]
+    assert [key for _, key, _ in await store.gone_messages(NOW)] == ["also gone"]
 
 
 async def test_another_process_may_use_the_file_at_the_same_time(store: SqliteStore, path: Path):
