@@ -20,7 +20,7 @@ from sipush.config import Config, UserConfig
 from sipush.config_problems import describe
 from sipush.core.abuse import source_name
 from sipush.core.bindings import Aor, Location, PushRecord, Subscriber, full_device
-from sipush.errors import ConfigError, SipushError
+from sipush.errors import ConfigError, SipushError, UnreadableError
 from sipush.location import make_store
 from sipush.location.store import LocationStore
 from sipush.log_lines import device_name, fingerprint, printable, redact_text
@@ -99,15 +99,21 @@ def import_users(options: argparse.Namespace, config: Config) -> Work:
 
 
 def list_users(_options: argparse.Namespace, config: Config) -> Work:
-    """``user list``: those of the configuration win."""
+    """``user list``: those of the configuration win. Raises ConfigError for who is unreadable."""
 
     async def work(store: LocationStore) -> None:
         for aor, user in sorted(config.users.items()):
             print(_user_line(aor, user, "configuration, read-only"))
-        stored = [each async for each in store.subscribers()]
+        stored, unreadable = [], []
+        async for each in store.subscribers():
+            if isinstance(each, UnreadableError):
+                unreadable.append(each)
+            else:
+                stored.append(each)
         for subscriber in sorted(stored, key=lambda each: each.aor):
             if subscriber.aor not in config.users:
                 print(_user_line(subscriber.aor, subscriber, "store"))
+        _tell(unreadable)
 
     return work
 
@@ -148,14 +154,26 @@ def list_bindings(options: argparse.Namespace, config: Config) -> Work:
             aors = [_aor(options.aor, config)]
         else:
             aors = sorted([aor async for aor in store.aors()])
+        unreadable = []
         for aor in aors:
-            location = await store.lookup(aor, now)
+            try:
+                location = await store.lookup(aor, now)
+            except UnreadableError as error:
+                unreadable.append(error)
+                continue
             if not (location.bindings or location.push_records) and options.aor:
                 await _check_known(aor, config, store)
             for line in _location_lines(aor, location, now):
                 print(printable(line))
+        _tell(unreadable)
 
     return work
+
+
+def _tell(unreadable: list[UnreadableError]) -> None:
+    """Raises ConfigError if there is any: the others have been listed."""
+    if unreadable:
+        raise ConfigError([printable(redact_text(str(error))) for error in unreadable])
 
 
 async def _check_known(aor: Aor, config: Config, store: LocationStore) -> None:

@@ -30,7 +30,7 @@ from sipush.core.bindings import Aor
 from sipush.core.guesses import Guesses
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.routing import Realm
-from sipush.errors import ConfigError, LocationError, TransportError
+from sipush.errors import ConfigError, LocationError, TransportError, UnreadableError
 from sipush.ids import new_id
 from sipush.location import make_store
 from sipush.location.store import LocationStore
@@ -473,7 +473,11 @@ class Daemon:
             return
         users = set(self._config.users)
         try:
-            users |= {subscriber.aor async for subscriber in self._store.subscribers()}
+            async for subscriber in self._store.subscribers():
+                if isinstance(subscriber, UnreadableError):
+                    log.warning("store_unavailable", reason=str(subscriber))
+                else:
+                    users.add(subscriber.aor)
         except LocationError as error:
             log.warning("store_unavailable", reason=str(error))
         if missing := sorted(users - emergency.addresses.keys()):
@@ -527,7 +531,8 @@ class Daemon:
                 async for subscriber in self._store.subscribers():
                     if len(users) > _SHOWN_USERS:
                         break
-                    users.append(subscriber.aor)
+                    if not isinstance(subscriber, UnreadableError):
+                        users.append(subscriber.aor)
                 all_seen = len(users) <= _SHOWN_USERS
         return users if all_seen else [*users[:_SHOWN_USERS], "…"]
 

@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from hashlib import md5, sha256
 from pathlib import Path
@@ -505,6 +505,35 @@ async def test_bindings_tell_who_is_awake_and_who_is_asleep_without_their_tokens
     for user in ("103", "100"):  # of the store, of the configuration
         assert shell.ok("bindings", user) == f"{user}@example.com: nothing registered\n"
     assert shell.refused("bindings", "104") == ["sipush: 104@example.com: there is no such user"]
+
+
+async def test_what_cannot_be_read_is_named_beside_all_that_can(shell: Shell) -> None:
+    store = make_store(load(shell.folder / "sipush.toml").store)
+    await store.open()
+    for user in ("101", "102", "103"):
+        await store.bind(registration(f"{user}@example.com", "token:tokenB", "tokenB", 600))
+        await store.put_subscriber(Subscriber(f"{user}@example.com", HA1))
+    await store.close()
+    with closing(sqlite3.connect(shell.folder / "sipush.db")) as file:
+        file.execute("UPDATE devices SET cseq = 'what?' WHERE aor = '102@example.com'")
+        file.execute("UPDATE subscribers SET hold_seconds = 'long' WHERE aor = '101@example.com'")
+        file.commit()
+    done = shell.run("bindings", "--config", "sipush.toml")
+    assert (done.returncode, re.findall("^1.*", done.stdout, re.MULTILINE)) == (
+        1,
+        ["101@example.com", "103@example.com"],
+    )
+    start = "sipush: a row of 102@example.com that cannot be read (token "
+    assert done.stderr.startswith(start)
+    assert "tokenB" not in done.stderr
+    done = shell.run("user", "list", "--config", "sipush.toml")
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        f"{user}@example.com" for user in ("100", "102", "103")
+    ]
+    assert done.stderr == (
+        "sipush: user 101@example.com cannot be read: hold_seconds is no number\n"
+    )
 
 
 async def test_what_a_phone_registered_does_not_steer_the_terminal(shell: Shell) -> None:

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from sipush.config import NodeConfig, load
+from structlog.testing import capture_logs
+
+from sipush.config import EmergencyConfig, NodeConfig, load
 from sipush.core.bindings import Subscriber
 from sipush.daemon import Daemon
-from sipush.errors import LocationError
+from sipush.errors import LocationError, UnreadableError
 from sipush.location.memory import MemoryStore
 from tests.bench.in_process import configuration
 from tests.server.stores import ChangedStore
@@ -29,7 +31,7 @@ class SpoiltStore(ChangedStore):
         raise LocationError("spoilt")
 
 
-def daemon(directory: Path, store: MemoryStore | EndlessStore | SpoiltStore) -> Daemon:
+def daemon(directory: Path, store: MemoryStore | ChangedStore) -> Daemon:
     daemon = Daemon(Path(), configuration(directory))
     daemon._store = store
     return daemon
@@ -38,6 +40,25 @@ def daemon(directory: Path, store: MemoryStore | EndlessStore | SpoiltStore) -> 
 async def test_a_user_who_cannot_be_read_keeps_no_server_from_starting(tmp_path: Path) -> None:
     users = await daemon(tmp_path, SpoiltStore())._some_users()
     assert users[-2:] == ["bob@example.com", "…"]
+
+
+class PartlySpoiltStore(ChangedStore):
+    """A user who cannot be read, and one who can."""
+
+    async def subscribers(self) -> AsyncIterator[Subscriber | UnreadableError]:
+        yield UnreadableError("user carol@example.com cannot be read")
+        yield Subscriber("bob@example.com", "0" * 32)
+
+
+async def test_a_user_who_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    one = daemon(tmp_path, PartlySpoiltStore())
+    assert "bob@example.com" in await one._some_users()
+    route = EmergencyConfig(numbers=["112"], route=["sip:112@192.0.2.1"])
+    one._config = one._config.model_copy(update={"emergency": route, "users": {}})
+    with capture_logs() as logs:
+        await one._tell_who_has_no_address()
+    assert [each["event"] for each in logs] == ["store_unavailable", "emergency_address_missing"]
+    assert logs[1]["users"] == ["bob@example.com"]
 
 
 async def test_a_start_does_not_wait_for_users_that_are_hard_to_find(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from sipush.admin.access import Access
 from sipush.admin.push_tests import PushTests
 from sipush.core.bindings import Aor
 from sipush.core.branch import BranchState
-from sipush.errors import LocationError
+from sipush.errors import LocationError, UnreadableError
 from sipush.log_lines import fingerprint
 from sipush.push.dispatcher import Dispatcher
 from sipush.server.call_history import Ladder
@@ -141,7 +141,8 @@ class Api:
                     if len(users) >= limit:
                         return JsonResponse({"users": users, "next": last and _mark(last)})
                     user = await self._location(aor, now, waking)
-                    if any(wanted in ("", each["state"]) for each in user["devices"]):
+                    shown = any(wanted in ("", each["state"]) for each in user["devices"])
+                    if shown or user["problem"]:
                         users.append(user)
                     last = aor
                     await asyncio.sleep(0)  # SQLite waits for nothing, and SIP goes first
@@ -154,7 +155,10 @@ class Api:
         return JsonResponse({"users": users, "next": None})
 
     async def _location(self, aor: Aor, now: float, waking: set[str]) -> views.Json:
-        found = await self._proxy.store.lookup(aor, now)
+        try:
+            found = await self._proxy.store.lookup(aor, now)
+        except UnreadableError as fault:
+            return views.unreadable(aor, str(fault))
         return views.location(aor, found, now, self._proxy.is_live, waking)
 
     async def _is_known(self, aor: Aor) -> bool | None:

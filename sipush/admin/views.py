@@ -95,7 +95,12 @@ def location(
             shown["state"] = "waking"
         elif shown["state"] != "registered":
             shown["state"] = "asleep"
-    return {"aor": text(aor), "devices": list(devices.values())}
+    return {"aor": text(aor), "devices": list(devices.values()), "problem": ""}
+
+
+def unreadable(aor: Aor, problem: str) -> Json:
+    """A user of whom something is stored that cannot be read."""
+    return {"aor": text(aor), "devices": [], "problem": text(problem)}
 
 
 def _contact(binding: Binding, live: bool, now_epoch: float) -> Json:

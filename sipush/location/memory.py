@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.location_update import apply, live, without_push_record
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
+from sipush.errors import UnreadableError
 from sipush.location.store import (
     UNTOLD_LIFETIME,
     MissedListener,
@@ -176,7 +177,7 @@ class MemoryStore:
         """Whether there was one."""
         return self._subscribers.pop(aor, None) is not None
 
-    def subscribers(self) -> AsyncIterator[Subscriber]:
+    def subscribers(self) -> AsyncIterator[Subscriber | UnreadableError]:
         """Every subscriber."""
         return _Each(list(self._subscribers.values()))
 

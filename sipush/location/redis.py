@@ -270,14 +270,18 @@ class RedisStore:
         """Whether there was one."""
         return bool(await self._redis.call(b"DEL", self._key(aor, b"subscriber")))
 
-    async def subscribers(self) -> AsyncIterator[Subscriber]:
+    async def subscribers(self) -> AsyncIterator[Subscriber | UnreadableError]:
         """Every subscriber."""
         seen = set()
         async for key in self._scan(b"subscriber"):
             aor = self._aor(key)
             if aor not in seen:
                 seen.add(aor)
-                if subscriber := await self.subscriber(aor):
+                try:
+                    subscriber: Subscriber | UnreadableError | None = await self.subscriber(aor)
+                except UnreadableError as error:
+                    subscriber = error
+                if subscriber is not None:
                     yield subscriber
 
     async def put_ban(self, source: str, until_epoch: float) -> None:

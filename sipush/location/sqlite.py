@@ -23,7 +23,7 @@ from sipush.core.bindings import (
 )
 from sipush.core.location_update import apply, live, without_push_record
 from sipush.core.stored_message import REPEATED, Receipt, StoredMessage
-from sipush.errors import LocationError
+from sipush.errors import LocationError, UnreadableError
 from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
 from sipush.location.sqlite_worker import Job, SqliteReader, SqliteWorker, T
@@ -366,10 +366,14 @@ class SqliteStore:
 
         return await self._write(job, partial(self._tell, aor))
 
-    async def subscribers(self) -> AsyncIterator[Subscriber]:
+    async def subscribers(self) -> AsyncIterator[Subscriber | UnreadableError]:
         """Every subscriber."""
         async for row in self._pages(_SUBSCRIBERS_AFTER):
-            yield rows.subscriber_of(row)
+            try:
+                subscriber: Subscriber | UnreadableError = rows.subscriber_of(row)
+            except UnreadableError as error:
+                subscriber = error
+            yield subscriber
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
         """Ban a source."""

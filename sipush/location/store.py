@@ -7,6 +7,7 @@ from typing import Protocol
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.stored_message import Receipt, StoredMessage
+from sipush.errors import UnreadableError
 
 WakeListener = Callable[[Aor], None]
 """Called on the event loop, with the AOR, when *another* process has stored a Registration."""
@@ -45,7 +46,7 @@ class LocationStore(Protocol):
         """Finish what was accepted, then let go. May be called twice."""
 
     async def lookup(self, aor: Aor, now_epoch: float) -> Location:
-        """The live bindings and push records of ``aor``."""
+        """The live bindings and push records of ``aor``. Raises UnreadableError too."""
 
     def last_known(self, aor: Aor) -> Location | None:
         """What is known of ``aor`` without asking anybody who may be silent; None: nothing is.
@@ -130,8 +131,8 @@ class LocationStore(Protocol):
     async def remove_subscriber(self, aor: Aor) -> bool:
         """Whether there was one."""
 
-    def subscribers(self) -> AsyncIterator[Subscriber]:
-        """Every subscriber, in no order."""
+    def subscribers(self) -> AsyncIterator[Subscriber | UnreadableError]:
+        """Every subscriber, in no order; in the place of one who cannot be read, why."""
 
     async def put_ban(self, source: str, until_epoch: float) -> None:
         """Ban an address or network, or change until when it is banned."""

@@ -6,8 +6,9 @@ import asyncio
 import json
 import re
 import resource
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,33 @@ async def test_users_are_listed_page_by_page(world: World, token_file: Path) -> 
     assert seen == [[alice, bob], [carol]]
     assert (await admin.get("/api/locations", state="asleep"))["users"] == []
     assert len((await admin.get("/api/locations", state="registered"))["users"]) == 3
+
+
+@pytest.mark.parametrize("store_type", ["sqlite", "redis"], indirect=True)
+async def test_a_user_who_cannot_be_read_is_named_among_the_others(
+    world: World, token_file: Path, store_type: str
+) -> None:
+    listen = {"listen": "127.0.0.1:0", "token_file": str(token_file)}
+    daemon = await world.start(admin=listen)
+    for user in ("alice", "bob", "carol"):
+        await world.registered(daemon, user, "UDP", "")
+    bob = world.aor("bob")
+    if store_type == "sqlite":
+        with closing(sqlite3.connect(daemon.settings["store"]["sqlite"]["path"])) as file:
+            file.execute("UPDATE devices SET cseq = 'what?' WHERE aor = ?", (bob,))
+            file.commit()
+    else:
+        redis = daemon.settings["store"]["redis"]
+        async with Redis.from_url(redis["url"]) as client:
+            await client.hset(f"{redis['prefix']}:{{{bob}}}:devices", "spoilt", "what?")
+    admin = Admin(await address_of(daemon), [])
+    users = (await admin.get("/api/locations", state="registered"))["users"]
+    assert [user["aor"] for user in users] == [*map(world.aor, ("alice", "bob", "carol"))]
+    assert [bool(user["problem"]) for user in users] == [False, True, False]
+    (found,) = (await admin.get("/api/locations", aor="bob"))["users"]
+    assert bob in found["problem"]
+    assert "cannot be read" in found["problem"]
+    daemon.assert_no_traceback()
 
 
 async def test_only_who_has_the_token_gets_in(admin: Admin) -> None:
@@ -766,6 +794,9 @@ async def test_a_page_that_shows_nobody_says_why(
     await world.registered(daemon, "bob", "UDP", "")
     await page.evaluate(f"$('user').value = 'sip:bob@{world.domain}'; refreshUsers()")
     await until(page, "$('no-users').hidden && document.querySelector('#users .device')")
+    spoilt = "{users: [{aor: 'a@b', devices: [], problem: 'spoilt'}], next: null}"
+    told = "$('no-users').hidden && document.querySelector('#users .bad').textContent"
+    assert await page.evaluate(f"showUsers({spoilt}); {told}") == "spoilt"
 
 
 async def test_the_keyboard_stays_where_it_is(

@@ -20,7 +20,7 @@ from redis.crc import key_slot
 
 from sipush.config import RedisConfig, StoreConfig
 from sipush.core.bindings import Binding, Location, Refusal, Subscriber
-from sipush.errors import ConfigError, LocationError
+from sipush.errors import ConfigError, LocationError, UnreadableError
 from sipush.location import make_store, redis_commands, redis_connection
 from sipush.location.redis import RedisStore
 from sipush.location.redis_bind import SPARE
@@ -263,6 +263,12 @@ async def test_a_user_who_cannot_be_read_is_named(store: RedisStore, redis_cli: 
     await redis_cli.hset(f"sipush:{{{AOR}}}:subscriber", "hold_seconds", "long")
     with pytest.raises(LocationError, match=f"user {AOR} cannot be read"):
         await store.subscriber(AOR)
+    other = Subscriber("102@example.com", "a" * 32)
+    await store.put_subscriber(other)
+    found = [each async for each in store.subscribers()]
+    assert other in found
+    (unreadable,) = [str(each) for each in found if isinstance(each, UnreadableError)]
+    assert f"user {AOR} cannot be read" in unreadable
 
 
 async def test_bans_and_messages_that_cannot_be_read_cost_no_others(
