@@ -474,6 +474,8 @@ def load(path: Path) -> Config:
     wrong; if there is none, with every contradiction between sections.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError([f"{path}: cannot be read: no regular file"])
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error

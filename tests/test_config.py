@@ -1,7 +1,10 @@
 """The configuration file: what is read, what is refused, and that its documents tell the truth."""
 
+import os
 import re
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +509,16 @@ def test_toml_nested_without_end_is_no_reason_to_fail_otherwise(tmp_path: Path) 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
         load(tmp_path / "none.toml")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, partial(os.symlink, "/dev/zero")])
+def test_what_is_no_file_is_named_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "sipush.toml")
+    with pytest.raises(ConfigError, match=r"sipush\.toml: cannot be read: no regular file"):
+        load(tmp_path / "sipush.toml")
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
