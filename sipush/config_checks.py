@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sipush.config import Config
 
 
+_ANY_IPV6 = ip_address("::")
+
+
 def contradictions(config: Config) -> list[str]:
     """Faults that one section alone does not show: dotted key, what is wrong, what is allowed."""
     return [
@@ -70,7 +73,11 @@ def _listeners(config: Config) -> Iterator[_Listener]:
     for key, listen in (("metrics", config.metrics.listen), ("admin", config.admin.listen)):
         if listen:
             host, _, port = listen.rpartition(":")
-            yield _Listener(f"{key}.listen", False, host.strip("[]"), int(port))
+            host = host.strip("[]")
+            yield _Listener(f"{key}.listen", False, host, int(port))
+            if key == "metrics" and is_ip(host) and ip_address(host) == _ANY_IPV6:
+                # It alone of all takes IPv4 too (``MetricsServer``).
+                yield _Listener(f"{key}.listen", False, "0.0.0.0", int(port))
 
 
 def _meet(one: str, other: str) -> bool:

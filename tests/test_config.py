@@ -177,6 +177,14 @@ WRONG = [
         "metrics.listen: port 5060 is that of listen[1] (allowed: one listener for each port)",
     ),
     (
+        'metrics.listen = "[::]:5060"\n[[listen]]\ntransport = "tcp"\naddress = "127.0.0.1"',
+        "metrics.listen: port 5060 is that of listen[0] (allowed: one listener for each port)",
+    ),
+    (
+        'metrics.listen = "[0::0]:9060"\nadmin.listen = "127.0.0.1:9060"',
+        "admin.listen: port 9060 is that of metrics.listen (allowed: one listener for each port)",
+    ),
+    (
         'metrics.listen = "localhost:9060"\nadmin.listen = "[::1]:9061"\n'
         '[[listen]]\ntransport = "ws"\nport = 9061\naddress = "::"',
         "admin.listen: port 9061 is that of listen[0] (allowed: one listener for each port)",
