@@ -161,7 +161,7 @@ class Daemon:
             # A CANCEL that came before its call goes on would be answered with 481.
             keeper.hold_back()
             self._mirror_to(self._mirror)
-            await self._listeners.open(keeper)
+            await self._listeners.open(keeper, self._gate.may_stay)
             self._held_calls.owner = self._name(self._doors())
             self._install_signals()
             self._open_metrics()

@@ -80,6 +80,10 @@ class Gate:
         """Whether somebody there has signed in lately, or it is a trusted peer."""
         return self.guard.is_known(flow.remote[0], self.clock())
 
+    def may_stay(self, flow: Flow) -> bool:
+        """Whether its other end may keep a connection over which no message has come."""
+        return self.is_peer(flow) or self.is_known(flow)
+
     def judge(self, flow: Flow) -> Verdict:
         """What becomes of something that came over ``flow``."""
         return self.guard.judge(flow.remote[0], self.clock())

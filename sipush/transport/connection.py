@@ -31,6 +31,10 @@ READ_SIZE = 16 * 1024
 """Bytes taken from one connection before the others get their turn. asyncio's 256 KiB would be
 hundreds of messages of one peer in a row."""
 
+UNHEARD = 10
+"""Times ``message_timeout`` that a connection may last on keep-alives alone: a page may connect
+before its user signs in."""
+
 WRITE_SIZE = 16 * 1024
 "Bytes that wait for the end of the turn; what does not fit into a TLS record gains nothing."
 
@@ -67,6 +71,8 @@ class ConnectionTable:
         "To be set before the first connection."
         self.mirror: Mirror | None = None
         "Gets a copy of every message."
+        self.may_stay: Callable[[Flow], bool] = _nobody
+        "Whether a connection may last on keep-alives alone. To be set like ``receiver``."
         self._open: dict[str, Connection] = {}
         self._incoming: Counter[str] = Counter()
         self._expected = 0
@@ -187,6 +193,9 @@ class ConnectionTable:
         messages: list[tuple[Flow, Message]] = []
         for connection, frame in frames:
             if isinstance(frame, Message):
+                if connection.unheard is not None:
+                    connection.unheard.cancel()
+                    connection.unheard = None
                 messages.append((connection, frame))
                 continue
             if messages:  # came before it
@@ -231,6 +240,8 @@ class Connection(asyncio.Protocol):
         self.sent_by = ""
         self.on_lost: Callable[[], None] | None = None
         "Told once, when it has ended."
+        self.unheard: asyncio.TimerHandle | None = None
+        "Ends it, unless a message comes before."
         self._address = address
         self._table = table
         self._receiver = table.receiver
@@ -261,6 +272,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
         elif self.is_incoming:
             self._start_timer(self._limits.message_timeout)
+            self._wait_for_message()
 
     def eof_received(self) -> None:
         """Called by the loop, which closes the connection then: not before the last answers."""
@@ -269,6 +281,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop, once."""
         self._stop_timer()
+        if self.unheard is not None:
+            self.unheard.cancel()
         self._table.remove(self)
         if self.on_lost is not None:
             self.on_lost()
@@ -338,6 +352,15 @@ class Connection(asyncio.Protocol):
             self.send(b"\r\n")
         self._receiver.flow_active(self)
 
+    def _wait_for_message(self) -> None:
+        self.unheard = self._loop.call_later(UNHEARD * self._limits.message_timeout, self._unheard)
+
+    def _unheard(self) -> None:
+        if self._table.may_stay(self):
+            self._wait_for_message()
+        else:
+            self.close()
+
     def _start_timer(self, delay: float) -> None:
         """End the connection after ``delay`` unless the timer is stopped or started again."""
         self._stop_timer()
@@ -347,6 +370,10 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _nobody(_: Flow) -> bool:
+    return False
 
 
 def _set_options(sock: socket.socket) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sipush.config import ListenConfig
@@ -64,9 +64,16 @@ class Listeners:
         self._connects: dict[_Server, asyncio.Task[Connection]] = {}
         "Under way, or open."
 
-    async def open(self, receiver: Receiver) -> None:
-        """Open every listener, or none. Raises TransportError naming the one that cannot be."""
+    async def open(
+        self, receiver: Receiver, may_stay: Callable[[Flow], bool] | None = None
+    ) -> None:
+        """Open every listener, or none. Raises TransportError naming the one that cannot be.
+
+        ``may_stay``: whose connections may last on keep-alives alone; None: nobody's.
+        """
         self._table.receiver = receiver
+        if may_stay is not None:
+            self._table.may_stay = may_stay
         for config, tls in self._configs:
             try:
                 await self._open_one(config, tls, receiver)

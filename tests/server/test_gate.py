@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from ipaddress import ip_network
 
 import pytest
 from structlog.testing import capture_logs
@@ -61,6 +62,16 @@ async def test_a_ban_holds_in_every_process_until_it_is_lifted() -> None:
     for each in (one, other):
         await each.look_at_bans()
         assert hears(each)
+
+
+async def test_who_may_keep_a_connection_by_keep_alives_alone() -> None:
+    one, stranger = gate(), WireFlow(remote=(GUESSER, 5060))
+    assert not one.may_stay(stranger)
+    one.signed_in(WireFlow(remote=(GUESSER, 5070)), BOB)
+    assert one.may_stay(stranger)
+    other = WireFlow(remote=("192.0.2.67", 5060))
+    one.guard.policy = AbusePolicy(peers=(ip_network("192.0.2.67"),))
+    assert one.may_stay(other)
 
 
 async def test_a_ban_that_is_being_stored_is_not_taken_for_lifted() -> None:

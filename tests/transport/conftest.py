@@ -8,6 +8,7 @@ import pytest
 
 from sipush.config import ListenConfig
 from sipush.transport.connection import Limits
+from sipush.transport.flow import Flow
 from sipush.transport.listeners import Listeners
 from tests.transport.authority import Authority
 from tests.transport.support import Recorder
@@ -35,6 +36,7 @@ async def listen(recorder: Recorder) -> AsyncIterator[Open]:
             address: str = "127.0.0.1",
             port: int = 0,
             limits: Limits | None = None,
+            may_stay: Callable[[Flow], bool] | None = None,
             **config: object,
         ) -> Listeners:
             configs = [
@@ -44,7 +46,7 @@ async def listen(recorder: Recorder) -> AsyncIterator[Open]:
                 for transport in transports
             ]
             listeners = Listeners(configs, limits)
-            await listeners.open(recorder)
+            await listeners.open(recorder, may_stay)
             stack.push_async_callback(listeners.close)
             return listeners
 

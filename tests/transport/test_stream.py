@@ -258,6 +258,40 @@ async def test_a_connection_is_not_ended_between_messages(listen: Open, recorder
     assert await soon(idle.reader.readexactly(2)) == b"\r\n"
 
 
+async def test_keep_alives_alone_keep_a_connection_for_a_while(
+    listen: Open, recorder: Recorder
+) -> None:
+    listeners = await listen("tcp", limits=Limits(message_timeout=0.1))
+    phone = await TcpPhone.open(listeners.addresses[0].bound)
+    phone.writer.write(register() + b"\r\n\r\n")
+    await recorder.request()
+    stranger = await TcpPhone.open(listeners.addresses[0].bound)
+    stranger.writer.write(b"\r\n\r\n")
+    assert await soon(stranger.reader.read(-1)) == b"\r\n"
+    assert (await soon(recorder.closed.get())).remote == stranger.address
+    phone.writer.write(b"\r\n\r\n")
+    assert await soon(phone.reader.readexactly(4)) == b"\r\n\r\n"
+
+
+async def test_who_may_stay_may_say_nothing_but_keep_alives(listen: Open) -> None:
+    asked: asyncio.Queue[Flow] = asyncio.Queue()
+    is_welcome = True
+
+    def may_stay(flow: Flow) -> bool:
+        asked.put_nowait(flow)
+        return is_welcome
+
+    listeners = await listen("tcp", limits=Limits(message_timeout=0.1), may_stay=may_stay)
+    peer = await TcpPhone.open(listeners.addresses[0].bound)
+    peer.writer.write(b"\r\n\r\n")
+    for _ in range(2):
+        assert (await soon(asked.get())).remote == peer.address
+        peer.writer.write(b"\r\n\r\n")
+    assert await soon(peer.reader.readexactly(6)) == b"\r\n" * 3
+    is_welcome = False
+    assert await soon(peer.reader.read(-1)) == b""
+
+
 async def test_an_address_with_too_many_connections_gets_no_more_until_one_ends(
     listen: Open, recorder: Recorder
 ) -> None:

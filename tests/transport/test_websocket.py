@@ -261,6 +261,18 @@ async def test_a_client_that_answers_pings_lives(listen: Open, recorder: Recorde
         assert recorder.active.get_nowait() is flow
 
 
+async def test_pongs_alone_keep_a_connection_for_a_while(listen: Open, recorder: Recorder) -> None:
+    listeners = await listen("ws", limits=Limits(ping_interval=0.05, message_timeout=0.1))
+    async with await browser(listeners) as phone:
+        await phone.send(register().decode())
+        spoken, _ = await recorder.request()
+        async with await browser(listeners) as silent:
+            await soon(silent.wait_closed())
+            assert silent.close_code == 1001
+        assert not spoken.closed
+        assert listeners.flow(spoken.name) is spoken
+
+
 async def test_a_client_that_ignores_our_goodbye_is_cut_off(
     listen: Open, recorder: Recorder
 ) -> None:
