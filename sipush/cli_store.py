@@ -59,7 +59,10 @@ def add_user(options: argparse.Namespace, config: Config) -> Work:
     )
 
     async def work(store: LocationStore) -> None:
-        known = await store.subscriber(aor) is not None
+        try:
+            known = await store.subscriber(aor) is not None
+        except UnreadableError:
+            known = True
         await store.put_subscriber(subscriber)
         print(f"{aor} {'replaced' if known else 'added'}.")
         if options.generate:

@@ -534,6 +534,8 @@ async def test_what_cannot_be_read_is_named_beside_all_that_can(shell: Shell) ->
     assert done.stderr == (
         "sipush: user 101@example.com cannot be read: hold_seconds is no number\n"
     )
+    assert shell.ok("user", "add", "101", stdin="pw") == "101@example.com replaced.\n"
+    assert len(shell.ok("user", "list").splitlines()) == 4
 
 
 async def test_what_a_phone_registered_does_not_steer_the_terminal(shell: Shell) -> None:
