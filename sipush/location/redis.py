@@ -29,12 +29,14 @@ from sipush.location.redis_script import (
     TAKE_REFRESHES,
 )
 from sipush.location.store import (
+    SECRET_SIZE,
     TOLD_LIFETIME,
     UNTOLD_LIFETIME,
     MissedListener,
     SubscriberListener,
     WakeListener,
     Written,
+    secret_of,
 )
 
 _SCAN_COUNT = b"500"
@@ -310,8 +312,8 @@ class RedisStore:
     async def secret(self) -> bytes:
         """32 random bytes."""
         key = self._prefix + b":secret"
-        await self._redis.call(b"SET", key, secrets.token_hex(32).encode(), b"NX")
-        return bytes.fromhex((await self._redis.call(b"GET", key)).decode())
+        await self._redis.call(b"SET", key, secrets.token_hex(SECRET_SIZE).encode(), b"NX")
+        return secret_of(rows.decode(await self._redis.call(b"GET", key)))
 
     def _key(self, aor: Aor, kind: bytes) -> bytes:
         return b"%b:{%b}:%b" % (self._prefix, rows.encode(aor), kind)

@@ -28,11 +28,13 @@ from sipush.location import sqlite_rows as rows
 from sipush.location.sqlite_file import connect, explain
 from sipush.location.sqlite_worker import Job, SqliteReader, SqliteWorker, T
 from sipush.location.store import (
+    SECRET_SIZE,
     TOLD_LIFETIME,
     MissedListener,
     SubscriberListener,
     WakeListener,
     Written,
+    secret_of,
 )
 
 Worker = TypeVar("Worker", SqliteWorker, SqliteReader)
@@ -406,10 +408,10 @@ class SqliteStore:
         """32 random bytes, kept in ``meta``."""
 
         def job(connection: sqlite3.Connection) -> bytes:
-            new = secrets.token_hex(32)
+            new = secrets.token_hex(SECRET_SIZE)
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (new,))
             query = "SELECT value FROM meta WHERE key = 'secret'"
-            return bytes.fromhex(connection.execute(query).fetchone()[0])
+            return secret_of(connection.execute(query).fetchone()[0])
 
         return await self._write(job)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Protocol
 
 from sipush.core.bindings import Aor, Location, PushRecord, Refusal, Registration, Subscriber
 from sipush.core.stored_message import Receipt, StoredMessage
-from sipush.errors import UnreadableError
+from sipush.errors import LocationError, UnreadableError
 
 WakeListener = Callable[[Aor], None]
 """Called on the event loop, with the AOR, when *another* process has stored a Registration."""
@@ -27,6 +28,19 @@ TOLD_LIFETIME = 600.0
 
 UNTOLD_LIFETIME = 10.0
 "That of one that does not."
+
+SECRET_SIZE = 32
+"Bytes."
+
+
+def secret_of(text: str) -> bytes:
+    """The secret that a store keeps as ``text``. Raises LocationError; a shorter one is none."""
+    with suppress(ValueError):
+        secret = bytes.fromhex(text)
+        if len(secret) == SECRET_SIZE:
+            return secret
+    allowed = f"allowed: {2 * SECRET_SIZE} hexadecimal digits; if removed, it is made anew"
+    raise LocationError(f"the secret in the store cannot be read ({allowed})")
 
 
 class LocationStore(Protocol):

@@ -271,6 +271,13 @@ async def test_a_user_who_cannot_be_read_is_named(store: RedisStore, redis_cli: 
     assert f"user {AOR} cannot be read" in unreadable
 
 
+@pytest.mark.parametrize("spoilt", [b"what?", b"", b"\xff" * 64])
+async def test_a_secret_that_is_none_is_told(store: RedisStore, redis_cli: Redis, spoilt: bytes):
+    await redis_cli.set("sipush:secret", spoilt)
+    with pytest.raises(LocationError, match="secret in the store cannot be read"):
+        await store.secret()
+
+
 async def test_bans_and_messages_that_cannot_be_read_cost_no_others(
     store: RedisStore, redis_cli: Redis
 ):

@@ -180,6 +180,16 @@ async def test_a_user_who_cannot_be_read_is_named(store: SqliteStore, path: Path
         await store.subscriber(AOR)
 
 
+@pytest.mark.parametrize("spoilt", ["what?", "", "00" * 31])
+async def test_a_secret_that_is_none_is_told(store: SqliteStore, path: Path, spoilt: str):
+    await store.secret()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE meta SET value = ? WHERE key = 'secret'", (spoilt,))
+        other.commit()
+    with pytest.raises(LocationError, match="secret in the store cannot be read"):
+        await store.secret()
+
+
 async def test_bans_and_messages_that_cannot_be_read_cost_no_others(store: SqliteStore, path: Path):
     await store.put_ban("192.0.2.1", NOW + 60)
     for key in ("k1", "k2", "k3", "gone", "also gone"):
