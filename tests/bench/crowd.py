@@ -1,4 +1,4 @@
-"""Do a refresh and a call cost the same among a million users? The whole server, over UDP."""
+"""Do REGISTER, refresh and call cost the same among a million users? The whole server, over UDP."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ among a thousand, and ten times as many. The first tell what more bindings cost,
 it costs too that more phones are active, of whom less is in a processor's caches."""
 OPERATIONS = 10_000
 REGISTERS = 20_000
-"""Of others, before refreshes are measured: a server remembers who was there last for some ends,
-and what was answered in the last seconds for others."""
+"""Of others, before REGISTERs and refreshes are measured: a server remembers who was there last for
+some ends, and what was answered in the last seconds for others."""
 ROUNDS = 9
 "As one round differs from the next by a fifth where others use the machine."
 
 
 def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
-    """One row for each size: CPU µs of a refresh and of a call among as many bindings.
+    """One row for each size: CPU µs of each operation among as many bindings.
 
     The servers are measured in turn: what else goes on in the machine meets all alike. Growth is
     the median of what each round says, against the first size and number of phones.
@@ -38,7 +38,7 @@ def run(store: str, sizes: list[int]) -> list[dict[str, Any]]:
     sizes = sizes or (IN_MEMORY if peer or store == "memory" else SIZES)
     if min(sizes) < 2 * PHONES[0]:
         raise SystemExit(f"--sizes: at least {2 * PHONES[0]}, as half of the phones call the other")
-    modes = ("refresh",) if peer else ("refresh", "call")
+    modes = ("register", "refresh") if peer else ("register", "refresh", "call")
     costs = {n: {which: list[float]() for which in _measures(n, modes)} for n in sizes}
     with ExitStack() as stack:
         servers = {}
@@ -80,7 +80,7 @@ def _fill(server: Server, store: str, size: int) -> None:
 
 
 def _measure(server: Server, mode: str, size: int, phones: int, number: int) -> float:
-    """CPU µs of a refresh by users of whom nothing was heard for a while, or of a call to some.
+    """CPU µs of an operation of users of whom nothing was heard for a while, or of a call to some.
 
     They are others in each round.
     """
@@ -88,7 +88,7 @@ def _measure(server: Server, mode: str, size: int, phones: int, number: int) -> 
     first = (size - phones - others) * number // (ROUNDS - 1)
 
     def between(word: str) -> None:
-        if word == "PRIMED" and mode == "refresh":
+        if word == "PRIMED" and mode != "call":
             _register(server, range(first + phones, first + phones + others), size, REGISTERS)
 
     load = _load(mode, server, range(first, first + phones), size)
