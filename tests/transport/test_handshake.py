@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
+from asyncio import sslproto
 
 import pytest
 
 from sipush.transport import handshake
-from sipush.transport.connection import Limits
+from sipush.transport.connection import READ_SIZE, Limits
 from tests.transport.authority import Authority
 from tests.transport.conftest import Open
 from tests.transport.support import Recorder, TcpPhone, TlsPipe, register, soon
@@ -59,3 +61,30 @@ async def test_a_request_in_the_packet_that_ends_the_handshake_is_heard(
     _, request = await recorder.request()
     assert request.cseq.number == 7
     phone.close()
+
+
+async def test_connections_share_what_they_read_into_and_nothing_else(
+    listen: Open, recorder: Recorder, authority: Authority
+) -> None:
+    listeners = await listen("tls", tls=authority.issue("127.0.0.1"))
+    address = listeners.addresses[0].bound
+    tracemalloc.start()
+    try:
+        phones = [await TcpPhone.open(address, ssl=authority.client()) for _ in range(10)]
+        for cseq, phone in enumerate(phones):
+            phone.writer.write(register(cseq)[:100])
+            await phone.writer.drain()
+        for cseq, phone in enumerate(phones):
+            phone.writer.write(register(cseq)[100:])
+        heard = [await recorder.request() for _ in phones]
+        traces = tracemalloc.take_snapshot().traces
+    finally:
+        tracemalloc.stop()
+    by_port = {flow.remote[1]: request.cseq.number for flow, request in heard}
+    assert by_port == {phone.address[1]: cseq for cseq, phone in enumerate(phones)}
+    buffers = [
+        trace
+        for trace in traces
+        if trace.size >= READ_SIZE and trace.traceback[0].filename == sslproto.__file__
+    ]
+    assert len(buffers) == len(phones)  # those of the phones, which are in this process too
