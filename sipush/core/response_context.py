@@ -68,6 +68,7 @@ class ResponseContext:
         "expires_at",
         "fallback",
         "falling_back",
+        "in_dialog",
         "invite",
         "probe",
         "push_while_ringing",
@@ -108,6 +109,8 @@ class ResponseContext:
         "Seconds after its end in which a device pushed for the call may register to see that end."
         self.expires_at = expires_at
         "When the invitation expires (§13.3.1): nobody is waited for any longer."
+        self.in_dialog = False
+        "A 500 is what the device itself says then (§12.2.2, §14.2)."
         self.search = Search(NOWHERE, 0, [])
         self.branches: list[Branch] = []
         self.closed = False
@@ -277,7 +280,8 @@ class ResponseContext:
             return self._merged(branch, now)
         if status in FLOW_GONE and branch.target.others and not (ringing or self.closed):
             return self._next_flow(branch, now)
-        if status in UNREACHABLE and not ringing:
+        refused = self.in_dialog and status == Status.SERVER_INTERNAL_ERROR
+        if status in UNREACHABLE and not (ringing or refused):
             if self._may_wake(branch, now):
                 return self._wake(branch, now)
             return self._complete(branch, status, now)

@@ -37,6 +37,7 @@ async def forward(proxy: Proxy, forwarding: Forwarding, token: RouteToken) -> No
     """To the other side, which a PURR in the Request-URI allows to be woken (RFC 8599 §6)."""
     request = forwarding.request
     forwarding.dialog_side = ""
+    forwarding.context.in_dialog = True
     if not proxy.policy.is_peer(forwarding.transaction.flow.remote[0]):
         drop_claims(request)
         caller = proxy.realm.caller_aor(request) or "" if proxy.policy.registrars else ""

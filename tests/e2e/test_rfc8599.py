@@ -213,3 +213,19 @@ async def test_an_app_is_pushed_before_its_binding_expires_even_after_a_restart(
     assert push.received.payload["android"]["priority"] == "normal"
     assert (await bob.register()).response.status == 200
     assert len(world.pushes.all) == 1
+
+
+@pytest.mark.parametrize("method", ["INFO", "INVITE"])
+async def test_an_app_that_refuses_a_request_inside_a_dialog_is_awake(
+    world: World, method: str
+) -> None:
+    daemon = await world.daemon()
+    bob = await App(world, daemon).wake("TCP")
+    alice = await world.phone(daemon, "alice", "TCP")
+    call = await alice.call("bob")
+    answer, _ = await in_time(call.final(), bob.rings_and_answers())
+    asked = asyncio.create_task(call.request(answer, method))
+    request = await bob.wire.expect(method)
+    InCall(bob, request).reply(500, request=request)
+    assert (await asked).status == 500
+    assert world.pushes.all == []
