@@ -119,14 +119,13 @@ def by_way_of(request: Request, vias: tuple[str, ...]) -> Request:
 def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, Any]:
     """The context in JSON types; its times become UNIX seconds."""
     shift = now_epoch - now
-    return {
+    values = {
         "probe": context.probe,
         "timer_c": context.timer_c,
         "ringback": context.ringback,
         "push_while_ringing": context.push_while_ringing,
         "fallback": context.fallback or context.falling_back,
         "tombstone": context.tombstone,
-        "expires_at": None if context.expires_at is None else context.expires_at + shift,
         "closed": context.closed,
         "answered": context.answered,
         "successful": context.successful,
@@ -134,6 +133,9 @@ def freeze(context: ResponseContext, now: float, now_epoch: float) -> dict[str, 
         "search": _freeze_search(context.search, shift),
         "branches": [_freeze_branch(branch, shift) for branch in context.branches],
     }
+    if context.expires_at is not None:  # else an older version, which may take over, can read it
+        values["expires_at"] = context.expires_at + shift
+    return values
 
 
 def _freeze_search(search: Search, shift: float) -> dict[str, Any]:

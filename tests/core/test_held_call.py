@@ -115,6 +115,13 @@ def test_what_an_older_version_wrote_of_a_device_behind_an_edge_can_be_read() ->
     assert branch.target == context.branches[0].target
 
 
+def test_an_older_version_can_read_a_call_that_does_not_expire() -> None:
+    context = ResponseContext(1.5, 180.0)
+    assert "expires_at" not in freeze(context, 100.0, 1_000_000.0)
+    context.expires_at = 120.0
+    assert again(context).expires_at == 22.0
+
+
 def test_a_ringing_device_can_still_answer() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)
