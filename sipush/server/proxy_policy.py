@@ -62,7 +62,9 @@ class ProxyPolicy:
         """Whether that host may send requests without credentials; a name is never one."""
         known = self._are_peers.get(ip)
         if known is None:
-            known = is_ip(ip) and self._narrowest(ip) in self.peers
+            if not is_ip(ip):  # as long as its sender likes, and not to be remembered
+                return False
+            known = self._narrowest(ip) in self.peers
             if len(self._are_peers) >= _MAX_KNOWN:
                 self._are_peers.clear()
             self._are_peers[ip] = known

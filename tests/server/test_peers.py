@@ -192,6 +192,14 @@ async def test_of_two_peers_that_hold_an_address_the_narrower_one_counts(
         assert answer(server.caller).status == status
 
 
+async def test_names_that_strangers_write_take_no_memory(tmp_path: Path) -> None:
+    """What a Request-URI inside a dialog names may be as long as a message."""
+    server, _ = server_with(tmp_path, CALLERS)
+    policy = server.proxy.policy
+    assert [policy.is_peer(host) for host in (PBX, "a" * 60_000, "")] == [True, False, False]
+    assert list(policy._are_peers) == [PBX]
+
+
 async def test_an_edge_for_anybody_says_nothing_that_only_peers_may(tmp_path: Path) -> None:
     server, wires = server_with(tmp_path, EDGE, REGISTRAR)
     await server.send(server.caller, with_lines(invite(1), CLAIMS))
