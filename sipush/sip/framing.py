@@ -96,7 +96,8 @@ class StreamFramer:
             return None
         end = buffer.find(b"\r\n\r\n", max(start, self._searched - 3))
         self._searched = len(buffer)
-        if (end if end >= 0 else len(buffer)) - start > self._max_header_size:
+        # Where nothing ends yet, three quarters of its end may be there.
+        if (end if end >= 0 else len(buffer) - 3) - start > self._max_header_size:
             head = buffer[start : start + self._max_header_size]
             raise MessageError("Header Too Large", Status.MESSAGE_TOO_LARGE, _readable(head))
         if end < 0:

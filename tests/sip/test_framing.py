@@ -123,6 +123,15 @@ def test_lost_framing_can_still_be_answered(data: bytes, status: int, reason: st
     assert error.message.call_id == "call-1@192.0.2.1"
 
 
+@pytest.mark.parametrize("cut", range(4))
+def test_a_head_of_the_size_that_is_allowed_may_end_in_two_pieces(cut: int) -> None:
+    data = request_bytes()
+    end = len(data) - cut
+    framer = StreamFramer(max_header_size=len(data) - len(b"\r\n\r\n"))
+    frames = framer.feed(data[:end]) + framer.feed(data[end:])
+    assert [type(frame) for frame in frames] == [Request]
+
+
 def test_a_head_without_end_is_refused_once_it_is_too_large() -> None:
     framer = StreamFramer(max_header_size=1000)
     start = request_bytes().removesuffix(b"\r\n\r\n") + b"\r\nX: "
