@@ -176,6 +176,10 @@ class RedisStore:
             self._redis.call(b"ZADD", self._gone_messages, until, rows.gone_message(message)),
             self._redis.call(b"HDEL", key, field),
         )
+        if not removed:  # perhaps it was repeated, and what is stored has the times of the first
+            for name in await self._redis.call(b"HKEYS", key):
+                if name.startswith(b"%d " % message.id):
+                    removed = await self._redis.call(b"HDEL", key, name)
         return bool(removed)
 
     async def gone_messages(self, now_epoch: float) -> list[tuple[Aor, str, float]]:

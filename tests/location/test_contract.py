@@ -600,6 +600,15 @@ async def test_a_message_repeated_is_stored_once(store: LocationStore):
     assert len(await store.messages(AOR, NOW)) == 1
 
 
+async def test_a_message_repeated_can_be_removed(store: LocationStore):
+    await store.put_message(message(), 1)
+    later = message(stored_epoch=NOW + 1)
+    again = await store.put_message(later, 1)
+    assert again is not None
+    assert await store.remove_message(replace(later, id=again.id), NOW) is True
+    assert await store.messages(AOR, NOW) == ()
+
+
 async def test_the_same_key_of_another_user_is_another_message(store: LocationStore):
     first = await store.put_message(message(), 1)
     other = await store.put_message(message(aor="102@example.com"), 1)
