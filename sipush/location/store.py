@@ -35,7 +35,7 @@ SECRET_SIZE = 32
 
 def secret_of(text: str) -> bytes:
     """The secret that a store keeps as ``text``. Raises LocationError; a shorter one is none."""
-    with suppress(ValueError):
+    with suppress(TypeError, ValueError):  # SQLite has bytes where somebody wrote them
         secret = bytes.fromhex(text)
         if len(secret) == SECRET_SIZE:
             return secret

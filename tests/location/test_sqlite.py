@@ -180,8 +180,8 @@ async def test_a_user_who_cannot_be_read_is_named(store: SqliteStore, path: Path
         await store.subscriber(AOR)
 
 
-@pytest.mark.parametrize("spoilt", ["what?", "", "00" * 31])
-async def test_a_secret_that_is_none_is_told(store: SqliteStore, path: Path, spoilt: str):
+@pytest.mark.parametrize("spoilt", ["what?", "", "00" * 31, b"\xff"])
+async def test_a_secret_that_is_none_is_told(store: SqliteStore, path: Path, spoilt: str | bytes):
     await store.secret()
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("UPDATE meta SET value = ? WHERE key = 'secret'", (spoilt,))
