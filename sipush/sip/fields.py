@@ -97,7 +97,7 @@ def _any_name_addr(text: str) -> NameAddr:
         if bare is None:
             raise MessageError("Malformed Address")
         return NameAddr(bare[1], "", parse_params(bare[2] or ""))
-    match = _NAME_ADDR(text.strip())
+    match = _NAME_ADDR(text.strip(" \t\r\n"))
     if match is None:
         raise MessageError("Malformed Address")
     display, uri, params = match.groups()

@@ -57,7 +57,9 @@ def test_a_parameter_before_the_bracket_belongs_to_the_uri() -> None:
     assert parse_name_addr("<sip:a@b;tag=uri>;tag=header").tag == "header"
 
 
-@pytest.mark.parametrize("text", ["", "bob", '"open <sip:a@b>', "<sip:a@b", "<sip:a b>", "<a>"])
+@pytest.mark.parametrize(
+    "text", ["", "bob", '"open <sip:a@b>', "<sip:a@b", "<sip:a b>", "<a>", "<sip:a@b>\x1f"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(MessageError):
         parse_name_addr(text)
