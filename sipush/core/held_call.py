@@ -89,7 +89,7 @@ class HeldCall:
             values[name] = tuple(values.get(name, ()))
         values["diversions"] = tuple(map(tuple, values.get("diversions", ())))
         values["merged"] = tuple((name, tuple(vias)) for name, vias in values.get("merged", ()))
-        return cls(**values)
+        return cls(**_known(cls, values))
 
 
 def storable(request: Request) -> bytes:
@@ -232,12 +232,13 @@ def _thaw_search(values: dict[str, Any], shift: float) -> Search:
 
 def _thaw_target(values: dict[str, Any]) -> Target:
     push = values.get("push")
-    record = PushRecord(**push | {"platform": Platform(push["platform"])}) if push else None
+    record = None
+    if push:
+        record = PushRecord(**_known(PushRecord, push) | {"platform": Platform(push["platform"])})
     route = tuple(values.get("route", ()))
     others = tuple(map(_thaw_target, values.get("others", ())))
     aor, _, key = values["device"].partition(" ")
-    known = {"aor": aor, "key": key} | values  # of older versions
-    known.pop("edge", None)
+    known = {"aor": aor, "key": key} | _known(Target, values)  # older versions wrote neither
     return Target(**known | {"push": record, "route": route, "others": others})
 
 
@@ -263,4 +264,11 @@ def _thaw_branch(values: dict[str, Any], shift: float) -> Branch:
 
 def _set(object_: ResponseContext | Search | Branch, values: dict[str, Any]) -> None:
     for name, value in values.items():
-        setattr(object_, name, value)
+        if hasattr(object_, name):
+            setattr(object_, name, value)
+
+
+def _known(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Without what only a later version knows, whose calls we take over when nodes are upgraded."""
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}

@@ -122,6 +122,21 @@ def test_an_older_version_can_read_a_call_that_does_not_expire() -> None:
     assert again(context).expires_at == 22.0
 
 
+def test_what_only_a_later_version_knows_is_left_out() -> None:
+    context = ResponseContext(probe=1.5, timer_c=180)
+    context.start(TargetSet((Turn((SLEEPING,)), Turn((AWAKE,))), 20.0), 100.0)
+    before = freeze(context, 100.0, 1_000_000.0)
+    later = json.loads(json.dumps(before))
+    (branch,) = later["branches"]
+    pending = later["search"]["pending"][0][1][0]
+    places = (later, later["search"], branch, branch["target"], branch["target"]["push"], pending)
+    for place in places:
+        place["of_later"] = 1
+    assert freeze(thaw(later, 7.0, 1_000_005.0), 12.0, 1_000_010.0) == before
+    values = json.loads(held().to_json()) | {"of_later": 1}
+    assert HeldCall.from_json(json.dumps(values).encode()) == held()
+
+
 def test_a_ringing_device_can_still_answer() -> None:
     context = ResponseContext(probe=1.5, timer_c=180)
     context.start([SLEEPING], 100.0)
