@@ -42,9 +42,10 @@ class Packed:
     def get(self, key: str) -> bytes | None:
         """What was put for it last, if it is there still."""
         place = self._find(hash(key) & _BITS)
-        if place < 0 or not self._is_there(place):
+        begin = self._begins[place] if place >= 0 else 0
+        if begin <= self._end - self._room:  # forgotten, or overwritten
             return None
-        at = self._begins[place] % self._room
+        at = begin % self._room
         start = at + _HEAD
         return bytes(self._log[start : start + _number(self._log, at + 2)])
 
@@ -90,10 +91,6 @@ class Packed:
         mark = number.to_bytes(_MARK, "little")
         found = self._marks.find(mark, start, start + _WAYS * _MARK)
         return -1 if found < 0 or found % _MARK else found // _MARK
-
-    def _is_there(self, place: int) -> bool:
-        """Whether what was put has not been forgotten or overwritten."""
-        return self._begins[place] > self._end - self._room
 
     def _oldest(self, number: int) -> int:
         """Of the places that a key may have, the one that has been free or was put longest ago."""

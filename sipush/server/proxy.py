@@ -10,22 +10,14 @@ from typing import Any, Final, assert_never
 
 import structlog
 
-from sipush.core.bindings import (
-    Aor,
-    Binding,
-)
+from sipush.core.bindings import Aor, Binding
 from sipush.core.edge import device_called, leave_path
 from sipush.core.fallback import Cause
 from sipush.core.held_call import HeldCall, by_way_of, thaw
 from sipush.core.held_call_limits import HeldCallLimits
 from sipush.core.keyed_hash import keyed_hash
 from sipush.core.nodes import route_key, way_to
-from sipush.core.outbound import (
-    RouteToken,
-    is_usual_port,
-    leads_to_port,
-    remote_ip,
-)
+from sipush.core.outbound import RouteToken, is_usual_port, leads_to_port, remote_ip
 from sipush.core.rejection import Rejection
 from sipush.core.response_context import ResponseContext
 from sipush.core.routing import (
