@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sipush.core.bindings import Binding
 from sipush.core.in_dialog import Surroundings, sides
 from sipush.core.nodes import path_here
 from sipush.core.outbound import RouteToken, device_digest
+from tests.core.test_routing import binding
 from tests.sip.messages import request
 
 PAGE = Path(__file__).parents[2] / "docs" / "in-dialog.md"
@@ -24,11 +24,6 @@ def rows(heading: str) -> list[tuple[str, ...]]:
     section = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[1:]]
-
-
-def binding(device: str = "d", flow: str = "udp/1/2", path: tuple[str, ...] = ()) -> Binding:
-    uri = f"sip:bob@10.0.0.1;x={device}"
-    return Binding("bob@x", device, uri, uri, 9e9, "c", 1, flow, path=path)
 
 
 def surroundings(flows: dict[str, bool | None], *, on_our_host: bool = False) -> Surroundings:
